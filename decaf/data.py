@@ -1,0 +1,123 @@
+"""What travels from stage to stage: small frozen records of CPU tensors.
+
+A frame is named in two ways: by its *clip index* (0..T-1, a frame of the clip) and by its *key index* (0..K-1, a place in `ClipInfo.key_frames`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """The clip that attention was taken from, so that later stages can tell whether they were given the same one.
+
+    `key_frames`: K ascending clip indices. `thumbnails`: (K, 16, 16, 3) uint8, the key frames area-averaged.
+    """
+
+    length: int
+    frame_size: tuple[int, int]
+    key_frames: tuple[int, ...]
+    thumbnails: Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention rollout of the last prompt token over the visual tokens (paper section 3; float32, non-negative, not normalised).
+
+    `kind`: "object", "background", or "contrast" (their normalised difference, 0..1). `video`: (slots, rows, cols), all key frames asked as
+    one video; a slot covers one or two key frames. `frame`: (K, rows', cols'), each key frame asked alone. `question`: the text asked.
+    `answers`: what the model said to the video and to each key frame; empty when nothing was generated.
+    """
+
+    kind: str
+    video: Tensor
+    frame: Tensor
+    clip: ClipInfo
+    query: str
+    question: str
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """Video and frame maps in one: `map` (K, rows', cols') float32 in 0..1. All zero means that nothing was attended."""
+
+    map: Tensor
+    clip: ClipInfo
+    query: str = ""
+
+
+@dataclass(frozen=True)
+class SAM2Prompts:
+    """Points for SAM 2, one object each. `key`: (n,) int64 key indices; `xy`: (n, 2) float32 in 0..1, x to the right, y down;
+    `value`: (n,) float32 fused attention in 0..1 there. Ordered by frame, then row, then column."""
+
+    key: Tensor
+    xy: Tensor
+    value: Tensor
+    fused: FusedAttention
+
+
+@dataclass(frozen=True)
+class Track:
+    """Scores of one kept object. `frame`: clip index of its prompt frame; `xy`: its point in 0..1; `predicted_iou` of SAM 2,
+    `attention` at the point, `consistency` (attention consistency, at most 1): their mean is `score`."""
+
+    id: int
+    frame: int
+    xy: tuple[float, float]
+    predicted_iou: float
+    attention: float
+    consistency: float
+
+    @property
+    def score(self) -> float:
+        return (self.predicted_iou + self.attention + self.consistency) / 3
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Masks of all kept objects over the whole clip. `packed`: (N, T, H, ceil(W / 8)) uint8, eight pixels a byte, the leftmost pixel in the
+    highest bit. `tracks`: N records in the same order. N may be 0: nothing was found, and `message` says so in a sentence."""
+
+    packed: Tensor
+    frame_size: tuple[int, int]
+    tracks: tuple[Track, ...]
+    message: str = ""
+
+    @property
+    def length(self) -> int:
+        return self.packed.shape[1]
+
+    def masks(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Masks of the object at place `index`: (stop - start, H, W) bool."""
+        return unpack_bits(self.packed[index, start:stop], self.frame_size[1])
+
+    def union(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """(stop - start, H, W) bool: pixels of any object."""
+        packed = self.packed[:, start:stop]
+        merged = torch.zeros_like(packed[0]) if len(packed) else packed.new_zeros(packed.shape[1:])
+        for one in packed:
+            merged |= one
+        return unpack_bits(merged, self.frame_size[1])
+
+
+_WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def pack_bits(masks: Tensor) -> Tensor:
+    """(..., H, W) bool -> (..., H, ceil(W / 8)) uint8."""
+    spare = -masks.shape[-1] % 8
+    padded = torch.nn.functional.pad(masks.to(torch.uint8), (0, spare))
+    groups = padded.unflatten(-1, (-1, 8))
+    return (groups * groups.new_tensor(_WEIGHTS)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, width: int) -> Tensor:
+    """(..., H, ceil(width / 8)) uint8 -> (..., H, width) bool."""
+    bits = packed.unsqueeze(-1) & packed.new_tensor(_WEIGHTS)
+    return bits.ne(0).flatten(-2)[..., :width]

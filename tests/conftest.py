@@ -1,0 +1,25 @@
+"""Options and fixtures that all tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", default=TESTS / "golden" / "data", type=Path, help="folder of golden numbers, laid out like tests/golden/data")
+
+
+@pytest.fixture(scope="session")
+def golden(request) -> Path:
+    folder = request.config.getoption("--golden").resolve()
+    if not folder.is_dir():
+        raise pytest.UsageError(f"--golden {folder} is not a folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
