@@ -1,0 +1,84 @@
+"""The tiny models of tests/support load the way that real ones do, and answer the prompts that their processors make."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, make_mllm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+VISUAL = {
+    "qwen2_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "qwen2_5_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "internvl": ("<IMG_CONTEXT>",) * 2,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request, mllm_folder):
+    folder = mllm_folder(request.param)
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return request.param, model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def ask(processor, kind, query="the red object", **media):
+    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": query}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text, processor(text=[text], return_tensors="pt", **media)
+
+
+def test_video_prompt(loaded):
+    family, model, processor = loaded
+    video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 84, 112), dtype=np.uint8))
+    text, inputs = ask(processor, "video", videos=[video], do_sample_frames=False)
+    assert text.endswith("the red object<|im_end|>\n<|im_start|>assistant\n")
+    visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][1])).sum()
+    prompt = processor.tokenizer.decode(inputs["input_ids"][0])
+    if family == "internvl":
+        assert visual == 4 * 16
+        assert text.startswith("<|im_start|>user\n<video>\nthe red")
+        assert "Frame1: <img>" + "<IMG_CONTEXT>" * 16 + "</img>\nFrame2: <img>" in prompt
+    else:
+        assert inputs["video_grid_thw"].tolist()[0][0] == 2
+        assert visual == inputs["video_grid_thw"].prod() // 4
+        system, user = text.split("<|im_end|>\n")[:2]
+        assert system == "<|im_start|>system\nYou are a helpful assistant."
+        assert user == "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red object"
+    with torch.inference_mode():
+        logits = model(**inputs).logits
+    assert logits.shape[:2] == inputs["input_ids"].shape
+    assert torch.isfinite(logits).all()
+    assert logits[0, -1].std() > 0.1
+
+
+def test_image_prompt(loaded):
+    family, model, processor = loaded
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 224, 336), dtype=np.uint8))
+    options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 6} if family == "internvl" else {}
+    _, inputs = ask(processor, "image", images=[image], **options)
+    visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][0])).sum()
+    # InternVL: 2 x 3 tiles and the thumbnail.
+    assert visual == (7 * 16 if family == "internvl" else 8 * 12)
+    with torch.inference_mode():
+        assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_any_text_survives_the_tokenizer(loaded):
+    _, _, processor = loaded
+    text = "Das größte Tier, 最大的动物 🐘?\n\t x²"
+    assert processor.tokenizer.decode(processor.tokenizer(text)["input_ids"]) == text
+    assert len(processor.tokenizer("assistant")["input_ids"]) == 1
+
+
+def test_folders_are_small_and_reproducible(tmp_path):
+    def digests(folder):
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+    for family in FAMILIES:
+        first = make_mllm(tmp_path / family, family, seed=3)
+        assert sum(path.stat().st_size for path in first.iterdir()) < 1_500_000
+        assert digests(first) == digests(make_mllm(tmp_path / f"{family}_again", family, seed=3))
+        other = make_mllm(tmp_path / f"{family}_other", family, seed=4)
+        assert digests(first)["model.safetensors"] != digests(other)["model.safetensors"]
