@@ -1,1 +1,43 @@
-"""DecAF."""
+"""DecAF: training-free video reasoning segmentation with a multimodal LLM's attention and SAM 2 (arXiv 2510.19592).
+
+`decaf.segment_clip` runs the whole method; every stage is a module of its own. Nothing heavy is imported before it is used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Attention": "data",
+    "FusedAttention": "data",
+    "SAM2Prompts": "data",
+    "Track": "data",
+    "Tracks": "data",
+    "DecafError": "errors",
+    "Templates": "questions",
+    "extract_attention": "attention",
+    "key_frames": "attention",
+    "object_background_fusion": "fusion",
+    "frame_fusion": "fusion",
+    "coarse_masks": "fusion",
+    "attention_points": "points",
+    "load_mllm": "mllm",
+    "find_mllm": "mllm",
+    "load_sam2": "tracking",
+    "segment": "tracking",
+    "open_clip": "video",
+    "clip_from_images": "video",
+    "segment_clip": "pipeline",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,240 @@
+"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone (paper section 3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import Attention
+from .errors import DecafError, out_of_memory
+from .mllm.base import MLLM, Visual
+from .mllm.prefill import Prefix, lay_out, ticking
+from .progress import Progress, silent
+from .questions import SETTINGS, Templates, clean_query
+from .rollout import BLOCK_BYTES, last_row_rollout
+from .video import Clip, clip_info
+
+log = logging.getLogger(__name__)
+
+LONGEST_ANSWER = 16
+"""Tokens generated for an object name in the setting *class name*."""
+
+
+def key_frames(length: int, most: int = 16) -> tuple[int, ...]:
+    """Clip indices of min(length, most) frames, evenly spread from the first to the last one and rounded down."""
+    if length < 1:
+        raise DecafError("The clip has no frames. Load a clip with at least one.")
+    if most < 1:
+        raise DecafError(f"{most} key frames were asked for; ask for at least one.")
+    count = min(length, most)
+    return tuple(np.linspace(0, length - 1, count).astype(int).tolist())
+
+
+@torch.inference_mode()
+def extract_attention(
+    mllm: MLLM,
+    clip: Clip,
+    query: str,
+    *,
+    setting: str = "expression",
+    max_key_frames: int = 16,
+    tokens_per_frame: int = 400,
+    templates: Templates | None = None,
+    start_layer: int | None = None,
+    progress: Progress = silent,
+    counts: dict[str, int] | None = None,
+) -> tuple[Attention, Attention]:
+    """Attention rollout of the object and the background question over the clip's key frames.
+
+    Args:
+        query: what to look for, in any words.
+        setting: "expression": the background question leaves out what the query refers to, and nothing is generated (default).
+            "class name": the object question is answered, one name is chosen from the answers, the background question leaves that out.
+        max_key_frames: frames shown to the model, spread evenly over the clip.
+        tokens_per_frame: largest number of visual tokens of a frame in the video; images of single frames have four times as many. Families
+            with tiles of a fixed size ignore it.
+        templates: question wording; None takes our own.
+        start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
+        counts: is added to: frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
+            text_tokens_prefilled, tokens_generated, key_frames.
+
+    Returns (object, background). Raises DecafError for a query, setting or clip that cannot be asked about.
+    """
+    query = clean_query(query)
+    if setting not in SETTINGS:
+        raise DecafError(f'There is no setting "{setting}"; choose one of {", ".join(SETTINGS)}.')
+    if tokens_per_frame < 1:
+        raise DecafError(f"{tokens_per_frame} visual tokens per frame were asked for; ask for at least 16.")
+    start = mllm.layers // 2 if start_layer is None else start_layer
+    if not 0 <= start < mllm.layers:
+        raise DecafError(f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual.")
+    keys = key_frames(len(clip), max_key_frames)
+    frames = [clip[index] for index in keys]
+    info = clip_info(clip, keys)
+    run = _Run(mllm, frames, tokens_per_frame, start, templates or Templates(), progress, counts if counts is not None else {})
+    run.count("key_frames", len(keys))
+    asked, video, frame, answers = run.by_expression(query) if setting == "expression" else run.by_class_name(query)
+
+    def record(index: int, kind: str, said: tuple[str, ...]) -> Attention:
+        return Attention(kind, video[index].cpu(), frame[index].cpu(), info, query, asked[index], said)
+
+    return record(0, "object", tuple(answers)), record(1, "background", ())
+
+
+@dataclass
+class _Run:
+    mllm: MLLM
+    frames: Sequence[Tensor]
+    tokens_per_frame: int
+    start: int
+    templates: Templates
+    progress: Progress
+    counts: dict[str, int]
+    block_bytes: int | None = None
+    done: int = 0
+
+    def count(self, name: str, number: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def tick(self) -> None:
+        """Gives the caller a chance to cancel without any progress made."""
+        self.progress(self.done, len(self.frames) + 1, "Attention")
+
+    def passes(self) -> list[Callable[[], Visual]]:
+        """The video, then the key frames in batches that take no more tokens than the video did: they need no more memory either."""
+        family, most = self.mllm.family, self.tokens_per_frame
+        video = family.video(self.mllm, self.frames, most)
+        per_image = family.images(self.mllm, self.frames[:1], most).tokens
+        batch = max(1, video.tokens // per_image)
+        parts = [self.frames[i : i + batch] for i in range(0, len(self.frames), batch)]
+        return [lambda: video, *(lambda part=part: family.images(self.mllm, part, most) for part in parts)]
+
+    # -- the two settings --------------------------------------------------------------------------------------------------------------------
+
+    def by_expression(self, query: str):
+        asked = [self.templates.ask_object(query), self.templates.ask_background(query)]
+
+        def both(visual: Visual) -> list[Tensor]:
+            prompts, mask, shared = lay_out(self.mllm, visual, asked)
+            prefix = self.open(visual, prompts, mask, shared)
+            rows = [self.ask(prefix, visual, ids, mask)[0] for ids in prompts]
+            return self.maps(prefix, rows, visual, mask)
+
+        found = [self.sparing(both, visual) for visual in self.passes()]
+        return asked, *self.gather(found), []
+
+    def by_class_name(self, query: str):
+        """All object questions come before the first background question, so each prefix waits in host memory in between."""
+        question = self.templates.ask_object(query)
+        waiting, found, answers = [], [], []
+
+        def objects(visual: Visual):
+            (ids,), mask, _ = lay_out(self.mllm, visual, [question])
+            shared = int(mask.nonzero()[-1]) + 1  # the background question is not known yet: it shares the pictures
+            mask = mask[:shared]
+            prefix = self.open(visual, [ids], mask, shared)
+            rows, said = self.ask(prefix, visual, ids, mask, LONGEST_ANSWER)
+            maps = self.maps(prefix, [rows], visual, mask)
+            prefix.to("cpu")
+            return prefix, maps, said
+
+        passes = self.passes()
+        for visual in passes:
+            prefix, maps, said = self.sparing(objects, visual)
+            waiting.append(prefix)
+            found.append(maps)
+            answers += said
+        name = self.choose_name(query, answers)
+        background = self.templates.ask_class_background(name)
+        self.done = 0
+        for place, visual in enumerate(passes):
+
+            def behind(seen: Visual, prefix=waiting[place]):
+                (ids,), mask, _ = lay_out(self.mllm, seen, [background])
+                mask = mask[: prefix.length]
+                prefix.to(self.mllm.device)
+                return self.maps(prefix, [self.ask(prefix, seen, ids, mask)[0]], seen, mask)
+
+            found[place] += self.sparing(behind, visual)
+            waiting[place] = None
+        return [question, background], *self.gather(found), answers
+
+    def choose_name(self, query: str, answers: list[str]) -> str:
+        ids = self.mllm.prompt_ids(None, self.templates.ask_choice(query, answers))
+        places = self.mllm.family.positions(self.mllm, torch.zeros(len(ids), dtype=torch.bool), None)
+        prefix = Prefix(self.mllm, ids[None, :-1], None, places[..., :-1], self.start, self.tick)
+        _, (said,) = prefix.ask(ids[-1:], places[..., -1:], LONGEST_ANSWER)
+        self.count("text_tokens_prefilled", len(ids))
+        self.count("tokens_generated", len(said))
+        name = _plain(self.mllm, said)
+        # A model that says nothing usable leaves the first thing that was said of the clip, else the query itself.
+        return name or next((answer for answer in answers if answer), query.rstrip(".?"))
+
+    # -- one pass ------------------------------------------------------------------------------------------------------------------------------
+
+    def open(self, visual: Visual, prompts: list[Tensor], mask: Tensor, shared: int) -> Prefix:
+        with ticking(self.mllm.model, self.tick):
+            features = self.mllm.family.encode(self.mllm, visual)
+        places = self.positions(visual, prompts[0], mask)[..., :shared]
+        prefix = Prefix(self.mllm, prompts[0][:shared].expand(visual.prompts, -1), features, places, self.start, self.tick)
+        self.count(f"frames_encoded_{visual.kind}", visual.frames)
+        self.count("visual_tokens_encoded", visual.tokens * visual.prompts)
+        self.count("visual_tokens_prefilled", visual.tokens * visual.prompts)
+        self.count("text_tokens_prefilled", (shared - visual.tokens) * visual.prompts)
+        return prefix
+
+    def ask(self, prefix: Prefix, visual: Visual, ids: Tensor, mask: Tensor, max_new_tokens: int = 0):
+        """Rows of the question and the answers, a string per prompt."""
+        shared = prefix.length
+        rows, said = prefix.ask(ids[shared:], self.positions(visual, ids, mask)[..., shared:], max_new_tokens)
+        self.count("text_tokens_prefilled", (len(ids) - shared) * visual.prompts)
+        self.count("tokens_generated", sum(map(len, said)))
+        return rows, [_plain(self.mllm, one) for one in said]
+
+    def positions(self, visual: Visual, ids: Tensor, mask: Tensor) -> Tensor:
+        whole = torch.cat([mask, torch.zeros(len(ids) - len(mask), dtype=torch.bool)])
+        return self.mllm.family.positions(self.mllm, whole, visual)
+
+    def maps(self, prefix: Prefix, rows: list, visual: Visual, mask: Tensor) -> list[Tensor]:
+        """Per question (prompts, slots, rows, cols)."""
+        found = last_row_rollout(prefix.rows, rows, mask, block_bytes=self.block_bytes, tick=self.tick)
+        seen = mask.to(found[0].device)
+        return [visual.to_grid(row[:, : len(mask)][:, seen]) for row in found]
+
+    def gather(self, found: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per question the video map (slots, rows, cols) and the frame maps (K, rows, cols)."""
+        questions = range(len(found[0]))
+        return [found[0][q][0] for q in questions], [torch.cat([maps[q][:, 0] for maps in found[1:]]) for q in questions]
+
+    def sparing(self, step: Callable[[Visual], object], make: Callable[[], Visual]):
+        """Run a step; if GPU memory runs out, once more with smaller blocks, and then say what to lower."""
+        visual = make()
+        self.tick()
+        try:
+            result = step(visual)
+        except torch.OutOfMemoryError as error:
+            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks.")
+            self.block_bytes = (self.block_bytes or BLOCK_BYTES["cuda"]) // 16
+            error.__traceback__ = None  # its frames hold the tensors of the failed try
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            try:
+                result = step(visual)
+            except torch.OutOfMemoryError as again:
+                raise out_of_memory(
+                    again, "the attention of the clip", "Lower the tokens per frame or the number of key frames, or choose a smaller model."
+                ) from None
+        self.done += visual.prompts
+        self.tick()
+        return result
+
+
+def _plain(mllm: MLLM, tokens: list[int]) -> str:
+    """An answer as the name of a thing: one line, lower case, no closing full stop."""
+    text = " ".join(mllm.processor.tokenizer.decode(tokens, skip_special_tokens=True).split())
+    return text.strip(" .,;:!?\"'").lower()

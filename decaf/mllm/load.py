@@ -1,0 +1,194 @@
+"""From a folder or a repository id to a loaded model. Only what the user names is loaded or downloaded, and only safetensors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..errors import DecafError
+from ..progress import Progress, silent
+from . import families
+from .base import MLLM, Family
+
+log = logging.getLogger(__name__)
+
+DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+"""Files fetched from a repository: weights, configuration, tokenizer. Never code, never pickled weights."""
+
+
+@cache
+def registry() -> dict[str, Family]:
+    """Families by the `model_type` of their models' config.json."""
+    found = [importlib.import_module(f"{families.__name__}.{entry.name}").FAMILY for entry in pkgutil.iter_modules(families.__path__)]
+    return {model_type: family for family in found for model_type in family.model_types}
+
+
+def find_mllm(name: str | Path, progress: Progress = silent) -> Path:
+    """The local folder of a model that is named by its folder or by a repository id such as "Qwen/Qwen2.5-VL-7B-Instruct".
+
+    A repository is looked for in the local hub cache first, without any connection; it is downloaded only if it is not there.
+
+    Raises DecafError when it is neither a folder nor a repository that can be had.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    repo = str(name)
+    if repo.count("/") != 1 or repo.startswith(("/", ".", "~")) or "\\" in repo:
+        raise DecafError(f"There is no model folder {name}. Give a folder that holds config.json, or a repository id like owner/model.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(repo, allow_patterns=DOWNLOADED, local_files_only=True))
+        if not missing_files(cached):
+            return cached
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        log.debug("%s is not in the local cache", repo)
+    return download_mllm(repo, None, progress)
+
+
+def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -> Path:
+    """Download a repository's weights, configuration and tokenizer into `folder` (None: the hub's own cache) and return where they are.
+
+    `progress` counts bytes and may raise to stop; finished files are kept, and a later call goes on from them.
+    Raises DecafError when the repository cannot be reached or does not exist.
+    """
+    from huggingface_hub import snapshot_download
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        """Reports to `progress` instead of drawing; hub code updates it per chunk."""
+
+        def __init__(self, *args, **kwargs):
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": False, "file": _Nowhere()})
+
+        def update(self, n=1):
+            result = super().update(n)
+            if self.total:
+                progress(int(self.n), int(self.total), f"Downloading {repo}")
+            return result
+
+    try:
+        return Path(snapshot_download(repo, local_dir=folder, allow_patterns=DOWNLOADED, tqdm_class=Bar))
+    except (OSError, ValueError) as error:  # connection errors, unknown repositories, a full disk
+        where = f"into {folder}" if folder else "into the local cache"
+        raise DecafError(
+            f"{repo} could not be downloaded {where}: {str(error).splitlines()[0] if str(error) else type(error).__name__} "
+            "Check the name and the connection, or copy the model's folder there by hand."
+        ) from error
+
+
+class _Nowhere:
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        return None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of files that a complete model folder would have and this one has not."""
+    missing = [name for name in ("config.json",) if not (folder / name).is_file()]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            return [*missing, index.name]
+        missing += sorted(name for name in shards if not (folder / name).is_file())
+    elif not (folder / "model.safetensors").is_file():
+        missing.append("model.safetensors")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        missing.append("tokenizer.json")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        missing.append("preprocessor_config.json")
+    return missing
+
+
+def load_mllm(
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, progress: Progress = silent
+) -> MLLM:
+    """Load a multimodal LLM from a local folder in the hub's format. Nothing is fetched and no code from the folder is run.
+
+    Args:
+        folder: holds config.json, *.safetensors, tokenizer and processor files.
+        dtype: of the weights; None takes float32 on a CPU and bfloat16 elsewhere. Maps are float32 in any case.
+
+    Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported.
+    """
+    folder = Path(folder)
+    progress(0, 2, f"Loading {folder.name}")
+    family = _family_of(folder)
+    _check_weights(folder)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from ..rollout import CAPTURE
+
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        progress(1, 2, f"Loading {folder.name}")
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DecafError(f"The model in {folder} cannot be loaded: {first} Download it again.") from error
+    model.eval().requires_grad_(False)
+    mllm = MLLM(model.to(device), processor, family, folder.name)
+    # The vision tower keeps the fast kernels: only the text tower's attention is looked at.
+    mllm.text_tower.set_attn_implementation(CAPTURE)
+    progress(2, 2, f"Loading {folder.name}")
+    return mllm
+
+
+def _family_of(folder: Path) -> Family:
+    if not folder.is_dir():
+        raise DecafError(f"There is no model folder {folder}. Put the model's files there, or choose another folder.")
+    if not (folder / "config.json").is_file():
+        raise DecafError(f"{folder} holds no config.json, so it is not a model folder. Choose the folder that holds config.json.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DecafError(f"{folder / 'config.json'} is damaged or names no model_type. Download the model again.") from error
+    family = registry().get(model_type)
+    if family is None:
+        supported = ", ".join(sorted({f"{one.name} ({', '.join(one.model_types)})" for one in registry().values()}))
+        kind = "" if "vision_config" in config else " It is a text-only model: it cannot see pictures."
+        raise DecafError(f'The model in {folder} has the type "{model_type}", which is not supported.{kind} Supported are {supported}.')
+    text = config.get("text_config", config)
+    if "sliding_attention" in (text.get("layer_types") or ()):
+        raise DecafError(
+            f"The model in {folder} uses sliding-window attention in some layers; its attention rollout is not supported. "
+            "Choose a model with full attention in every layer."
+        )
+    missing = missing_files(folder)
+    if missing:
+        listed = ", ".join(missing[:4]) + (" and more" if len(missing) > 4 else "")
+        raise DecafError(f"The model folder {folder} is incomplete: {listed} is missing. Finish or repeat the download.")
+    return family
+
+
+def _check_weights(folder: Path) -> None:
+    """Opening a safetensors file reads its header and compares its length: a half-copied file is told by name, before memory is taken."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise DecafError(f"{file} is damaged or only half downloaded ({error}). Download it again.") from error

@@ -1,0 +1,63 @@
+"""The questions that the model is asked (paper section 3.2). Their wording is a parameter of the method: all of it stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .errors import DecafError
+
+SETTINGS = ("expression", "class name")
+LONGEST_QUERY = 2000
+
+
+def clean_query(query: str) -> str:
+    """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`.
+
+    Raises DecafError when it is empty or longer than 2,000 characters.
+    """
+    text = " ".join(query.split())
+    if not text:
+        raise DecafError('The query is empty. Say what to look for, for example "the dog that gets the ball first".')
+    if len(text) > LONGEST_QUERY:
+        raise DecafError(f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two.")
+    return text if text.endswith((".", "?")) else text + "."
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Question templates. `{query}`, `{object}` and `{answers}` are replaced; other braces stay as they are.
+
+    `object`: asked of the clip and of every key frame. `background`: its counterpart in the setting *expression*, which excludes what the
+    expression refers to. `class_background`: its counterpart in the setting *class name*, which excludes one object name.
+    `choose`: asked without pictures, to choose that name from the query and the answers to the object question.
+    """
+
+    object: str = "{query} Which object is this about? Answer with a single word."
+    background: str = (
+        "Leave out whatever this expression refers to: {query} Describe only the background scene around it, in a word or a short phrase."
+    )
+    class_background: str = "Describe only the background scene, leaving out any {object}, in a word or a short phrase."
+    choose: str = (
+        "Somebody looked for this in a video: {query} Looking at the video and at single frames of it, these names were given for the object: "
+        "{answers}. Which one name fits best? Answer with the name alone."
+    )
+
+    def __post_init__(self):
+        needs = {"object": ("{query}",), "background": ("{query}",), "class_background": ("{object}",), "choose": ("{query}", "{answers}")}
+        for one in fields(self):
+            for field in needs[one.name]:
+                if field not in getattr(self, one.name):
+                    raise DecafError(f'The question template "{one.name}" does not contain {field}; write {field} where it belongs.')
+
+    def ask_object(self, query: str) -> str:
+        return self.object.replace("{query}", query.lower())
+
+    def ask_background(self, query: str) -> str:
+        return self.background.replace("{query}", query)
+
+    def ask_class_background(self, name: str) -> str:
+        return self.class_background.replace("{object}", name)
+
+    def ask_choice(self, query: str, answers: list[str]) -> str:
+        named = ", ".join(dict.fromkeys(a for a in answers if a)) or "none"
+        return self.choose.replace("{query}", query).replace("{answers}", named)
