@@ -1,0 +1,127 @@
+"""What the repository promises about itself: its size, what an import costs, what is packed, and code that must not appear."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest brings it there
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+MB = 1 << 20
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    return [path for name in listed.decode().split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def is_binary(path: Path) -> bool:
+    return b"\0" in path.read_bytes()[:8192]
+
+
+def lines(paths, pattern: str) -> list[str]:
+    """`file:line: text` of every line in text files that matches."""
+    found = []
+    for path in paths:
+        if is_binary(path) or path == Path(__file__):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(pattern, line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:160]}")
+    return found
+
+
+def shipped() -> list[Path]:
+    """Python that runs on a user's machine."""
+    code = [path for path in tracked() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in ("decaf", "nodes", "__init__.py")]
+    assert len(code) > 10
+    return code
+
+
+def test_sizes():
+    sizes = {path: path.stat().st_size for path in tracked()}
+    assert [str(path) for path, size in sizes.items() if size > 10 * MB] == []
+    assert sum(size for path, size in sizes.items() if is_binary(path)) < 30 * MB
+
+
+def test_no_hosts_or_paths_of_one_machine():
+    hosts = r"pypi\.org|pythonhosted\.org|npmjs\.|index-url|registry\.yarnpkg|deb\.debian|://(localhost|127\.0\.0\.1):(80|3128|8081)\b"
+    folders = r"(^|[\s\"'(=:])/(root|work|home|Users)/\w"
+    assert lines(tracked(), hosts) == []
+    assert lines(tracked(), folders) == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"trust_remote_code\s*=\s*True",
+        r"sys\.path\.(insert|append|extend)|sys\.path\s*=",
+        r"\.cuda\(",
+        r"torch\.load\((?!.*weights_only=True)",
+        r"^\s*import pickle|^\s*from pickle|\b(eval|exec)\((?!\))|os\.system|^\s*import subprocess",
+        r"^\s*print\(",
+        r"^\s*assert ",
+        r"TODO|FIXME|NotImplementedError",
+    ],
+)
+def test_shipped_code_keeps_the_rules(pattern):
+    found = [line for line in lines(shipped(), pattern) if not re.search(r"\.(eval|exec)\(", line)]
+    assert found == []
+
+
+def test_files_can_be_read_in_one_sitting():
+    assert [str(path) for path in shipped() if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_requirements_are_the_project_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n")
+    assert [line for line in listed if line and not line.startswith("#")] == project["dependencies"]
+    for dependency in project["dependencies"]:
+        assert not re.search(r"==|<|~=", dependency), f"{dependency} caps or pins a version that other packs share"
+
+
+def modules_after(code: str) -> set[str]:
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nsys.stderr.write(' '.join(sys.modules))"], capture_output=True, text=True, check=True
+    )
+    return set(shown.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "code", ["import decaf", "import decaf.cli\ntry:\n    decaf.cli.main(['segment', '--help'])\nexcept SystemExit:\n    pass"]
+)
+def test_imports_nothing_heavy(code):
+    assert modules_after(code) & {"torch", "numpy", "transformers", "sam2", "av", "PIL"} == set()
+
+
+def test_wheel_holds_the_library_alone(tmp_path):
+    if not shutil.which("uv"):
+        pytest.skip("uv, which builds the wheel, is not on PATH")
+    built = subprocess.run(["uv", "build", "--wheel", "--out-dir", tmp_path, ROOT], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"decaf"}
+    packed = {name for name in names if name.startswith("decaf/") and name.endswith(".py")}
+    assert packed == {path.relative_to(ROOT).as_posix() for path in (ROOT / "decaf").rglob("*.py")}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_ci_runs_what_the_readme_tells():
+    command = "uv run pytest"
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert any(line.split(" ||")[0].strip() == command for line in script)
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
