@@ -1,0 +1,205 @@
+"""From points on key frames to masks of objects on all frames (paper section 3.4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import SAM2Prompts, Track, Tracks, pack_bits, unpack_bits
+from ..progress import Progress, silent
+from .build import SAM2
+from .candidates import Candidate, CandidatePrompts
+from .frames import FrameEncoder
+from .masks import video_masks
+from .selection import attention_consistency, final_scores, grid_coverage, select
+from .sweep import FixedPrompts, Prompter, Sweep
+
+log = logging.getLogger(__name__)
+
+_PIXELS_AT_ONCE = 16 << 20  # of SAM 2's input; sixteen objects at 1024 x 1024
+_FEATURE_BYTES = 512 << 20
+_TOO_LARGE = (
+    "Not even one object at a time fits. Use a smaller SAM 2 model or half precision, or free the GPU memory that other models hold."
+)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What bounds memory. `batch`: objects or points that go through SAM 2 at once. `feature_bytes`: image features kept between the
+    sweeps."""
+
+    batch: int
+    feature_bytes: int
+
+
+@dataclass(frozen=True)
+class _Tracklet:
+    """A candidate followed over the key frames. `coverage`: (K, rows, cols); `mask`: (H, bytes) packed, on its prompt frame."""
+
+    candidate: Candidate
+    coverage: Tensor
+    mask: Tensor
+
+
+def segment(
+    sam2: SAM2,
+    clip: Sequence[Tensor],
+    prompts: SAM2Prompts,
+    *,
+    nms_iou: float = 0.7,
+    score_threshold: float = 0.8,
+    max_tracks: int | None = None,
+    progress: Progress = silent,
+    counts: MutableMapping[str, int] | None = None,
+) -> Tracks:
+    """Masks of the objects that the points mean, on every frame of the clip.
+
+    `clip`: T frames, (H, W, 3) uint8 each, with `frame_size`. `nms_iou`: overlap above which the worse of two masks is dropped.
+    `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
+    the best one. `max_tracks`: keep at most so many, the best (each costs T * H * W / 8 bytes). `counts`: "sam2_key_encodings" and
+    "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame.
+
+    There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
+
+    Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
+    Raises DecafError when the prompts were made from another clip. Running out of GPU memory is tried once more with smaller batches.
+    """
+    counts = counts if counts is not None else {}
+    if len(prompts.key) == 0:
+        return _nothing(clip, "Nothing found: no cell of the attention map reaches the point threshold.")
+    limits = _Limits(max(1, _PIXELS_AT_ONCE // sam2.image_size**2), _FEATURE_BYTES)
+    tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
+    if not tracklets:
+        return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
+    tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
+    packed = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
+    if not packed.any():
+        return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
+    return Tracks(packed, tuple(clip.frame_size), tuple(tracks))
+
+
+def _nothing(clip: Sequence[Tensor], message: str) -> Tracks:
+    height, width = clip.frame_size
+    return Tracks(torch.zeros(0, len(clip), height, -(-width // 8), dtype=torch.uint8), (height, width), (), message)
+
+
+class _KeyFrames(Sequence):
+    """The key frames of a clip as a clip of their own."""
+
+    def __init__(self, clip: Sequence[Tensor], key_frames: Sequence[int]):
+        self._clip, self._key_frames = clip, key_frames
+
+    def __len__(self) -> int:
+        return len(self._key_frames)
+
+    def __getitem__(self, key: int) -> Tensor:
+        return self._clip[self._key_frames[key]]
+
+
+class _Meter:
+    """Counts encoded images, reports every encoding and every finished frame."""
+
+    def __init__(self, length: int, prompter: Prompter, progress: Progress, what: str, counts: MutableMapping[str, int], name: str):
+        self._total = length - prompter.first + prompter.last  # frames forward and frames backward
+        self._done = 0
+        self._progress, self._what, self._counts, self._name = progress, what, counts, name
+
+    def encoding(self) -> None:
+        self._counts[self._name] = self._counts.get(self._name, 0) + 1
+        self._progress(self._done, self._total, self._what)
+
+    def frame_done(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._total, self._what)
+
+
+def _find_tracklets(
+    sam2: SAM2,
+    clip: Sequence[Tensor],
+    prompts: SAM2Prompts,
+    nms_iou: float,
+    limits: _Limits,
+    progress: Progress,
+    counts: MutableMapping[str, int],
+) -> list[_Tracklet]:
+    """Points to masks, suppression, and tracking over the key frames."""
+    frames = _KeyFrames(clip, prompts.fused.clip.key_frames)
+    attention = prompts.fused.map
+    prompter = CandidatePrompts(sam2, prompts, clip.frame_size, nms_iou=nms_iou, batch=limits.batch)
+    meter = _Meter(len(frames), prompter, progress, "SAM 2: points and tracklets on the key frames", counts, "sam2_key_encodings")
+    encoder = FrameEncoder(sam2, frames, limits.feature_bytes, meter.encoding)
+    coverage: dict[int, Tensor] = {}
+    prompt_masks: dict[int, Tensor] = {}
+    for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+        for part, masks in video_masks(swept.logits, clip.frame_size):
+            covered = grid_coverage(masks, attention.shape[1:]).cpu()
+            for place, id_ in enumerate(swept.ids[part]):
+                coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[place]
+                if prompter.standing[id_].key == swept.frame:
+                    prompt_masks[id_] = pack_bits(masks[place]).cpu()
+        meter.frame_done()
+    return [_Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
+
+
+def _choose(
+    tracklets: list[_Tracklet], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
+) -> tuple[list[Track], list[Tensor]]:
+    """The kept tracklets and their masks (H, W) on their prompt frames."""
+    consistency = attention_consistency(torch.stack([t.coverage for t in tracklets]), prompts.fused.map)
+    final = final_scores(torch.tensor([t.candidate.score for t in tracklets]), consistency)
+    chosen = select(final, score_threshold)
+    if max_tracks is not None and len(chosen) > max_tracks:
+        best = sorted(chosen, key=lambda i: -float(final[i]))[:max_tracks]
+        log.info("%d tracks are above the threshold, the best %d are kept", len(chosen), max_tracks)
+        chosen = sorted(best)
+    tracks, masks = [], []
+    for number, i in enumerate(chosen):
+        candidate = tracklets[i].candidate
+        x, y = prompts.xy[candidate.point].tolist()
+        frame = prompts.fused.clip.key_frames[candidate.key]
+        tracks.append(Track(number, frame, (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i])))
+        masks.append(tracklets[i].mask)
+    return tracks, masks
+
+
+def _propagate(
+    sam2: SAM2,
+    clip: Sequence[Tensor],
+    tracks: list[Track],
+    masks: list[Tensor],
+    limits: _Limits,
+    progress: Progress,
+    counts: MutableMapping[str, int],
+) -> Tensor:
+    """(N, T, H, bytes) packed masks of all objects on all frames of the clip."""
+    height, width = clip.frame_size
+    prompter = FixedPrompts([(track.frame, unpack_bits(mask, width)) for track, mask in zip(tracks, masks, strict=True)])
+    meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
+    encoder = FrameEncoder(sam2, clip, limits.feature_bytes, meter.encoding)
+    packed = torch.zeros(len(tracks), len(clip), height, -(-width // 8), dtype=torch.uint8)
+    for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+        for part, found in video_masks(swept.logits, clip.frame_size):
+            packed[swept.ids[part], swept.frame] = pack_bits(found).cpu()
+        meter.frame_done()
+    return packed
+
+
+def _retry_smaller(sam2: SAM2, limits: _Limits, run: Callable[[_Limits], object]) -> object:
+    """`run`, and if the GPU's memory does not suffice, once more with less at a time."""
+    try:
+        return run(limits)
+    except torch.cuda.OutOfMemoryError:
+        log.warning("SAM 2 ran out of GPU memory with %d objects at a time; trying again with one", limits.batch)
+    # Outside the handler: as long as the error is alive, its traceback holds the tensors that filled the memory.
+    if sam2.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        return run(_Limits(batch=1, feature_bytes=0))
+    except torch.cuda.OutOfMemoryError as error:
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(_TOO_LARGE)
+        raise
