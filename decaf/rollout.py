@@ -183,7 +183,7 @@ def _pass_rows(
         tick()
         last = min(first + step, count)
         n, reach = last - first, offset + last
-        block = queries[:, :, first:last].float().mul_(scale).reshape(batch * groups, heads // groups * n, dim)
+        block = (queries[:, :, first:last].float() * scale).reshape(batch * groups, heads // groups * n, dim)
         scores = buffer[: batch * heads * n * reach].view(batch * groups, heads // groups * n, reach)
         torch.bmm(block, keys[..., :reach].flatten(0, 1), out=scores)
         scores = scores.view(batch, heads, n, reach)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,11 +127,11 @@ def fit_grid(height: int, width: int, cell: int, min_tokens: int, max_tokens: in
     """(rows, cols) of square cells of `cell` pixels for a picture of height x width pixels: nearest to its own size and shape, with at least
     `min_tokens` (so that small pictures are enlarged) and at most `max_tokens` cells. Every shape is served, however long and thin."""
     rows, cols = max(1, round(height / cell)), max(1, round(width / cell))
+    if rows * cols < min_tokens:
+        grow = (min_tokens * cell * cell / (height * width)) ** 0.5
+        rows, cols = max(1, math.ceil(height * grow / cell)), max(1, math.ceil(width * grow / cell))
     if rows * cols > max_tokens:
         shrink = (height * width / (max_tokens * cell * cell)) ** 0.5
-        rows, cols = max(1, int(height / shrink / cell)), max(1, int(width / shrink / cell))
-    elif rows * cols < min_tokens:
-        grow = (min_tokens * cell * cell / (height * width)) ** 0.5
-        rows, cols = max(1, -int(-height * grow // cell)), max(1, -int(-width * grow // cell))
+        rows, cols = max(1, math.floor(height / shrink / cell)), max(1, math.floor(width / shrink / cell))
     cols = min(cols, max_tokens)
     return min(rows, max_tokens // cols), cols

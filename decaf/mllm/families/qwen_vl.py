@@ -25,9 +25,11 @@ class QwenVL(Family):
         cell = self._cell(mllm)
         rows, cols = self._grid(frames[0], cell, max_tokens)
         pictures = np.stack([np.asarray(resize(frame, rows * cell, cols * cell)) for frame in frames])
-        pixels = mllm.processor.video_processor(
-            videos=[torch.from_numpy(pictures).permute(0, 3, 1, 2)], do_resize=False, do_sample_frames=False, return_tensors="pt"
-        )
+        process = mllm.processor.video_processor
+        # Sizes are settled here; newer transformers ask to be told so, older ones do not know the word.
+        settled = {"cap_pixels_per_frame": False} if hasattr(process, "cap_pixels_per_frame") else {}
+        clip = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        pixels = process(videos=[clip], do_resize=False, do_sample_frames=False, return_tensors="pt", **settled)
         grid = (int(pixels["video_grid_thw"][0, 0]), rows, cols)
         return self._visual("video", pixels, ("pixel_values_videos", "video_grid_thw"), grid, mllm, 1, len(frames))
 

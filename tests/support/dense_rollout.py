@@ -1,0 +1,23 @@
+"""The rollout as the paper's formula says it, with L x L matrices in float64: what the streamed one is held against."""
+
+import torch
+
+
+def dense_row(attentions, visual, start):
+    """attentions: per layer (B, H, L, L) after softmax; visual (L,) bool -> last row (B, L) of the rollout of layers >= start."""
+    rollout = None
+    for attention in attentions[start:]:
+        attention = attention.double()
+        strength = attention[..., visual].amax(-1).mean(-1)
+        weight = strength / strength.amax(-1, keepdim=True)
+        mixed = 0.5 * (weight[..., None, None] * attention).mean(1) + 0.5 * torch.eye(attention.shape[-1], dtype=torch.float64)
+        rollout = mixed if rollout is None else mixed @ rollout
+    return rollout[:, -1]
+
+
+def dense_attention(queries, keys, scale):
+    """queries (B, H, L, D), keys (B, KV, L, D) of any dtype -> causal softmax attention (B, H, L, L) in float64."""
+    queries, keys = queries.double(), keys.double().repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+    scores = queries @ keys.transpose(2, 3) * scale
+    length = scores.shape[-1]
+    return scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
