@@ -30,7 +30,7 @@ def object_background_fusion(
     """What the object question attends more than the background question, each map in 0..1.
 
     `sigma` in cells (0 = no smoothing), the kernels in cells, odd. The video map is scaled to 0..1 over the whole clip, frame maps each
-    by itself; a map without contrast becomes zero. The result keeps the object's grids, query, question and answers; its kind is "contrast".
+    by itself; a map without contrast becomes zero. The result keeps the object's grids, query and question; its kind is "contrast".
     DecafError: the two attentions swapped, of the wrong kind, of other clips, key frames or grids, or not finite.
     """
     _check_pair(object, background)

@@ -1,0 +1,223 @@
+"""Video files as clips: every frame once, in the order shown, upright; random access gives the pixels of a linear decode."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clips import BUDGET, Clip, FrameCache
+from .errors import DecafError
+
+log = logging.getLogger(__name__)
+
+
+class VideoFile(Clip):
+    """A video file.
+
+    Opening decodes it once, which is the only way to know how many frames there are and that all of them can be decoded; the frames are
+    held if they fit `budget` bytes. Otherwise the most recently used ones are held, a step forward decodes on, and a step backward decodes
+    a run of frames that fills half the budget, from the last place before it where decoding can start.
+    """
+
+    def __init__(self, path: Path, *, budget: int = BUDGET):
+        self.name, self._path = path.name, path
+        self._times: list[int | None] = []
+        self._starts = [0]  # indices of frames at which decoding can start: the first after opening, the others after a seek
+        self._stream = _Stream(path)
+        self._index(budget)
+        self.fps = self._rate()
+        self._next, self._last = len(self), -1  # the frame that the open stream decodes next, and the one asked for last
+        if len(self) <= self._cache.capacity:
+            self._stream.close()
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def _index(self, budget: int) -> None:
+        for frame in self._stream.frames():
+            index, size = len(self._times), upright_size(frame)
+            if index == 0:
+                self.frame_size = size
+                self._cache = FrameCache(size, budget)
+            elif size != self.frame_size:
+                self._stream.close()
+                raise DecafError(
+                    f"The frames of {self._path} have different sizes: frame 0 is {self.frame_size[1]}x{self.frame_size[0]}, "
+                    f"frame {index} is {size[1]}x{size[0]}; convert it to one size."
+                )
+            self._times.append(frame.pts)
+            if frame.key_frame and index:
+                self._starts.append(index)
+            if index < self._cache.capacity:
+                self._cache.put(index, to_rgb(frame))
+        if not self._times:
+            self._stream.close()
+            raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
+        self._stream.report(len(self._times))
+        if any(time is None for time in self._times) or any(b <= a for a, b in zip(self._times, self._times[1:], strict=False)):
+            self._starts = [0]  # without a time of its own for every frame one cannot tell where a seek has led
+
+    def _rate(self) -> Fraction | None:
+        rate = self._stream.rate
+        if rate is None and len(self) > 1 and None not in (self._times[0], self._times[-1]) and self._times[-1] > self._times[0]:
+            rate = (len(self) - 1) / ((self._times[-1] - self._times[0]) * self._stream.time_base)
+        return rate
+
+    def _read(self, index: int) -> Tensor:
+        frame = self._cache.get(index)
+        if frame is None:
+            backward = index == self._last - 1
+            first = max(index + 1 - max(self._cache.capacity // 2, 1), 0) if backward else index
+            for place, decoded in self._decode(first, index + 1):
+                frame = to_rgb(decoded)
+                self._cache.put(place, frame)
+        self._last = index
+        return frame
+
+    def _decode(self, first: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames first..stop-1 with their indices."""
+        start = self._starts[bisect_right(self._starts, first) - 1]
+        if not start <= self._next <= first:
+            self._seek(start)
+        for frame in self._stream.frames():
+            place, self._next = self._next, self._next + 1
+            if place >= first:
+                yield place, frame
+            if self._next == stop:
+                return
+        raise DecafError(f"{self._path} had {len(self)} frames when it was opened but now ends at frame {self._next}; open it again.")
+
+    def _seek(self, start: int) -> None:
+        """Leaves the stream at `start` or, in formats that overshoot, at an earlier place."""
+        place_of = {self._times[place]: place for place in self._starts}
+        for place in reversed([one for one in self._starts[1:] if one <= start]):
+            for frame in self._stream.seek(self._times[place]):
+                found = place_of.get(frame.pts)
+                if found is not None:
+                    if found <= start:
+                        self._stream.put_back(frame)
+                        self._next = found
+                        return
+                    break
+        self._stream.close()
+        self._stream, self._next = _Stream(self._path), 0
+
+
+class _Stream:
+    """The picture stream of an open file. Errors in it are counted; what can be decoded is."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            self._container = av.open(str(path))
+        except av.error.FFmpegError as error:
+            raise DecafError(
+                f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged or of an unknown format."
+            ) from error
+        # Cover art of a sound file is a video stream of one picture.
+        streams = [one for one in self._container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            kinds = sorted({one.type for one in self._container.streams})
+            self._container.close()
+            raise DecafError(
+                f"{path} has no video stream ({', '.join(kinds) or 'no stream'} only); give a video, an image or a folder of images."
+            )
+        self._video = streams[0]
+        self._video.thread_type = "AUTO"
+        self.rate, self.time_base = self._video.average_rate, self._video.time_base
+        self._promised, self._errors = self._video.frames, 0
+        self._frames = self._decoded()
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """What is left to decode; may be left and taken up again."""
+        return self._frames
+
+    def put_back(self, frame: av.VideoFrame) -> None:
+        self._frames = _first_then(frame, self._frames)
+
+    def seek(self, time: int) -> Iterator[av.VideoFrame]:
+        """The frames from a place at or before `time` on, as far as the format can tell."""
+        try:
+            self._container.seek(time, stream=self._video)
+        except av.error.FFmpegError:
+            self._frames = iter(())
+        else:
+            self._frames = self._decoded()
+        return self._frames
+
+    def report(self, decoded: int) -> None:
+        if self._errors:
+            promised = f" of {self._promised}" if self._promised else ""
+            log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, promised)
+
+    def close(self) -> None:
+        self._frames = iter(())
+        self._container.close()
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        for packet in self._packets():
+            self._errors += packet is not None and packet.is_corrupt  # the last one of a file that is cut off
+            try:
+                yield from self._video.decode(packet)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                self._errors += 1
+
+    def _packets(self) -> Iterator[av.Packet | None]:
+        """Packets up to the end; None, which has the decoder hand over what it holds, if the end cannot be read."""
+        failed = False
+        while True:
+            try:
+                for packet in self._container.demux(self._video):
+                    failed = False
+                    yield packet
+                return
+            except av.error.FFmpegError:
+                self._errors += 1
+                if failed:  # twice at the same place
+                    yield None
+                    return
+                failed = True
+
+
+def _first_then(frame: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    yield frame
+    yield from rest
+
+
+def to_rgb(frame: av.VideoFrame) -> Tensor:
+    """(H, W, 3) uint8 RGB, upright; alpha is dropped, more than 8 bits are rounded."""
+    turn, mirror = _orientation(frame)
+    pixels = frame.to_ndarray(format="rgb24")
+    if mirror:
+        pixels = pixels[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, turn)))
+
+
+def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(H, W) of the frame as shown."""
+    return (frame.width, frame.height) if _orientation(frame)[0] % 2 else (frame.height, frame.width)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """How the file wants its frames shown: quarter turns counterclockwise, after mirroring left and right."""
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("=9i", bytes(side))[:5]  # a pixel at (x, y) is shown at (a x + c y, b x + d y)
+            mirror = a * d - b * c < 0
+            if mirror:
+                a, b = -a, -b
+            # Where the x axis goes: right, up, left or down.
+            turn = (0 if a > 0 else 2) if abs(a) >= abs(b) else (1 if b < 0 else 3)
+            return turn, mirror
+    return 0, False

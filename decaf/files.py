@@ -1,0 +1,65 @@
+"""Files that are either complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import DecafError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path in the same folder to write to, with the same suffix; it takes the name `path` when the block ends without an error.
+
+    An error or a cancel leaves what was at `path` before. The folder is made if need be.
+    DecafError: no permission, not a folder, or the disk is full.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.open("wb").close()
+    except OSError as error:
+        raise _explained(path, error) from error
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        full = _full_disk(error)
+        if full:
+            raise _explained(path, full) from error
+        raise
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Writes `value` as indented JSON in UTF-8, all or nothing."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_image(path: str | os.PathLike, image) -> None:
+    """Writes a PIL image in the format of the suffix, all or nothing."""
+    with atomic_write(path) as part:
+        image.save(part)
+
+
+def _full_disk(error: BaseException | None) -> BaseException | None:
+    """The full disk behind `error`: a library that then fails to close its file raises an error of its own about that."""
+    while error is not None and getattr(error, "errno", None) not in _FULL:
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _explained(path: Path, error: BaseException) -> DecafError:
+    if error.errno in _FULL:
+        return DecafError(f"The disk is full: {path} could not be written. Free space there or choose another output folder.")
+    return DecafError(f"{path} could not be written ({error.strerror}); choose another output folder or change its permissions.")

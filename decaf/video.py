@@ -1,0 +1,68 @@
+"""Clips in and videos out (PyAV)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from torch import Tensor
+
+from .clip_info import check_same_clip, clip_info, thumbnails
+from .clips import BUDGET, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, folder_images
+from .decoding import VideoFile
+from .errors import DecafError
+from .files import atomic_write
+
+__all__ = ["Clip", "open_clip", "clip_from_images", "clip_info", "check_same_clip", "thumbnails", "write_video"]
+
+
+def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
+    """A video file, a folder of images (natural order), or one image.
+
+    `budget`: bytes of decoded frames to hold; a clip that fits is decoded once. A damaged or cut-off video gives the frames that can be
+    decoded and a warning in the log. DecafError: nothing there, no picture in it, frames of different sizes, a damaged image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return ImageFiles(path.name, folder_images(path), budget=budget)
+    if not path.exists():
+        raise DecafError(f"There is no file or folder {path}.")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageFiles(path.name, [path], budget=budget)
+    return VideoFile(path, budget=budget)
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction | float, size: tuple[int, int]) -> None:
+    """Writes (H, W, 3) uint8 RGB frames of `size` (H, W) as H.264 in yuv420p, which plays everywhere, all or nothing. No sound.
+
+    That format needs even sides: the last row or column is repeated where they are odd.
+    DecafError: no frames, a frame of another size, a full disk.
+    """
+    height, width = size
+    rate = Fraction(fps).limit_denominator(1001)
+    # Through a file object of our own, because the library hides that the disk is full until (or even when) it closes the file.
+    with atomic_write(path) as part, part.open("wb") as file:
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+            stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
+            stream.codec_context.color_range = _LIMITED
+            count = 0
+            for count, frame in enumerate(frames, start=1):
+                if tuple(frame.shape) != (height, width, 3):
+                    raise DecafError(f"Frame {count - 1} for {path} has the shape {tuple(frame.shape)} instead of {(height, width, 3)}.")
+                pixels = np.pad(frame.numpy(), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
+                container.mux(stream.encode(picture))
+            if not count:
+                raise DecafError(f"There is no frame to write to {path}.")
+            container.mux(stream.encode())
+
+
+_BT709 = 1  # the same number in FFmpeg's lists of colour spaces, primaries and transfer functions
+_LIMITED = 1
