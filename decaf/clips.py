@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
@@ -24,7 +25,7 @@ BUDGET = 1 << 30
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga"}
 
 
-class Clip:
+class Clip(ABC):
     """Frames 0..T-1 of one size. `clip[i]` is (H, W, 3) uint8 RGB on the CPU; treat it as read-only.
 
     Any order of access gives the same pixels; stepping forward or backward is cheap. `fps` is None where there is no frame rate (images).
@@ -34,11 +35,11 @@ class Clip:
     frame_size: tuple[int, int]
     fps: Fraction | None = None
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def _read(self, index: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, index: int) -> Tensor: ...
 
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
