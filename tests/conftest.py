@@ -8,6 +8,9 @@ import torch
 
 TESTS = Path(__file__).parent
 
+# The models here are tiny: a second thread costs more than it brings, and with other work on the machine ten times as much.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -39,3 +42,11 @@ def mllm_folder(tmp_path_factory):
         return made[family]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def sam2_file(tmp_path_factory) -> Path:
+    """Checkpoint of a random tiny SAM 2.1, made once a session. Not to be written to."""
+    import tiny_sam2
+
+    return tiny_sam2.make_sam2(tmp_path_factory.mktemp("sam2") / "tiny.safetensors")
