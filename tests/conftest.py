@@ -9,12 +9,9 @@ import torch
 
 TESTS = Path(__file__).parent
 
-# Tensors here are tiny: on a machine that is busy, waiting for a second thread costs twenty times the computation. For child processes, too.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
-
 # The models here are tiny: a second thread costs more than it brings, and with other work on the machine ten times as much.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for child processes
 
 
 def pytest_addoption(parser):
