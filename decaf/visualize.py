@@ -1,0 +1,119 @@
+"""Pictures for people: what the model attended, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .clips import Clip
+from .data import FusedAttention, SAM2Prompts, Tracks
+from .drawing import cut_out, fit_mask, heat_overlay, mask_overlay, point_overlay
+from .fusion import coarse_masks
+from .lettering import font_for, wrapped, write
+
+__all__ = ["contact_sheet", "cut_out", "heat_overlay", "mask_overlay", "point_overlay"]
+
+_CELL = (336, 252)  # the largest picture of a cell: width, height
+_SMALLEST = 12  # no side of a picture is smaller, however thin the frames are
+_GAP, _MARGIN, _LABEL = 8, 24, 76
+_PAPER, _INK, _QUIET = (18, 20, 26), (240, 242, 246), (150, 158, 172)
+
+
+def contact_sheet(
+    clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None = None, tracks: Tracks | None = None, *, rows: int = 6
+) -> Image.Image:
+    """One row per key frame, at most `rows` of them evenly chosen, and a heading with the query.
+
+    Columns: the key frame, its heat map, the coarse mask, the points (with `prompts`) and the final masks (with `tracks`), one colour per object.
+    `clip` may be another size than the one that attention was taken from.
+    """
+    keys = _evenly(len(fused.map), rows)
+    coarse = coarse_masks(FusedAttention(fused.map[keys], fused.clip))
+    columns = ["Key frame", "Heat map", "Coarse mask"] + ["Points"] * (prompts is not None) + ["Final masks"] * (tracks is not None)
+    layout = _Layout.of(fused.clip.frame_size, len(columns), len(keys))
+    lines = wrapped(fused.query or "(no query)", font_for(fused.query, 26), layout.width - 2 * _MARGIN, 3)
+    head = _MARGIN + 34 * len(lines) + 28 + 34
+    sheet = Image.new("RGB", (layout.width, head + layout.height), _PAPER)
+
+    for number, line in enumerate(lines):
+        write(sheet, (_MARGIN, _MARGIN + 34 * number), line, 26, _INK)
+    below = _MARGIN + 34 * len(lines) + 2
+    [facts] = wrapped(_facts(clip, fused, prompts, tracks), font_for(clip.name, 15), layout.width - 2 * _MARGIN, 1)
+    write(sheet, (_MARGIN, below), facts, 15, _QUIET)
+    for column, title in enumerate(columns):
+        write(sheet, (layout.left(column), head - 8), title, 16, _INK, "ls")
+
+    for row, key in enumerate(keys):
+        index = fused.clip.key_frames[key]
+        top = head + row * (layout.cell[1] + _GAP)
+        write(sheet, (_MARGIN, top), "frame", 13, _QUIET)
+        write(sheet, (_MARGIN, top + 15), str(index), 20, _INK)
+        frame = _scaled(clip[index], layout.drawn)
+        pictures = [frame, heat_overlay(frame, fused.map[key]), cut_out(frame, _scaled_mask(coarse[row], layout.drawn))]
+        if prompts is not None:
+            pictures.append(point_overlay(frame, prompts.xy[prompts.key == key], fused.map.shape[1:]))
+        if tracks is not None:
+            masks = (tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks)))
+            pictures.append(mask_overlay(frame, [_scaled_mask(mask, layout.drawn) for mask in masks]))
+        for column, picture in enumerate(pictures):
+            # Drawn twice as large: halving smooths the edges of lines, masks and dots.
+            sheet.paste(Image.fromarray(picture.numpy()).reduce(2), (layout.left(column), top))
+    return sheet
+
+
+@dataclass(frozen=True)
+class _Layout:
+    cell: tuple[int, int]
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, frame_size: tuple[int, int], columns: int, rows: int) -> _Layout:
+        height, width = frame_size
+        scale = min(_CELL[0] / width, _CELL[1] / height)
+        cell = max(round(width * scale), _SMALLEST), max(round(height * scale), _SMALLEST)
+        # A heading needs some room, also above narrow pictures; a row needs room for its label.
+        across = max(2 * _MARGIN + _LABEL + columns * (max(cell[0], 96) + _GAP), 640)
+        down = rows * (max(cell[1], 40) + _GAP) + _MARGIN - _GAP
+        return cls((max(cell[0], 96), max(cell[1], 40)), across, down) if min(cell) < 40 else cls(cell, across, down)
+
+    @property
+    def drawn(self) -> tuple[int, int]:
+        return 2 * self.cell[1], 2 * self.cell[0]
+
+    def left(self, column: int) -> int:
+        return _MARGIN + _LABEL + column * (self.cell[0] + _GAP)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _scaled(frame: Tensor, size: Sequence[int]) -> Tensor:
+    picture = Image.fromarray(frame.numpy()).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture))
+
+
+def _scaled_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Majority of the pixels, unless that makes something of nothing's size vanish."""
+    share = np.array(Image.fromarray(mask.numpy()).convert("L").resize((size[1], size[0]), Image.Resampling.BOX))
+    scaled = torch.from_numpy(share >= 128)
+    return scaled if scaled.any() or not mask.any() else torch.from_numpy(share > 0)
+
+
+def _facts(clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None, tracks: Tracks | None) -> str:
+    facts = [clip.name, _count(len(clip), "frame"), f"{clip.frame_size[1]} x {clip.frame_size[0]}", _count(len(fused.map), "key frame")]
+    if prompts is not None:
+        facts.append(_count(len(prompts.key), "point"))
+    if tracks is not None:
+        facts.append(_count(len(tracks.tracks), "object") + (f": {tracks.message}" if tracks.message else ""))
+    return "  ·  ".join(facts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
