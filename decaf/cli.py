@@ -1,0 +1,232 @@
+"""The command `decaf`. Nothing heavy is imported before there is something to compute, so that `decaf --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from .errors import DecafError
+from .progress import silent
+from .questions import Templates
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """\
+examples:
+  decaf segment dog.mp4 --query "the dog that gets the ball first" --mllm ~/models/Qwen2.5-VL-7B-Instruct \\
+      --sam2 ~/models/sam2_hiera_large.pt --out dog
+  decaf segment frames/ --query "the leftmost cup" --mllm OpenGVLab/InternVL3-8B-hf --sam2 sam2.1_hiera_small.safetensors \\
+      --out cup --objects --resume
+"""
+
+_WRITES = """\
+Writes into the folder --out:
+  masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside
+  objects/0/00000.png .. one folder per object (with --objects)
+  overlay.mp4            the clip with the objects coloured in (without --no-overlay)
+  attention.png          key frames with attention, coarse mask, points and final mask
+  result.json            settings, seconds per stage, counts, scores of each object
+  attention.safetensors  the attention maps; with --resume the language model is not asked again
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs as written, defaults shown where there are any."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=min(120, int(os.environ.get("COLUMNS", 120))))
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="decaf",
+        formatter_class=_Help,
+        description="Mask what a sentence means in a video: the attention of a multimodal language model, tracked with SAM 2.",
+        epilog=_EXAMPLES,
+    )
+    top.add_argument("--version", action="version", version=f"decaf {_version()}", help="show the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    segment = commands.add_parser(
+        "segment",
+        formatter_class=_Help,
+        help="clip and query in, a mask for every frame out",
+        description="Masks in every frame of CLIP what the query means.\n\n" + _WRITES,
+        epilog=_EXAMPLES,
+    )
+    segment.set_defaults(run=_segment)
+    segment.add_argument("clip", metavar="CLIP", type=Path, help="video file, folder of images (in the order of their names), or one image")
+
+    needed = segment.add_argument_group("required")
+    needed.add_argument("--query", required=True, metavar="TEXT", help="what to mask, in any language the model knows")
+    needed.add_argument(
+        "--mllm", required=True, metavar="DIR_OR_REPO",
+        help="folder of a Qwen2-VL, Qwen2.5-VL or InternVL3 model, or its repository id, which is downloaded if it is not there yet",
+    )  # fmt: skip
+    needed.add_argument("--sam2", required=True, metavar="FILE", type=Path, help="SAM 2 or 2.1 checkpoint of any size, .pt or .safetensors")
+    needed.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results; earlier results in it are replaced")
+
+    questions = segment.add_argument_group("questions")
+    questions.add_argument(
+        "--setting", choices=("expression", "class-name"), default="expression",
+        help="what the background question leaves out: what the whole expression refers to (nothing is generated), "
+        "or a class name that the model is asked for first",
+    )  # fmt: skip
+    questions.add_argument("--object-question", metavar="TEXT", help="wording of the object question; must contain {query}")
+    questions.add_argument(
+        "--background-question", metavar="TEXT",
+        help="wording of the background question; must contain {query}, or {object} in the setting class-name",
+    )  # fmt: skip
+    questions.add_argument("--questions", metavar="FILE", type=Path, help=f"JSON object with any of {', '.join(_templates())}")
+
+    attention = segment.add_argument_group("attention")
+    attention.add_argument("--max-key-frames", metavar="N", type=int, default=16, help="frames that the language model sees, evenly spread")
+    attention.add_argument(
+        "--tokens-per-frame", metavar="N", type=int, default=400, help="visual tokens per frame when asked as a video, at most"
+    )
+    attention.add_argument(
+        "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
+    )
+
+    masks = segment.add_argument_group("masks")
+    masks.add_argument(
+        "--point-threshold", metavar="X", type=float, default=0.8, help="attention from which a cell becomes a point, 0 to 1"
+    )
+    masks.add_argument("--score-threshold", metavar="X", type=float, default=0.8, help="score above which an object is kept")
+
+    compute = segment.add_argument_group("computation")
+    compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
+    compute.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="of the language model's weights; auto is float32 on a CPU, else bfloat16",
+    )  # fmt: skip
+
+    output = segment.add_argument_group("output")
+    output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")
+    output.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
+    output.add_argument(
+        "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"
+    )
+    output.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 for an error that the user can act on, 130 when stopped with Ctrl-C, 143 when asked to end."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # A polite kill unwinds like Ctrl-C does, so that no temporary file stays behind.
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return arguments.run(arguments)
+    except DecafError as error:
+        _say(sys.stderr, f"decaf: {error}")
+        return 2
+    except KeyboardInterrupt as stop:
+        _say(sys.stderr, f"decaf: stopped. Run the same command with --resume to go on in {arguments.out}.")
+        return 143 if isinstance(stop, _Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(number, frame):
+    raise _Terminated
+
+
+def _say(stream, text: str) -> None:
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("comfyui-decaf")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _templates() -> list[str]:
+    return [one.name for one in fields(Templates)]
+
+
+def _questions(arguments) -> Templates:
+    """The question templates: ours, changed by the file, changed by the options."""
+    changed = {}
+    if arguments.questions is not None:
+        try:
+            changed = json.loads(arguments.questions.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DecafError(f"--questions {arguments.questions} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise DecafError(
+                f'--questions {arguments.questions} is not JSON: {error}. Write an object like {{"object": "{{query}} ..."}}.'
+            ) from error
+        if not isinstance(changed, dict) or not all(isinstance(text, str) for text in changed.values()):
+            raise DecafError(
+                f"--questions {arguments.questions} must hold one JSON object of texts, with any of {', '.join(_templates())}."
+            )
+        unknown = sorted(set(changed) - set(_templates()))
+        if unknown:
+            raise DecafError(f"--questions {arguments.questions} has {', '.join(unknown)}; known are {', '.join(_templates())}.")
+    if arguments.object_question is not None:
+        changed["object"] = arguments.object_question
+    if arguments.background_question is not None:
+        changed["background" if arguments.setting == "expression" else "class_background"] = arguments.background_question
+    return Templates(**changed)
+
+
+class _Bars:
+    """One bar per step. Reports go to whichever step they name; a step that is left behind keeps its last state on the screen."""
+
+    def __init__(self):
+        self.bar = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None or self.bar.desc != what:
+            self.close()
+            self.bar = tqdm(total=total, leave=True, dynamic_ncols=True, file=sys.stderr)
+            self.bar.set_description_str(what)
+        self.bar.total = total
+        self.bar.n = done
+        self.bar.refresh()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _segment(arguments) -> int:
+    templates = _questions(arguments)
+    bars = _Bars() if sys.stderr.isatty() and not arguments.quiet else None
+    from transformers.utils import logging as transformers_logging
+
+    from . import command
+
+    transformers_logging.disable_progress_bar()  # there is one of our own
+    options = {one.name: getattr(arguments, one.name) for one in fields(command.Options) if hasattr(arguments, one.name)}
+    options |= {"templates": templates, "setting": arguments.setting.replace("-", " "), "overlay": not arguments.no_overlay}
+    try:
+        summary = command.run(command.Options(**options), bars or silent)
+    finally:
+        if bars:
+            bars.close()
+    if not arguments.quiet:
+        _say(sys.stdout, summary)
+    return 0
