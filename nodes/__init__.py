@@ -1,0 +1,29 @@
+"""The nodes, in the order of the graph."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFusion
+from .load import DecAFLoadSAM2, LoadMLLM
+from .preview import DecAFAttentionPreview
+from .segmentation import AttentionToSAM2Prompts, DecAFTracksToMask, SAM2VideoPropagate
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadMLLM,
+    ExtractRolloutAttention,
+    ObjectBackgroundFusion,
+    FrameFusion,
+    DecAFAttentionPreview,
+    AttentionToSAM2Prompts,
+    DecAFLoadSAM2,
+    SAM2VideoPropagate,
+    DecAFTracksToMask,
+]
+
+
+class _Extension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+def extension() -> ComfyExtension:
+    return _Extension()

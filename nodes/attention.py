@@ -1,0 +1,212 @@
+"""From a clip and a sentence to one attention map per key frame."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..decaf import fusion
+from ..decaf.attention import extract_attention
+from ..decaf.errors import DecafError
+from ..decaf.questions import SETTINGS, Templates, clean_query
+from . import host
+from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
+
+
+class ExtractRolloutAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ExtractRolloutAttention",
+            display_name="Extract Rollout Attention",
+            category=CATEGORY,
+            description="Asks the multimodal LLM about the clip and its key frames, and follows its attention back to the pixels: "
+            "once for the "
+            "object that the sentence means, once for the background.",
+            search_aliases=["decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask"],
+            inputs=[
+                MLLM.Input("mllm", tooltip="From Load Multimodal LLM."),
+                frames_input(
+                    "The clip (or one image). VIDEO is read from its file a few frames at a time; a batch of IMAGE lies in memory whole."
+                ),
+                io.String.Input(
+                    "query",
+                    default="",
+                    multiline=True,
+                    placeholder="the dog that gets the ball first",
+                    tooltip="What to mask: a name, a description, or a sentence that needs thinking. The language may be any that "
+                    "the model reads.",
+                ),
+                io.Combo.Input(
+                    "setting",
+                    options=list(SETTINGS),
+                    default=SETTINGS[0],
+                    tooltip="How the background question says what to leave out. expression: whatever the sentence refers to; "
+                    "nothing is generated, so "
+                    "it is fast. class name: the model first names the object; slower, at times steadier.",
+                ),
+                io.Int.Input(
+                    "max_key_frames",
+                    default=16,
+                    min=1,
+                    max=16,
+                    tooltip="At most this many frames, evenly spread, are shown to the model. Fewer: less memory and time, less "
+                    "knowledge of the action.",
+                ),
+                io.Int.Input(
+                    "tokens_per_frame",
+                    default=400,
+                    min=16,
+                    max=1600,
+                    step=16,
+                    tooltip="Visual tokens a key frame may take in the video pass. More: finer maps, more memory and time. Lower it "
+                    "when memory runs out.",
+                ),
+                io.Int.Input(
+                    "start_layer",
+                    default=-1,
+                    min=-1,
+                    max=200,
+                    advanced=True,
+                    optional=True,
+                    tooltip="The first decoder layer that counts; -1 takes the upper half of the model.",
+                ),
+                io.String.Input(
+                    "object_question",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    optional=True,
+                    placeholder=Templates.object,
+                    tooltip="Your own wording of the object question; {query} stands for the query. Left empty, the built-in one is asked.",
+                ),
+                io.String.Input(
+                    "background_question",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    optional=True,
+                    placeholder=Templates.background,
+                    tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': "
+                    "{object} for the name). "
+                    "Left empty, the built-in one is asked.",
+                ),
+            ],
+            outputs=[
+                Attention.Output("object", tooltip="Where the model looks for the object."),
+                Attention.Output("background", tooltip="Where it looks for everything else."),
+                io.String.Output(
+                    "answers", tooltip="What was asked, and what the model said where it was made to answer (setting 'class name')."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, query, setting, object_question="", background_question=""):
+        try:
+            if query is not None:  # None: linked, its value is not known yet
+                clean_query(query)
+            _templates(setting, object_question, background_question)
+        except DecafError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
+    ) -> io.NodeOutput:
+        clip = host.clip_of(frames)
+        object, background = extract_attention(
+            mllm.load(_memory(mllm.value, min(len(clip), max_key_frames) * tokens_per_frame)),
+            clip,
+            query,
+            setting=setting,
+            max_key_frames=max_key_frames,
+            tokens_per_frame=tokens_per_frame,
+            templates=_templates(setting, object_question, background_question),
+            start_layer=None if start_layer < 0 else start_layer,
+            progress=host.progress(),
+        )
+        return io.NodeOutput(object, background, "\n".join(_said(object) + _said(background)))
+
+
+def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
+    own = {"object": object_question, "background" if setting == SETTINGS[0] else "class_background": background_question}
+    return Templates(**{name: text.strip() for name, text in own.items() if text and text.strip()})
+
+
+def _memory(mllm, tokens: int) -> int:
+    """Bytes that a prefill of `tokens` visual tokens needs beside the weights, generously: keys and values of all layers in 16 bits, a block of
+    attention rows in 32, and a gigabyte."""
+    text = mllm.model.config.get_text_config()
+    cache = tokens * text.hidden_size * text.num_hidden_layers * 2
+    block = 256 * tokens * text.num_attention_heads * 4 * 3
+    return cache + block + 2**30
+
+
+def _said(attention) -> list[str]:
+    return [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
+
+
+class ObjectBackgroundFusion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ObjectBackgroundFusion",
+            display_name="Subtract Background Attention",
+            category=CATEGORY,
+            description="Object-background fusion: takes out of the object's attention what the background question attends as well.",
+            search_aliases=["decaf", "object background fusion", "contrast", "attention contrast"],
+            inputs=[
+                Attention.Input("object", tooltip="The object attention of Extract Rollout Attention."),
+                Attention.Input("background", tooltip="The background attention of the same node."),
+                io.Float.Input(
+                    "sigma",
+                    default=1.0,
+                    min=0.0,
+                    max=5.0,
+                    step=0.1,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Blur of the maps before they are compared, in cells of the map. 0: none; single hot cells then stay.",
+                ),
+            ],
+            outputs=[Attention.Output("attention", tooltip="What the object attends more than the background, 0..1.")],
+        )
+
+    @classmethod
+    def execute(cls, object, background, sigma=1.0) -> io.NodeOutput:
+        return io.NodeOutput(fusion.object_background_fusion(object, background, sigma=sigma))
+
+
+class FrameFusion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FrameFusion",
+            display_name="Fuse Video and Frame Attention",
+            category=CATEGORY,
+            description="Video-frame fusion: joins the map of all key frames seen as a video, which knows the action, with the maps "
+            "of each frame "
+            "seen alone, which are finer.",
+            search_aliases=["decaf", "frame fusion", "video frame fusion"],
+            inputs=[
+                Attention.Input(
+                    "attention", tooltip="From Subtract Background Attention (or the object attention, to see it without that step)."
+                ),
+                io.Float.Input(
+                    "video_weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Share of the video map. More: better for actions and order in time. Less: better for small things.",
+                ),
+            ],
+            outputs=[FusedAttention.Output("fused", tooltip="One map per key frame, 0..1.")],
+        )
+
+    @classmethod
+    def execute(cls, attention, video_weight=0.5) -> io.NodeOutput:
+        return io.NodeOutput(fusion.frame_fusion(attention, video_weight=video_weight))

@@ -1,0 +1,130 @@
+"""The only file that knows ComfyUI's memory management, folders and progress bar."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from fractions import Fraction
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from ..decaf.progress import Progress
+from ..decaf.video import Clip, clip_from_images, open_clip
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def register_folder(name: str) -> None:
+    """Make models/<name> known to ComfyUI, beside the folders that extra_model_paths.yaml or another pack gave that name."""
+    folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+
+
+def folders(name: str) -> list[Path]:
+    """The folders that hold models of the kind `name`; they need not exist."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(name)]
+
+
+def files(name: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Model files of the kind `name`: the name that a combo shows -> the file."""
+    found = {
+        file: folder_paths.get_full_path(name, file) for file in folder_paths.get_filename_list(name) if file.lower().endswith(suffixes)
+    }
+    return {file: Path(path) for file, path in found.items() if path}  # a file that has just gone may still be in ComfyUI's list
+
+
+class _Holder(torch.nn.Module):
+    """A module with a `device` of its own, which the patcher sets: a transformers model only has a property without setter."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+        self.device = None
+
+
+class Managed:
+    """A model of decaf that ComfyUI loads, unloads and counts. `value`: the record around the module, which is `value.model`."""
+
+    def __init__(self, value):
+        self.value = value
+        self.patcher = ModelPatcher(_Holder(value.model), load_device=mm.get_torch_device(), offload_device=offload_device())
+
+    def load(self, memory: int):
+        """The record, with its weights on the device that computes and `memory` bytes free beside them.
+
+        The layers are not ComfyUI's own, so that they cannot be cast in from RAM one by one: all of them are loaded.
+        """
+        mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
+        return self.value
+
+
+def offload_device() -> torch.device:
+    return mm.unet_offload_device()
+
+
+def model_dtype(name: str) -> torch.dtype:
+    """The dtype of a combo value; "auto" is what ComfyUI would use on this machine."""
+    if name in DTYPES:
+        return DTYPES[name]
+    device = mm.get_torch_device()
+    if mm.should_use_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if mm.should_use_fp16(device) else torch.float32
+
+
+def progress() -> Progress:
+    """A callback that shows a step on the node and stops it when the user has pressed Cancel."""
+    bar = comfy.utils.ProgressBar(1)
+    stopped = []
+
+    def report(done: int, total: int, what: str) -> None:
+        # ComfyUI tells of a Cancel once, but a download asks from several threads, each of which has to stop.
+        if stopped:
+            raise stopped[0]
+        try:
+            mm.throw_exception_if_processing_interrupted()
+        except mm.InterruptProcessingException as cancel:
+            stopped.append(cancel)
+            raise
+        bar.update_absolute(done, total)
+
+    return report
+
+
+def clip_of(frames) -> Clip:
+    """The clip behind an IMAGE or VIDEO socket.
+
+    A video file is streamed. A trimmed video, or one that another node holds in memory, is taken as the frames that ComfyUI makes of it.
+    """
+    if isinstance(frames, torch.Tensor):
+        return clip_from_images(frames)
+    source = frames.get_stream_source() if frames.get_active_trim_window() == (0.0, 0.0) else None
+    return open_clip(source) if isinstance(source, str) else clip_from_images(frames.get_components().images)
+
+
+def frame_rate(frames, otherwise: float) -> Fraction:
+    """Frames per second of an IMAGE or VIDEO socket; IMAGE does not know its own."""
+    return Fraction(otherwise).limit_denominator(1001) if isinstance(frames, torch.Tensor) else frames.get_frame_rate()
+
+
+def as_image(pixels: torch.Tensor) -> torch.Tensor:
+    """(..., H, W, 3) uint8 -> IMAGE float 0..1 on the device where ComfyUI keeps results."""
+    return pixels.to(mm.intermediate_device(), mm.intermediate_dtype()) / 255
+
+
+def as_mask(masks: torch.Tensor) -> torch.Tensor:
+    """(T, H, W) bool -> MASK float 0 or 1 on the device where ComfyUI keeps results."""
+    return masks.to(mm.intermediate_device(), torch.float32)
+
+
+def temp_file(suffix: str) -> tuple[Path, ui.SavedResult]:
+    """A new file in ComfyUI's folder for previews, and the name under which the page can show it."""
+    name = f"decaf_{uuid.uuid4().hex[:12]}{suffix}"
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name, ui.SavedResult(name, "", io.FolderType.temp)

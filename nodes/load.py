@@ -1,0 +1,154 @@
+"""The models: a multimodal LLM that says where it looks, and SAM 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..decaf.errors import DecafError
+from ..decaf.mllm.load import download_mllm, load_mllm, missing_files
+from ..decaf.tracking import load_sam2
+from . import host
+from .sockets import CATEGORY, MLLM, SAM2
+
+CHOOSE = "choose a model"
+DOWNLOAD = "download: "
+REPOSITORIES = (
+    "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen/Qwen2.5-VL-7B-Instruct",
+    "Qwen/Qwen2-VL-2B-Instruct",
+    "Qwen/Qwen2-VL-7B-Instruct",
+    "OpenGVLab/InternVL3-2B-hf",
+    "OpenGVLab/InternVL3-8B-hf",
+    "OpenGVLab/InternVL3-14B-hf",
+)
+
+host.register_folder("LLM")
+host.register_folder("sam2")
+
+
+def _local_mllms() -> dict[str, Path]:
+    """Folders with a config.json directly in models/LLM or one folder below, as packs that sort them by author do."""
+    found = {}
+    for root in host.folders("LLM"):
+        for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
+            found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return found
+
+
+def _mllm_choices() -> list[str]:
+    # `CHOOSE` is always there: a workflow saved with it is valid on every machine, and nothing is downloaded that nobody picked.
+    return [*_local_mllms(), *(DOWNLOAD + repository for repository in REPOSITORIES), CHOOSE]
+
+
+def _mllm_problem(model: str) -> str | None:
+    """Why the combo's value cannot be loaded, and what to do."""
+    if model in _mllm_choices() and model != CHOOSE:
+        return None
+    return (
+        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model '{model}' in models/LLM.")
+        + f" Put the files of a model such as {REPOSITORIES[1]} into a folder of its own in {host.folders('LLM')[0]} and press R, "
+        f"or choose a '{DOWNLOAD}...' entry in the node Load Multimodal LLM."
+    )
+
+
+def _sam2_files() -> dict[str, Path]:
+    return host.files("sam2", (".safetensors", ".pt", ".pth"))
+
+
+def _sam2_problem(model: str) -> str | None:
+    if model in _sam2_files():
+        return None
+    return (
+        ("No SAM 2 checkpoint is chosen." if model == CHOOSE else f"There is no checkpoint '{model}' in models/sam2.")
+        + " Put a SAM 2 or 2.1 checkpoint (.safetensors or .pt, for example sam2.1_hiera_large.pt of facebook/sam2.1-hiera-large) into "
+        f"{host.folders('sam2')[0]} and press R, then choose it in the node Load SAM 2."
+    )
+
+
+class LoadMLLM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        choices = _mllm_choices()
+        return io.Schema(
+            node_id="LoadMLLM",
+            display_name="Load Multimodal LLM",
+            category=CATEGORY,
+            description="Loads the model whose attention says where the thing that you describe is: Qwen2-VL, Qwen2.5-VL or InternVL3.",
+            search_aliases=["decaf", "qwen vl", "internvl", "mllm", "vlm", "vision language model", "llm loader"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=choices,
+                    default=CHOOSE if choices[0].startswith(DOWNLOAD) else choices[0],
+                    tooltip="A model folder in models/LLM. A 'download' entry fetches the model once, into that folder, when the "
+                    "node runs "
+                    "(several GB; safetensors only); afterwards it needs no network.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", *host.DTYPES],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Number format of the weights. auto: bf16 or fp16 where the GPU is good at it, else fp32. Attention "
+                    "maps are fp32 always.",
+                ),
+            ],
+            outputs=[MLLM.Output("mllm", tooltip="The loaded model, under ComfyUI's memory management.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model):
+        return True if model is None else _mllm_problem(model) or True  # None: linked, its value is not known yet
+
+    @classmethod
+    def execute(cls, model, dtype) -> io.NodeOutput:
+        problem = _mllm_problem(model)
+        if problem:
+            raise DecafError(problem)
+        report = host.progress()
+        folder = _local_mllms().get(model) or _downloaded(model.removeprefix(DOWNLOAD), report)
+        mllm = load_mllm(folder, device=host.offload_device(), dtype=host.model_dtype(dtype), progress=report)
+        return io.NodeOutput(host.Managed(mllm))
+
+
+def _downloaded(repository: str, report) -> Path:
+    """The folder of `repository`, wherever it lies already; what is missing of it is fetched."""
+    name = repository.split("/")[1]
+    here = [folder for label, folder in _local_mllms().items() if label.split("/")[-1] == name]
+    folder = here[0] if here else host.folders("LLM")[0] / name
+    return download_mllm(repository, folder, report) if missing_files(folder) else folder
+
+
+class DecAFLoadSAM2(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        choices = [*_sam2_files(), CHOOSE]
+        return io.Schema(
+            node_id="DecAFLoadSAM2",
+            display_name="Load SAM 2",
+            category=CATEGORY,
+            description="Loads a SAM 2 or SAM 2.1 checkpoint of any size; which one it is, is read from the weights.",
+            search_aliases=["decaf", "sam2", "sam 2.1", "segment anything"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=choices,
+                    default=choices[0],
+                    tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run).",
+                ),
+            ],
+            outputs=[SAM2.Output("sam2", tooltip="The loaded model, under ComfyUI's memory management.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model):
+        return True if model is None else _sam2_problem(model) or True
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        problem = _sam2_problem(model)
+        if problem:
+            raise DecafError(problem)
+        return io.NodeOutput(host.Managed(load_sam2(_sam2_files()[model], device=host.offload_device())))

@@ -1,0 +1,29 @@
+"""What travels between the nodes. The records are described field by field in decaf/data.py."""
+
+from comfy_api.latest import io
+
+CATEGORY = "DecAF"
+
+# host.Managed around a decaf.mllm MLLM: the model, its processor, and the patcher through which ComfyUI moves it.
+MLLM = io.Custom("DECAF_MLLM")
+
+# host.Managed around a decaf.tracking SAM2: image encoder, mask decoder and memory in one module.
+SAM2 = io.Custom("DECAF_SAM2")
+
+# decaf.data.Attention, of kind "object", "background" or "contrast":
+#   video (slots, rows, cols) and frame (K, rows', cols') float32 >= 0 (contrast: 0..1), the clip's K key frames, query, question, answers.
+Attention = io.Custom("DECAF_ATTENTION")
+
+# decaf.data.FusedAttention: map (K, rows', cols') float32 in 0..1, one map per key frame.
+FusedAttention = io.Custom("DECAF_FUSED_ATTENTION")
+
+# decaf.data.SAM2Prompts: n points, each with its key frame, x and y in 0..1 and attention in 0..1; and the fused attention they come from.
+Prompts = io.Custom("DECAF_PROMPTS")
+
+# decaf.data.Tracks: bit-packed masks (N, T, H, ceil(W / 8)) of N objects over all T frames, with id, prompt frame and scores of each.
+Tracks = io.Custom("DECAF_TRACKS")
+
+
+def frames_input(tooltip: str):
+    """The clip: IMAGE (T, H, W, C) float 0..1, or VIDEO, which is read from its file a few frames at a time."""
+    return io.MultiType.Input("frames", types=[io.Image, io.Video], display_name="images or video", tooltip=tooltip)

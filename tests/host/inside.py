@@ -1,0 +1,61 @@
+"""Runs the functions of cases.py inside ComfyUI's own Python and prints one JSON line for each: its name, seconds, and what went wrong.
+
+`python inside.py SETTINGS.json`, with ComfyUI's checkout on PYTHONPATH. Started by test_nodes.py; ComfyUI's environment has no pytest.
+"""
+
+import asyncio
+import importlib.util
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+settings = json.loads(Path(sys.argv[1]).read_text())
+
+from comfy.cli_args import args  # noqa: E402
+
+args.cpu = True
+args.base_directory = settings["base"]
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # tiny tensors on a busy machine
+
+
+def load_pack():
+    """The pack, imported the way ComfyUI does: as a package under a name of its own."""
+    folder = Path(settings["pack"])
+    spec = importlib.util.spec_from_file_location("pack_under_test", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["pack_under_test"] = pack
+    spec.loader.exec_module(pack)
+    return pack
+
+
+async def nodes(pack):
+    extension = await pack.comfy_entrypoint()
+    return {node.GET_SCHEMA().node_id: node for node in await extension.get_node_list()}
+
+
+def main():
+    pack = load_pack()
+    import cases
+
+    cases.NODES.update(asyncio.run(nodes(pack)))
+    cases.SETTINGS.update(settings)
+    for name, case in vars(cases).copy().items():
+        if not name.startswith("case_"):
+            continue
+        start = time.perf_counter()
+        torch.manual_seed(0)
+        try:
+            case()
+            error = None
+        except BaseException:  # also ComfyUI's interrupt, which is no Exception
+            error = traceback.format_exc()
+        print(json.dumps({"case": name, "seconds": round(time.perf_counter() - start, 2), "error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

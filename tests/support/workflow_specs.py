@@ -1,0 +1,207 @@
+"""What the example workflows consist of: columns of nodes, links, groups. `make_workflows.py` builds them in ComfyUI's page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MODELS = "Load Multimodal LLM: choose a folder of **models/LLM**, or a *download* entry"
+SAM2 = "Load SAM 2: choose a checkpoint of **models/sam2**"
+
+
+@dataclass(frozen=True)
+class Node:
+    """`type` and widget values by name; `size`: at least so wide and high (a preview needs room)."""
+
+    type: str
+    widgets: dict = field(default_factory=dict)
+    size: tuple[int, int] = (320, 0)
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """`columns`: title of a group -> its nodes by key, from top to bottom. `links`: "node.output > node.input"."""
+
+    title: str
+    note: str
+    columns: dict[str, dict[str, Node]]
+    links: tuple[str, ...]
+
+
+def _attention(query: str) -> dict[str, dict[str, Node]]:
+    return {
+        "2 · Ask where the object is": {
+            "extract": Node("ExtractRolloutAttention", {"query": query}, (380, 320)),
+            "answers": Node("PreviewAny", {}, (380, 170)),
+        },
+        "3 · Attention": {
+            "contrast": Node("ObjectBackgroundFusion", {}, (340, 0)),
+            "fused": Node("FrameFusion", {}, (340, 0)),
+            "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
+        },
+    }
+
+
+_ATTENTION_LINKS = (
+    "mllm.mllm > extract.mllm",
+    "extract.answers > answers.source",
+    "extract.object > contrast.object",
+    "extract.background > contrast.background",
+    "contrast.attention > fused.attention",
+    "fused.fused > preview.fused",
+)
+
+WORKFLOWS = {
+    "decaf_video_to_mask": Workflow(
+        "Video to mask",
+        "# Video to mask\n\nType what you mean, get a mask for every frame.\n\n"
+        f"1. Load Video: choose your clip\n2. {MODELS}\n3. {SAM2}\n4. Extract Rollout Attention: write the *query*\n5. Press "
+        f"**Run**\n\n"
+        "The heat map shows where the model looks. Too little is marked? Lower *threshold* in Turn Attention into Prompts. Several "
+        "objects? "
+        "*report* numbers them, Pick Objects as Mask takes them apart.",
+        {
+            "1 · Clip and models": {
+                "clip": Node("LoadVideo", {}, (320, 300)),
+                "mllm": Node("LoadMLLM"),
+                "sam2": Node("DecAFLoadSAM2"),
+            },
+            **_attention("the dog that gets the ball first"),
+            "4 · Points, then masks": {
+                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 430)),
+                "report": Node("PreviewAny", {}, (340, 150)),
+            },
+            "5 · Save": {
+                "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
+                "picture": Node("MaskToImage", {}, (320, 0)),
+                "create": Node("CreateVideo", {}, (320, 0)),
+                "masks": Node("SaveVideo", {"filename_prefix": "video/decaf_mask"}, (320, 340)),
+            },
+        },
+        (
+            "clip.VIDEO > extract.frames",
+            *_ATTENTION_LINKS,
+            "clip.VIDEO > preview.frames",
+            "fused.fused > prompts.fused",
+            "prompts.prompts > preview.prompts",
+            "sam2.sam2 > segment.sam2",
+            "clip.VIDEO > segment.frames",
+            "prompts.prompts > segment.prompts",
+            "segment.report > report.source",
+            "segment.overlay > overlay.video",
+            "segment.mask > picture.mask",
+            "picture.IMAGE > create.images",
+            "segment.fps > create.fps",
+            "create.VIDEO > masks.video",
+        ),
+    ),
+    "decaf_image_to_mask": Workflow(
+        "Image to mask",
+        "# Image to mask\n\nThe same for one picture: an image is a clip of one frame.\n\n"
+        f"1. Load Image: choose your picture\n2. {MODELS}\n3. {SAM2}\n4. Write the *query*, press **Run**\n\n"
+        "The object is saved cut out, on a transparent background.",
+        {
+            "1 · Image and models": {
+                "clip": Node("LoadImage", {}, (320, 330)),
+                "mllm": Node("LoadMLLM"),
+                "sam2": Node("DecAFLoadSAM2"),
+            },
+            **_attention("the cup that is nearest to the window"),
+            "4 · Points, then mask": {
+                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 430)),
+            },
+            "5 · Save the cut-out": {
+                "mask": Node("MaskPreview", {}, (320, 300)),
+                "invert": Node("InvertMask", {}, (320, 0)),
+                "join": Node("JoinImageWithAlpha", {}, (320, 0)),
+                "save": Node("SaveImage", {"filename_prefix": "decaf_cutout"}, (320, 330)),
+            },
+        },
+        (
+            "clip.IMAGE > extract.frames",
+            *_ATTENTION_LINKS,
+            "clip.IMAGE > preview.frames",
+            "fused.fused > prompts.fused",
+            "prompts.prompts > preview.prompts",
+            "sam2.sam2 > segment.sam2",
+            "clip.IMAGE > segment.frames",
+            "prompts.prompts > segment.prompts",
+            "segment.mask > mask.mask",
+            "segment.mask > invert.mask",
+            "clip.IMAGE > join.image",
+            "invert.MASK > join.alpha",
+            "join.IMAGE > save.images",
+        ),
+    ),
+    "decaf_coarse_mask": Workflow(
+        "Coarse mask from attention alone",
+        "# Coarse mask, no SAM 2\n\nWhat the attention of the multimodal LLM gives by itself: a heat map and a soft-edged mask of "
+        "each key frame "
+        "(at most 16 of the clip).\n\n"
+        f"1. Load Video: choose your clip\n2. {MODELS}\n3. Write the *query*, press **Run**\n\n"
+        "Good enough to guide inpainting or a detailer; for exact edges and all frames use the workflow *decaf_video_to_mask*.",
+        {
+            "1 · Clip and model": {
+                "clip": Node("LoadVideo", {}, (320, 300)),
+                "mllm": Node("LoadMLLM"),
+            },
+            **_attention("the person who is about to sit down"),
+            "4 · Masks of the key frames": {
+                "mask": Node("MaskPreview", {}, (340, 330)),
+                "grow": Node("GrowMask", {"expand": 12}, (340, 0)),
+                "soft": Node("MaskPreview", {}, (340, 330)),
+            },
+        },
+        (
+            "clip.VIDEO > extract.frames",
+            *_ATTENTION_LINKS,
+            "clip.VIDEO > preview.frames",
+            "preview.coarse_mask > mask.mask",
+            "preview.coarse_mask > grow.mask",
+            "grow.MASK > soft.mask",
+        ),
+    ),
+    "decaf_points_to_sam3": Workflow(
+        "Points into SAM 3",
+        "# DecAF's points into core SAM 3\n\nSAM 3 understands short noun phrases; DecAF understands the sentence and tells SAM 3 "
+        "where to look. "
+        "The points of the best key frame prompt ComfyUI's own SAM3 Detect.\n\n"
+        f"1. Load Video: choose your clip\n2. {MODELS}\n3. Load Checkpoint: choose a SAM 3 or 3.1 checkpoint of "
+        f"**models/checkpoints**\n"
+        "4. Write the *query*, press **Run**",
+        {
+            "1 · Clip and models": {
+                "clip": Node("LoadVideo", {}, (320, 300)),
+                "frames": Node("GetVideoComponents", {}, (320, 0)),
+                "mllm": Node("LoadMLLM"),
+                "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": "sam3.1_multiplex_fp16.safetensors"}),
+            },
+            **_attention("the child that kicks the ball"),
+            "4 · Best key frame and its points": {
+                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
+                "points": Node("PreviewAny", {}, (340, 150)),
+                "frame": Node("ImageFromBatch", {"length": 1}, (340, 0)),
+            },
+            "5 · SAM 3": {
+                "detect": Node("SAM3_Detect", {}, (320, 0)),
+                "mask": Node("MaskPreview", {}, (320, 330)),
+            },
+        },
+        (
+            "clip.VIDEO > frames.video",
+            "frames.images > extract.frames",
+            *_ATTENTION_LINKS,
+            "frames.images > preview.frames",
+            "fused.fused > prompts.fused",
+            "prompts.prompts > preview.prompts",
+            "prompts.positive_points > points.source",
+            "frames.images > frame.image",
+            "prompts.key_frame > frame.batch_index",
+            "sam3.MODEL > detect.model",
+            "frame.IMAGE > detect.image",
+            "prompts.positive_points > detect.positive_coords",
+            "detect.masks > mask.mask",
+        ),
+    ),
+}
