@@ -31,7 +31,7 @@ def heat_colours(values: Tensor) -> Tensor:
 
 
 def heat_overlay(frame: Tensor, attention: Tensor, mask: Tensor | None = None, points: Tensor | None = None) -> Tensor:
-    """`attention` (rows, cols) in 0..1 as a heat map over the frame; the outline of `mask` (any size, bool) and `points` (n, 2) in 0..1 on it."""
+    """`attention` (rows, cols) in 0..1 as a heat map over the frame; on it the outline of `mask` (any size, bool) and `points` (n, 2)."""
     height, width = frame.shape[:2]
     value = resize(attention[None].float(), (height, width))[0]
     # Little attention leaves a dimmed frame, much leaves hardly any of it: what is there stays visible, where the model looks stands out.
@@ -75,7 +75,7 @@ def mask_overlay(frame: Tensor, masks: Sequence[Tensor]) -> Tensor:
 
 
 def dots(frame: Tensor, points: Tensor, grid: Sequence[int]) -> Tensor:
-    """`points` (n, 2) in 0..1 as bright dots with a dark ring, smaller than the cells of `grid` (rows, cols) so that neighbours stay apart."""
+    """`points` (n, 2) in 0..1 as bright dots with a dark ring, smaller than the cells of `grid` (rows, cols): neighbours stay apart."""
     height, width = frame.shape[:2]
     cell = min(height / grid[0], width / grid[1])
     radius = min(max(0.33 * cell, 1.2), max(math.hypot(height, width) / 100, 1.2))

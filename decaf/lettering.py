@@ -17,7 +17,7 @@ _MISSING = "\uffff"  # never a character, so that its picture is the font's sign
 
 def font_for(text: str, size: int) -> ImageFont.ImageFont:
     """A font that has every character of `text`: Pillow's own if it does, else one of the system; Pillow's own if none does."""
-    characters = frozenset(text) - {" "}
+    characters = frozenset(plain(text)) - {" "}
     own = ImageFont.load_default(size)
     if _lacks(own, characters) == 0:
         return own
@@ -46,12 +46,14 @@ def _picture(font: ImageFont.ImageFont, character: str) -> tuple[tuple[int, int]
     return mask.size, bytes(mask)
 
 
-def wrapped(text: str, font: ImageFont.ImageFont, width: float, most: int) -> list[str]:
-    """`text` in at most `most` lines of `width` pixels, broken at spaces where there are some; what does not fit ends in "...".
+def plain(text: str) -> str:
+    """`text` with one space for every run of spaces, line ends and control characters: drawing fails at the latter."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
-    Every kind of space counts as one, and control characters, which fonts cannot draw, as spaces.
-    """
-    rest = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+
+def wrapped(text: str, font: ImageFont.ImageFont, width: float, most: int) -> list[str]:
+    """Plain `text` in at most `most` lines of `width` pixels, broken at spaces where there are some; what does not fit ends in "..."."""
+    rest = plain(text)
     lines: list[str] = []
     while rest:
         fits = _fitting(rest, font, width)

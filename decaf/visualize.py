@@ -12,14 +12,13 @@ from torch import Tensor
 
 from .clips import Clip
 from .data import FusedAttention, SAM2Prompts, Tracks
-from .drawing import cut_out, fit_mask, heat_overlay, mask_overlay, point_overlay
+from .drawing import cut_out, heat_overlay, mask_overlay, point_overlay
 from .fusion import coarse_masks
-from .lettering import font_for, wrapped, write
+from .lettering import font_for, plain, wrapped, write
 
 __all__ = ["contact_sheet", "cut_out", "heat_overlay", "mask_overlay", "point_overlay"]
 
-_CELL = (336, 252)  # the largest picture of a cell: width, height
-_SMALLEST = 12  # no side of a picture is smaller, however thin the frames are
+_LARGEST, _SMALLEST = (336, 252), (96, 40)  # width and height of a cell; very thin frames are stretched, so that there is something to see
 _GAP, _MARGIN, _LABEL = 8, 24, 76
 _PAPER, _INK, _QUIET = (18, 20, 26), (240, 242, 246), (150, 158, 172)
 
@@ -29,21 +28,22 @@ def contact_sheet(
 ) -> Image.Image:
     """One row per key frame, at most `rows` of them evenly chosen, and a heading with the query.
 
-    Columns: the key frame, its heat map, the coarse mask, the points (with `prompts`) and the final masks (with `tracks`), one colour per object.
-    `clip` may be another size than the one that attention was taken from.
+    Columns: the key frame, its heat map, the coarse mask, the points (with `prompts`) and the final masks (with `tracks`), one colour per
+    object. `clip` may be another size than the one that attention was taken from.
     """
     keys = _evenly(len(fused.map), rows)
     coarse = coarse_masks(FusedAttention(fused.map[keys], fused.clip))
     columns = ["Key frame", "Heat map", "Coarse mask"] + ["Points"] * (prompts is not None) + ["Final masks"] * (tracks is not None)
     layout = _Layout.of(fused.clip.frame_size, len(columns), len(keys))
-    lines = wrapped(fused.query or "(no query)", font_for(fused.query, 26), layout.width - 2 * _MARGIN, 3)
+    lines = wrapped(plain(fused.query) or "(no query)", font_for(fused.query, 26), layout.width - 2 * _MARGIN, 3)
     head = _MARGIN + 34 * len(lines) + 28 + 34
     sheet = Image.new("RGB", (layout.width, head + layout.height), _PAPER)
 
     for number, line in enumerate(lines):
         write(sheet, (_MARGIN, _MARGIN + 34 * number), line, 26, _INK)
     below = _MARGIN + 34 * len(lines) + 2
-    [facts] = wrapped(_facts(clip, fused, prompts, tracks), font_for(clip.name, 15), layout.width - 2 * _MARGIN, 1)
+    facts = _facts(clip, fused, prompts, tracks)
+    [facts] = wrapped(facts, font_for(facts, 15), layout.width - 2 * _MARGIN, 1)
     write(sheet, (_MARGIN, below), facts, 15, _QUIET)
     for column, title in enumerate(columns):
         write(sheet, (layout.left(column), head - 8), title, 16, _INK, "ls")
@@ -75,12 +75,10 @@ class _Layout:
     @classmethod
     def of(cls, frame_size: tuple[int, int], columns: int, rows: int) -> _Layout:
         height, width = frame_size
-        scale = min(_CELL[0] / width, _CELL[1] / height)
-        cell = max(round(width * scale), _SMALLEST), max(round(height * scale), _SMALLEST)
-        # A heading needs some room, also above narrow pictures; a row needs room for its label.
-        across = max(2 * _MARGIN + _LABEL + columns * (max(cell[0], 96) + _GAP), 640)
-        down = rows * (max(cell[1], 40) + _GAP) + _MARGIN - _GAP
-        return cls((max(cell[0], 96), max(cell[1], 40)), across, down) if min(cell) < 40 else cls(cell, across, down)
+        scale = min(_LARGEST[0] / width, _LARGEST[1] / height)
+        cell = max(round(width * scale), _SMALLEST[0]), max(round(height * scale), _SMALLEST[1])
+        across = max(2 * _MARGIN + _LABEL + columns * (cell[0] + _GAP) - _GAP, 640)  # the query needs some room above narrow pictures
+        return cls(cell, across, rows * (cell[1] + _GAP) - _GAP + _MARGIN)
 
     @property
     def drawn(self) -> tuple[int, int]:
@@ -100,7 +98,7 @@ def _scaled(frame: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _scaled_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Majority of the pixels, unless that makes something of nothing's size vanish."""
+    """Set where most pixels are, or, if a thin mask would vanish that way, where any is."""
     share = np.array(Image.fromarray(mask.numpy()).convert("L").resize((size[1], size[0]), Image.Resampling.BOX))
     scaled = torch.from_numpy(share >= 128)
     return scaled if scaled.any() or not mask.any() else torch.from_numpy(share > 0)
@@ -112,7 +110,7 @@ def _facts(clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None, track
         facts.append(_count(len(prompts.key), "point"))
     if tracks is not None:
         facts.append(_count(len(tracks.tracks), "object") + (f": {tracks.message}" if tracks.message else ""))
-    return "  ·  ".join(facts)
+    return " · ".join(facts)
 
 
 def _count(number: int, what: str) -> str:
