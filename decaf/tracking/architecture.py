@@ -99,6 +99,8 @@ def _override(settings: Settings, given: Mapping[str, object]) -> Settings:
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise DecafError(f"SAM 2 setting {name!r} is {value!r}; it must be {'whole numbers' if several else 'a whole number'}.")
         values[name] = tuple(numbers) if several else value
+    if values.get("image_size", 32) % 32 or values.get("image_size") == 0:
+        raise DecafError(f"SAM 2 setting 'image_size' is {values['image_size']}; it must be a multiple of 32 pixels.")
     return replace(settings, **values)
 
 

@@ -55,10 +55,11 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         raise _damaged(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error
-    if not isinstance(payload, Mapping):
-        raise DecafError(f"{path} holds {type(payload).__name__} instead of weights by name. Use a SAM 2 checkpoint.")
-    settings = _parse_settings(path, payload.get(METADATA_KEY))
-    return dict(payload.get("model", payload)), settings
+    settings = _parse_settings(path, payload.get(METADATA_KEY)) if isinstance(payload, Mapping) else {}
+    weights = payload.get("model", payload) if isinstance(payload, Mapping) else payload
+    if not isinstance(weights, Mapping):
+        raise DecafError(f"{path} holds {type(weights).__name__} instead of weights by name. Use a SAM 2 checkpoint.")
+    return dict(weights), settings
 
 
 def _damaged(path: Path, error: Exception) -> DecafError:

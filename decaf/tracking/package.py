@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 from types import SimpleNamespace
@@ -61,11 +62,11 @@ def _import_keeping_hydra() -> None:
 
 
 def _unusable(why: str) -> DecafError:
-    module = sys.modules.get("sam2")
-    if module is None:
-        return DecafError(f"The Python package sam2 cannot be imported ({why}). Install it: pip install sam2")
-    place = getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", [])) or "an unknown place"
+    spec = sys.modules["sam2"].__spec__ if "sam2" in sys.modules else importlib.util.find_spec("sam2")
+    if spec is None:
+        return DecafError("The Python package sam2 is missing. Install it: pip install sam2")
+    place = spec.origin or ", ".join(spec.submodule_search_locations or [])
     return DecafError(
-        f"The Python module sam2 comes from {place}, which is not the sam2 package of version 1.1 or later ({why}). "
-        "Another pack or folder on Python's path shadows it: disable or rename that one, or install the package: pip install --upgrade sam2"
+        f"The Python module sam2 at {place} is not a working sam2 package of version 1.1 or later ({why}). If another pack or folder on "
+        "Python's path shadows the package, disable or rename that one; if not, install it again: pip install --upgrade sam2"
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..clip_info import check_same_clip
+from ..clips import Clip
 from ..data import SAM2Prompts, Track, Tracks, pack_bits, unpack_bits
 from ..progress import Progress, silent
 from .build import SAM2
@@ -47,7 +49,7 @@ class _Tracklet:
 
 def segment(
     sam2: SAM2,
-    clip: Sequence[Tensor],
+    clip: Clip,
     prompts: SAM2Prompts,
     *,
     nms_iou: float = 0.7,
@@ -58,7 +60,7 @@ def segment(
 ) -> Tracks:
     """Masks of the objects that the points mean, on every frame of the clip.
 
-    `clip`: T frames, (H, W, 3) uint8 each, with `frame_size`. `nms_iou`: overlap above which the worse of two masks is dropped.
+    `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
     the best one. `max_tracks`: keep at most so many, the best (each costs T * H * W / 8 bytes). `counts`: "sam2_key_encodings" and
     "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame.
@@ -68,6 +70,7 @@ def segment(
     Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
     Raises DecafError when the prompts were made from another clip. Running out of GPU memory is tried once more with smaller batches.
     """
+    check_same_clip(clip, prompts.fused.clip)
     counts = counts if counts is not None else {}
     if len(prompts.key) == 0:
         return _nothing(clip, "Nothing found: no cell of the attention map reaches the point threshold.")
@@ -82,7 +85,7 @@ def segment(
     return Tracks(packed, tuple(clip.frame_size), tuple(tracks))
 
 
-def _nothing(clip: Sequence[Tensor], message: str) -> Tracks:
+def _nothing(clip: Clip, message: str) -> Tracks:
     height, width = clip.frame_size
     return Tracks(torch.zeros(0, len(clip), height, -(-width // 8), dtype=torch.uint8), (height, width), (), message)
 
@@ -90,7 +93,7 @@ def _nothing(clip: Sequence[Tensor], message: str) -> Tracks:
 class _KeyFrames(Sequence):
     """The key frames of a clip as a clip of their own."""
 
-    def __init__(self, clip: Sequence[Tensor], key_frames: Sequence[int]):
+    def __init__(self, clip: Clip, key_frames: Sequence[int]):
         self._clip, self._key_frames = clip, key_frames
 
     def __len__(self) -> int:
@@ -119,7 +122,7 @@ class _Meter:
 
 def _find_tracklets(
     sam2: SAM2,
-    clip: Sequence[Tensor],
+    clip: Clip,
     prompts: SAM2Prompts,
     nms_iou: float,
     limits: _Limits,
@@ -168,7 +171,7 @@ def _choose(
 
 def _propagate(
     sam2: SAM2,
-    clip: Sequence[Tensor],
+    clip: Clip,
     tracks: list[Track],
     masks: list[Tensor],
     limits: _Limits,

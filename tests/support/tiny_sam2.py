@@ -14,7 +14,8 @@ STAGES = (1, 2, 3, 1)
 
 
 def make_sam2(path, seed: int = 0, image_size: int = 128, version: str = "2.1") -> Path:
-    """Writes a random tiny checkpoint, .pt or .safetensors by its suffix, with the setting that its shapes cannot tell. `version`: "2" or "2.1"."""
+    """Writes a random tiny checkpoint, .pt or .safetensors by its suffix, with the setting that its shapes cannot tell. `version`: "2" or
+    "2.1"."""
     path = Path(path)
     weights = random_weights(seed, image_size, version)
     settings = json.dumps({"image_size": image_size})
@@ -34,7 +35,8 @@ def random_weights(seed: int, image_size: int = 128, version: str = "2.1") -> di
 
 
 def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **more) -> nn.Module:
-    """A tiny model of the class `base` (`SAM2Base` or a subclass) with the constructor's arguments written out, as in the package's configurations."""
+    """A tiny model of the class `base` (`SAM2Base` or a subclass) with the constructor's arguments written out, as in the package's
+    configurations."""
     sam2 = sam2_package()
     newer = version == "2.1"
     trunk = sam2.Hiera(
@@ -52,11 +54,18 @@ def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **
         fpn_top_down_levels=[2, 3],
         fpn_interp_model="nearest",
     )
-    rope = {"rope_theta": 10000.0, "feat_sizes": (image_size // 16,) * 2, "embedding_dim": DIM, "num_heads": 1, "downsample_rate": 1}
+    rope = {
+        "rope_theta": 10000.0,
+        "feat_sizes": (image_size // 16,) * 2,
+        "embedding_dim": DIM,
+        "num_heads": 1,
+        "downsample_rate": 1,
+        "dropout": 0.1,
+    }
     layer = sam2.MemoryAttentionLayer(
         activation="relu",
         dim_feedforward=2 * DIM,
-        dropout=0.0,
+        dropout=0.1,
         pos_enc_at_attn=False,
         self_attention=sam2.RoPEAttention(**rope),
         d_model=DIM,
@@ -113,7 +122,8 @@ def _sine(channels: int) -> nn.Module:
 
 
 def _enliven(model: nn.Module) -> None:
-    """Freshly initialised layers hardly look at their input; scaled up they do, and the mask depends on the point, the picture and the memories."""
+    """Freshly initialised layers hardly look at their input; scaled up they do, and the mask depends on the point, the picture and the
+    memories."""
     decoder = model.sam_mask_decoder
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -125,7 +135,7 @@ def _enliven(model: nn.Module) -> None:
                 weight.normal_(std=0.3)
         # Most objects are seen on most frames.
         decoder.pred_obj_score_head.layers[-1].weight.mul_(20)
-        decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
+        decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
         for mlp in decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight.mul_(10)
         decoder.iou_prediction_head.layers[-1].weight.mul_(10)

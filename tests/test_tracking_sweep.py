@@ -1,0 +1,153 @@
+"""Two sweeps for all objects against SAM 2's own video predictor, object by object."""
+
+import functools
+
+import pytest
+import sam2_oracle
+import tiny_sam2
+import torch
+from moving_shapes import moving_shapes
+from PIL import Image
+
+from decaf.tracking import load_sam2
+from decaf.tracking.frames import FrameEncoder, model_input
+from decaf.tracking.memory import MemoryPlan, Step, TrackedObject
+from decaf.tracking.package import sam2_package
+from decaf.tracking.sweep import FixedPrompts, Sweep
+
+CASES = [
+    # model's seed, version and image size; length, height, width, prompt frames
+    (1, "2.1", 128, 1, 96, 128, [0]),
+    (1, "2", 128, 2, 128, 128, [0, 1, 1]),
+    (3, "2.1", 128, 5, 70, 110, [0, 1, 4]),
+    (3, "2", 64, 18, 90, 60, [0, 1, 9, 17]),
+    (1, "2.1", 64, 18, 64, 64, [8, 8, 16]),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Bit equality needs equal thread counts, and tiny matrices gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(seed, version, image size) -> our model and the package's predictor with the same weights."""
+
+    @functools.cache
+    def get(seed, version, size):
+        path = tiny_sam2.make_sam2(tmp_path_factory.mktemp("sam2") / "tiny.safetensors", seed, size, version)
+        predictor = tiny_sam2.build(sam2_oracle.predictor_class(), size, version).eval()
+        ours = load_sam2(path)
+        predictor.load_state_dict(ours.model.state_dict())
+        return ours, predictor
+
+    return get
+
+
+def random_masks(count, height, width, seed):
+    """Blobs with holes and ragged borders."""
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.nn.functional.interpolate(torch.rand(count, 1, 9, 9, generator=random), size=(height, width), mode="bicubic")[:, 0]
+    return noise > 0.55
+
+
+def sweep_logits(sam2, clip, prompts, *, one_by_one=False, batch=8, budget=0):
+    """(n, T, H, W) logits, and how many images were encoded."""
+    encoded = []
+    encoder = FrameEncoder(sam2, clip, budget, lambda: encoded.append(1))
+    out = torch.full((len(prompts), len(clip), *clip.frame_size), float("nan"))
+    for swept in Sweep(sam2, encoder, batch=batch, one_by_one=one_by_one).run(FixedPrompts(prompts)):
+        assert out[swept.ids, swept.frame].isnan().all(), "an object came twice on one frame"
+        out[swept.ids, swept.frame] = torch.nn.functional.interpolate(
+            swept.logits, size=clip.frame_size, mode="bilinear", align_corners=False
+        )[:, 0]
+    assert not out.isnan().any()
+    return out, len(encoded)
+
+
+def oracle_logits(predictor, clip, prompts, folder):
+    state = sam2_oracle.start(predictor, clip, folder)
+    return torch.cat([sam2_oracle.propagate(predictor, state, frame, [mask]) for frame, mask in prompts])
+
+
+def agreement(ours, theirs):
+    """Largest difference of logits, and the lowest IoU of a frame's mask; where both are empty it is 1."""
+    a, b = ours > 0, theirs > 0
+    union = (a | b).sum((-1, -2))
+    return float((ours - theirs).abs().max()), float(torch.where(union > 0, (a & b).sum((-1, -2)) / union.clamp(min=1), 1.0).min())
+
+
+@pytest.mark.parametrize("seed, version, size, length, height, width, frames", CASES)
+def test_equals_predictor(models, tmp_path, seed, version, size, length, height, width, frames):
+    ours, predictor = models(seed, version, size)
+    clip = moving_shapes(length, height, width, seed)
+    prompts = list(zip(frames, random_masks(len(frames), height, width, seed), strict=True))
+    theirs = oracle_logits(predictor, clip, prompts, tmp_path)
+    assert 0.02 < (theirs > 0).float().mean() < 0.98, "masks that are all empty or all full compare nothing"
+
+    one_by_one, _ = sweep_logits(ours, clip, prompts, one_by_one=True)
+    assert torch.equal(one_by_one, theirs)
+
+    batched, _ = sweep_logits(ours, clip, prompts)
+    difference, iou = agreement(batched, theirs)
+    assert difference <= 2e-2 and iou >= 0.999
+
+
+def test_batches_of_any_size(models):
+    ours, _ = models(3, "2.1", 64)
+    clip = moving_shapes(6, 64, 64)
+    prompts = list(zip([0, 2, 2, 3, 5], random_masks(5, 64, 64, 0), strict=True))
+    whole, _ = sweep_logits(ours, clip, prompts, batch=8)
+    for batch in (1, 2, 3):
+        difference, iou = agreement(sweep_logits(ours, clip, prompts, batch=batch)[0], whole)
+        assert difference <= 2e-2 and iou >= 0.999
+
+
+def test_feature_cache_saves_encodings_and_changes_nothing(models):
+    ours, _ = models(1, "2.1", 64)
+    clip = moving_shapes(12, 64, 64)
+    prompts = list(zip([2, 5, 9], random_masks(3, 64, 64, 0), strict=True))
+    without, encoded = sweep_logits(ours, clip, prompts, budget=0)
+    assert encoded == (12 - 2) + 9
+    one_frame = FrameEncoder(ours, clip, 0, lambda: None).encode(0).nbytes
+    for room, saved in ((3, 3), (100, 7)):
+        cached, fewer = sweep_logits(ours, clip, prompts, budget=room * one_frame)
+        assert fewer == encoded - saved
+        assert torch.equal(cached, without)
+
+
+@pytest.mark.parametrize("length, prompt", [(1, 0), (2, 0), (2, 1), (17, 5), (60, 0), (60, 59), (60, 20)])
+def test_a_memory_lives_exactly_as_long_as_it_is_looked_at(length, prompt):
+    plan = MemoryPlan(prompt, length, memories=7, pointers=16)
+    steps = [Step(t, False) for t in range(prompt + 1, length)] + [Step(t, True) for t in range(prompt - 1, -1, -1)]
+    one = TrackedObject(0, plan, {prompt: None}, {prompt: None})
+    looked_at = {frame: i for i, step in enumerate(steps) for _, frame in plan.memories(step)}
+    for i, step in enumerate(steps):
+        assert {frame for _, frame in plan.memories(step)} <= one.memories.keys()
+        assert {frame for _, frame in plan.pointers(step)} <= one.pointers.keys()
+        if plan.needs_memory(step.frame):
+            one.memories[step.frame] = None
+        if plan.needs_pointer(step.frame):
+            one.pointers[step.frame] = None
+        one.release(step)
+        assert all(frame == prompt or looked_at[frame] > i for frame in one.memories)
+        # Six memories and fifteen pointers of the last frames, and of the first ones after the prompt for the way back.
+        assert len(one.memories) <= 1 + 6 + 5 and len(one.pointers) <= 1 + 15 + 14
+    assert one.memories.keys() == one.pointers.keys() == {prompt}
+
+
+def test_model_input_equals_the_package(tmp_path):
+    sam2_package()
+    from sam2.utils.misc import load_video_frames
+
+    clip = moving_shapes(2, 90, 61)
+    for t in range(2):
+        Image.fromarray(clip[t].numpy()).save(tmp_path / f"{t}.jpg", format="PNG")
+    theirs, height, width = load_video_frames(str(tmp_path), 128, offload_video_to_cpu=True, compute_device=torch.device("cpu"))
+    assert (height, width) == clip.frame_size
+    assert torch.equal(torch.stack([model_input(clip[t], 128) for t in range(2)]), theirs)
