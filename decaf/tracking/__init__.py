@@ -1,6 +1,6 @@
 """SAM 2: models from checkpoints, points to masks, masks through the clip."""
 
 from .build import SAM2, load_sam2
-from .segment import segment
+from .segmentation import segment
 
 __all__ = ["SAM2", "load_sam2", "segment"]

@@ -1,0 +1,244 @@
+"""From points to tracks: against the slow way, and in every odd situation."""
+
+import functools
+
+import pytest
+import sam2_oracle
+import tiny_sam2
+import torch
+from moving_shapes import moving_shapes
+
+from decaf.clip_info import clip_info
+from decaf.clips import clip_from_images
+from decaf.data import FusedAttention, SAM2Prompts, pack_bits
+from decaf.errors import DecafError
+from decaf.tracking import load_sam2, segment
+from decaf.tracking.candidates import suppress
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Bit equality needs equal thread counts, and tiny matrices gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(seed, version) -> our model and the package's predictor with the same weights, at 64 px."""
+
+    @functools.cache
+    def get(seed=1, version="2.1"):
+        ours = load_sam2(tiny_sam2.make_sam2(tmp_path_factory.mktemp("sam2") / "tiny.safetensors", seed, 64, version))
+        predictor = tiny_sam2.build(sam2_oracle.predictor_class(), 64, version).eval()
+        predictor.load_state_dict(ours.model.state_dict())
+        return ours, predictor
+
+    return get
+
+
+def key_frames(length, count=16):
+    return torch.linspace(0, length - 1, min(length, count)).to(torch.int64).tolist()
+
+
+def make_prompts(clip, count, seed=0, keys=None):
+    """Random points over the key frames (or those in `keys`) and a random map."""
+    random = torch.Generator().manual_seed(seed)
+    frames = key_frames(len(clip))
+    places = torch.tensor(range(len(frames)) if keys is None else keys)
+    key = places[torch.randint(len(places), (count,), generator=random)].sort().values
+    fused = FusedAttention(torch.rand(len(frames), 6, 7, generator=random), clip_info(clip, frames))
+    return SAM2Prompts(key, torch.rand(count, 2, generator=random), 0.8 + 0.2 * torch.rand(count, generator=random), fused)
+
+
+CASES = [
+    # model's seed and version; length, height, width, points, score threshold
+    (1, "2.1", 1, 64, 64, 3, 0.8),
+    (3, "2", 2, 50, 70, 5, 0.7),
+    (3, "2.1", 7, 64, 48, 9, 0.6),
+    (1, "2", 20, 40, 56, 12, 0.55),
+    (5, "2.1", 18, 64, 64, 12, 0.4),
+]
+
+
+@pytest.mark.parametrize("seed, version, length, height, width, points, threshold", CASES)
+def test_equals_the_slow_way(models, tmp_path, seed, version, length, height, width, points, threshold):
+    ours, predictor = models(seed, version)
+    clip = moving_shapes(length, height, width, seed)
+    prompts = make_prompts(clip, points, seed)
+    kept, logits = sam2_oracle.segment(predictor, clip, prompts, tmp_path, score_threshold=threshold)
+    assert (logits > 0).any() and not (logits > 0).all()
+
+    counts = {}
+    tracks = segment(ours, clip, prompts, score_threshold=threshold, counts=counts)
+    assert tracks.packed.shape == (len(kept), length, height, -(-width // 8)) and tracks.frame_size == (height, width)
+    for number, (track, theirs) in enumerate(zip(tracks.tracks, kept, strict=True)):
+        assert track.id == number
+        assert track.frame == prompts.fused.clip.key_frames[theirs["key"]]
+        assert track.xy == tuple(prompts.xy[theirs["point"]].tolist())
+        assert track.attention == float(prompts.value[theirs["point"]])
+        assert track.predicted_iou == pytest.approx(theirs["iou"], abs=1e-5)
+        assert track.consistency == pytest.approx(theirs["consistency"], abs=2e-3)
+        assert track.score == pytest.approx(theirs["final"], abs=1e-3)
+        masks, expected = tracks.masks(number), logits[number] > 0
+        assert (masks & expected).sum() >= 0.999 * (masks | expected).sum()
+        assert (logits[number][masks != expected].abs() <= 2e-2).all()
+    assert counts["sam2_key_encodings"] <= 2 * len(prompts.fused.map) and counts["sam2_clip_encodings"] <= 2 * length
+
+
+def test_the_map_decides_when_nothing_else_differs(models):
+    """A tracklet over what was attended to is kept before one that is not."""
+    ours, _ = models(3)
+    clip = moving_shapes(4, 64, 64, 3)
+    prompts = make_prompts(clip, 8, 3, keys=[0])
+    low, high = (segment(ours, clip, prompts, score_threshold=t) for t in (-1.0, 2.0))
+    assert len(low.tracks) > len(high.tracks) == 1
+    assert high.tracks[0].score == max(track.score for track in low.tracks)
+    limited = segment(ours, clip, prompts, score_threshold=-1.0, max_tracks=2)
+    assert [t.score for t in limited.tracks] == [t.score for t in low.tracks if t.score >= sorted(t.score for t in low.tracks)[-2]]
+    assert [t.id for t in limited.tracks] == [0, 1]
+
+
+def test_no_points(models):
+    ours, _ = models()
+    clip = moving_shapes(3, 40, 50)
+    tracks = segment(ours, clip, make_prompts(clip, 0))
+    assert tracks.packed.shape == (0, 3, 40, 7) and tracks.tracks == () and "Nothing found" in tracks.message
+    assert tracks.union().shape == (3, 40, 50) and not tracks.union().any()
+
+
+def test_empty_masks(models):
+    ours, _ = models()
+    clip = moving_shapes(3, 40, 50)
+    bias = ours.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
+    before = bias.clone()
+    bias.fill_(-1000)  # nothing is ever seen
+    try:
+        tracks = segment(ours, clip, make_prompts(clip, 4))
+    finally:
+        bias.copy_(before)
+    assert tracks.packed.shape == (0, 3, 40, 7) and "empty mask at all 4 points" in tracks.message
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 1), (16, 400), (400, 16)])
+def test_frames_of_odd_shape(models, height, width):
+    ours, _ = models()
+    clip = clip_from_images(torch.rand(3, height, width, 3, generator=torch.Generator().manual_seed(0)))
+    tracks = segment(ours, clip, make_prompts(clip, 3), score_threshold=0.0)
+    assert tracks.packed.shape[1:] == (3, height, -(-width // 8)) and len(tracks.tracks) > 0
+
+
+def test_a_constant_map(models):
+    ours, _ = models()
+    clip = moving_shapes(3, 40, 50)
+    prompts = make_prompts(clip, 4)
+    flat = FusedAttention(torch.ones(3, 6, 7), prompts.fused.clip)
+    tracks = segment(ours, clip, SAM2Prompts(prompts.key, prompts.xy, prompts.value, flat), score_threshold=0.1)
+    assert all(track.consistency == 0 for track in tracks.tracks) and len(tracks.tracks) > 0
+
+
+def test_another_clip(models):
+    ours, _ = models()
+    prompts = make_prompts(moving_shapes(3, 40, 50), 4)
+    with pytest.raises(DecafError, match="3 frames, but .* has 4"):
+        segment(ours, moving_shapes(4, 40, 50), prompts)
+
+
+def test_many_points_in_small_batches(models, monkeypatch):
+    """How many objects and points go at once does not change what comes out."""
+    ours, _ = models(3)
+    clip = moving_shapes(6, 48, 64, 3)
+    prompts = make_prompts(clip, 30, 3)
+    whole = segment(ours, clip, prompts, score_threshold=0.3)
+    monkeypatch.setattr("decaf.tracking.segmentation._PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("decaf.tracking.masks._BYTES_AT_ONCE", 1)
+    small = segment(ours, clip, prompts, score_threshold=0.3)
+    assert [(t.frame, t.xy) for t in small.tracks] == [(t.frame, t.xy) for t in whole.tracks] and len(whole.tracks) > 2
+    for number in range(len(whole.tracks)):
+        a, b = whole.masks(number), small.masks(number)
+        assert (a & b).sum() >= 0.999 * (a | b).sum()
+
+
+class Cancelled(BaseException):
+    pass
+
+
+def test_progress_and_cancel(models):
+    ours, _ = models()
+    clip = moving_shapes(6, 40, 50)
+    prompts = make_prompts(clip, 5)
+    calls = []
+    expected = segment(ours, clip, prompts, progress=lambda *call: calls.append(call))
+    for what in ("SAM 2: points and tracklets on the key frames", "SAM 2: tracking through the clip"):
+        done = [(done, total) for done, total, name in calls if name == what]
+        assert done[0][0] == 0 and done == sorted(done) and all(d <= total == done[0][1] for d, total in done)
+        assert len(done) >= 6
+    for stop in (0, 3, len(calls) - 1):
+        seen = []
+
+        def cancel(*call, seen=seen, stop=stop):
+            seen.append(call)
+            if len(seen) > stop:
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            segment(ours, clip, prompts, progress=cancel)
+        assert len(seen) == stop + 1
+    again = segment(ours, clip, prompts)
+    assert torch.equal(again.packed, expected.packed)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_out_of_gpu_memory(models, monkeypatch, failures):
+    """Once more with less at a time; then the host gets the original error."""
+    ours, _ = models(3)
+    clip = moving_shapes(5, 40, 50, 3)
+    prompts = make_prompts(clip, 8, 3)
+    expected = segment(ours, clip, prompts, score_threshold=0.3)
+    heads, sizes = ours.model._forward_sam_heads, []
+
+    def forward(*args, **more):
+        sizes.append(len(more.get("backbone_features", args[0] if args else None)))
+        if sizes[-1] > 1 or failures == 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return heads(*args, **more)
+
+    monkeypatch.setattr(ours.model, "_forward_sam_heads", forward)
+    if failures == 2:
+        with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+            segment(ours, clip, prompts)
+        assert "smaller SAM 2 model" in "".join(getattr(caught.value, "__notes__", ["smaller SAM 2 model"]))
+        return
+    tracks = segment(ours, clip, prompts, score_threshold=0.3)
+    assert max(sizes) > 1
+    assert [t.xy for t in tracks.tracks] == [t.xy for t in expected.tracks]
+    assert ((tracks.packed ^ expected.packed) != 0).float().mean() < 0.001
+
+
+def packed(*spans):
+    """(n, 1, 4) packed masks of one row, 32 pixels wide, with the pixels start..stop-1 set."""
+    x = torch.arange(32)
+    return pack_bits(torch.stack([((start <= x) & (x < stop))[None] for start, stop in spans]))
+
+
+NONE = torch.zeros(0, 1, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "masks, scores, earlier, earlier_scores, kept, deleted",
+    [
+        ([(0, 10)], [1.0], [], [], [0], []),
+        ([(0, 10), (0, 10)], [1.0, 1.0], [], [], [0], []),  # the first of equals
+        ([(0, 10)], [1.0], [(0, 10)], [1.0], [], []),  # the earlier of equals
+        ([(0, 10)], [1.1], [(0, 10)], [1.0], [0], [0]),
+        ([(0, 10)], [1.0], [(0, 10), (0, 9)], [0.9, 1.1], [], []),  # beaten by one, it does not delete the other
+        ([(0, 10)], [0.9], [(0, 7)], [1.0], [0], []),  # IoU of 0.7 exactly is not above 0.7
+        ([(0, 10), (2, 12)], [1.0, 0.9], [], [], [0, 1], []),
+        ([(0, 0), (0, 0)], [1.0, 0.9], [(0, 0)], [2.0], [0, 1], []),  # empty masks overlap nothing
+    ],
+)
+def test_corner_cases_of_suppression(masks, scores, earlier, earlier_scores, kept, deleted):
+    previous = packed(*earlier) if earlier else NONE
+    assert suppress(packed(*masks), torch.tensor(scores), previous, torch.tensor(earlier_scores), 0.7) == (kept, deleted)
