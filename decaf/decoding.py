@@ -44,7 +44,10 @@ class VideoFile(Clip):
 
     def _index(self, budget: int) -> None:
         for frame in self._stream.frames():
-            index, size = len(self._times), upright_size(frame)
+            index = len(self._times)
+            if index == 0:
+                self._turn, self._mirror = _orientation(frame)
+            size = (frame.width, frame.height) if self._turn % 2 else (frame.height, frame.width)
             if index == 0:
                 self.frame_size = size
                 self._cache = FrameCache(size, budget)
@@ -58,7 +61,7 @@ class VideoFile(Clip):
             if frame.key_frame and index:
                 self._starts.append(index)
             if index < self._cache.capacity:
-                self._cache.put(index, to_rgb(frame))
+                self._cache.put(index, self._upright(frame))
         if not self._times:
             self._stream.close()
             raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
@@ -78,10 +81,17 @@ class VideoFile(Clip):
             backward = index == self._last - 1
             first = max(index + 1 - max(self._cache.capacity // 2, 1), 0) if backward else index
             for place, decoded in self._decode(first, index + 1):
-                frame = to_rgb(decoded)
+                frame = self._upright(decoded)
                 self._cache.put(place, frame)
         self._last = index
         return frame
+
+    def _upright(self, frame: av.VideoFrame) -> Tensor:
+        """(H, W, 3) uint8 RGB; alpha is dropped, more than 8 bits are rounded."""
+        pixels = frame.to_ndarray(format="rgb24")
+        if self._mirror:
+            pixels = pixels[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, self._turn)))
 
     def _decode(self, first: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames first..stop-1 with their indices."""
@@ -195,22 +205,11 @@ def _first_then(frame: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator
     yield from rest
 
 
-def to_rgb(frame: av.VideoFrame) -> Tensor:
-    """(H, W, 3) uint8 RGB, upright; alpha is dropped, more than 8 bits are rounded."""
-    turn, mirror = _orientation(frame)
-    pixels = frame.to_ndarray(format="rgb24")
-    if mirror:
-        pixels = pixels[:, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, turn)))
-
-
-def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(H, W) of the frame as shown."""
-    return (frame.width, frame.height) if _orientation(frame)[0] % 2 else (frame.height, frame.width)
-
-
 def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """How the file wants its frames shown: quarter turns counterclockwise, after mirroring left and right."""
+    """How the file wants its frames shown: quarter turns counterclockwise, after mirroring left and right.
+
+    Asked of the first frame only: a frame whose side data was looked at is part of a reference cycle, and such frames pile up.
+    """
     for side in frame.side_data:
         if side.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack("=9i", bytes(side))[:5]  # a pixel at (x, y) is shown at (a x + c y, b x + d y)

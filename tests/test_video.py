@@ -1,5 +1,6 @@
 """Clips in and videos out: every frame once and upright from any file, the same pixels in any order, and what is said about bad files."""
 
+import gc
 import logging
 import random
 import subprocess
@@ -76,6 +77,21 @@ def test_memory_is_bounded_by_the_budget(files):
     for index in [*range(40), *reversed(range(40))]:
         clip[index]
         assert len(clip._cache._frames) <= 6
+
+
+def test_decoded_frames_do_not_pile_up(files):
+    """Frames of the decoding library that wait for the garbage collector took as much memory as the clip."""
+    path = files("b_frames.mp4")
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(one) is av.VideoFrame for one in gc.get_objects())
+        clip = open_clip(path, budget=FRAME)
+        for index in range(40):
+            clip[index]
+        assert sum(type(one) is av.VideoFrame for one in gc.get_objects()) - before <= 10
+    finally:
+        gc.enable()
 
 
 def test_steps_in_either_direction_decode_little(files, monkeypatch):
