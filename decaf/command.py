@@ -204,7 +204,12 @@ def _summary(options: Options, tracks: Tracks, filled: int) -> str:
     if not tracks.tracks:
         return f"{tracks.message} The masks in {options.out} are empty."
     many = f"{len(tracks.tracks)} object" + "s" * (len(tracks.tracks) != 1)
-    return f"{many}, masked in {filled} of {tracks.length} frames. Results are in {options.out}."
+    told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {options.out}."
+    best = max(track.score for track in tracks.tracks)
+    if best <= options.score_threshold:
+        guess = f"the best guess was kept, its score is {best:.2f}"
+        told += f"\nNothing scored above {options.score_threshold:g}; {guess}. Look at {outputs.SHEET}."
+    return told
 
 
 class _Clock:
