@@ -138,14 +138,20 @@ def load_mllm(
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         progress(1, 2, f"Loading {folder.name}")
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DecafError(f"The model in {folder} cannot be loaded: {first} Download it again.") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise DecafError(
+            f"The model in {folder} lacks {len(missing)} weights that its config.json asks for, first of all {missing[0]}. "
+            "Download it again."
+        )
     model.eval().requires_grad_(False)
     mllm = MLLM(model.to(device), processor, family, folder.name)
     # The vision tower keeps the fast kernels: only the text tower's attention is looked at.
