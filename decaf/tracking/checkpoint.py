@@ -63,7 +63,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 
 def _damaged(path: Path, error: Exception) -> DecafError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
     return DecafError(f"{path} is damaged or not a PyTorch checkpoint ({reason}). Download it again.")
 
 
