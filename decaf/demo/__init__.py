@@ -1,0 +1,1 @@
+"""Synthetic scenes with truth, and tiny models trained on them, so that the whole method can be seen to work offline."""
