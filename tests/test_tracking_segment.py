@@ -1,5 +1,6 @@
 """From points to tracks: against the slow way, and in every odd situation."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -99,6 +100,17 @@ def test_the_map_decides_when_nothing_else_differs(models):
     limited = segment(ours, clip, prompts, score_threshold=-1.0, max_tracks=2)
     assert [t.score for t in limited.tracks] == [t.score for t in low.tracks if t.score >= sorted(t.score for t in low.tracks)[-2]]
     assert [t.id for t in limited.tracks] == [0, 1]
+
+
+def test_half_precision(models):
+    ours, _ = models(3)
+    clip = moving_shapes(5, 40, 50, 3)
+    prompts = make_prompts(clip, 6, 3)
+    exact = segment(ours, clip, prompts, max_tracks=1)
+    rough = segment(dataclasses.replace(ours, dtype=torch.bfloat16), clip, prompts, max_tracks=1)
+    assert [t.xy for t in rough.tracks] == [t.xy for t in exact.tracks]
+    a, b = rough.union(), exact.union()
+    assert 0.7 < (a & b).sum() / (a | b).sum() < 1  # random weights magnify the rounding
 
 
 def test_no_points(models):

@@ -61,7 +61,7 @@ class Features:
 class FrameEncoder:
     """Encodes frames of a sequence on demand and keeps features that it is told to keep, up to `budget` bytes.
 
-    `frames`: (H, W, 3) uint8 tensors. `encoded` counts how often the image encoder ran.
+    `frames`: (H, W, 3) uint8 tensors. `on_encode` is called before the image encoder runs; what it raises stops the work.
     """
 
     def __init__(self, sam2: SAM2, frames: Sequence[Tensor], budget: int, on_encode: Callable[[], None]):

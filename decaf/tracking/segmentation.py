@@ -22,7 +22,8 @@ from .sweep import FixedPrompts, Prompter, Sweep
 
 log = logging.getLogger(__name__)
 
-_PIXELS_AT_ONCE = 16 << 20  # of SAM 2's input; sixteen objects at 1024 x 1024
+# Of SAM 2's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
+_PIXELS_AT_ONCE = 4 << 20
 _FEATURE_BYTES = 512 << 20
 _TOO_LARGE = (
     "Not even one object at a time fits. Use a smaller SAM 2 model or half precision, or free the GPU memory that other models hold."
