@@ -246,31 +246,51 @@ def test_without_resume_everything_is_made_anew(line, tmp_path, mllm_folder):
 
 
 STOPS = {
-    "attention": "import decaf.attention as m; m._Run.maps = stop",
-    "mask": "import decaf.files as m, os; replace = os.replace; m.os.replace = lambda a, b: stop() if '00003' in str(b) else replace(a, b)",
+    "attention": "import decaf.outputs as m; m.atomic_write = stop",
+    "mask": "import decaf.files as m; replace = os.replace; m.os.replace = lambda a, b: stop() if '00003' in str(b) else replace(a, b)",
     "overlay": "import decaf.command as m; m.mask_overlay = stop",
 }
 
+KILLER = """
+import os, signal, sys
+from decaf import cli
+import transformers, decaf.command  # once, before the children
+def stop(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
+code, *arguments = sys.argv[1:]
+for case in code.split("||"):
+    name, patch = case.split("::")
+    child = os.fork()
+    if not child:
+        exec(patch)
+        cli.main([argument.replace("WHERE", name) for argument in arguments])
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (name, status)
+"""
 
-@pytest.mark.parametrize("where", STOPS)
-def test_killed_run_leaves_nothing_half_written(line, where, tmp_path):
-    script = f"import os, signal, sys\ndone = []\ndef stop(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)\n{STOPS[where]}\n"
-    killed = subprocess.run([sys.executable, "-c", script + "from decaf.cli import main; main(sys.argv[1:])", *line()], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    out = tmp_path / "out"
-    check_no_half_written(out)
-    assert (out / "attention.safetensors").exists() == (where != "attention")
 
-    patched = pytest.MonkeyPatch()
-    if where != "attention":
-        patched.setattr(command, "load_mllm", no_model)
-    with patched.context():
-        assert cli.main(line("--resume")) == 0
-    patched.undo()
-    assert not [path for path in out.rglob(".*")]
-    resumed = masks(out / "masks")
-    assert cli.main(line()) == 0
-    assert np.array_equal(resumed, masks(out / "masks"))
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked and killed here")
+def test_killed_run_leaves_nothing_half_written(line, tmp_path, monkeypatch):
+    arguments = line()
+    whole, place = tmp_path / "out", arguments.index("--out") + 1
+    assert cli.main(arguments) == 0
+    arguments[place] = str(tmp_path / "WHERE")
+    cases = "||".join(f"{name}::{patch}" for name, patch in STOPS.items())
+    killed = subprocess.run([sys.executable, "-c", KILLER, cases, *arguments], capture_output=True, text=True)
+    assert killed.returncode == 0, killed.stderr
+    for where in STOPS:
+        out = tmp_path / where
+        check_no_half_written(out)
+        # The file that was being written when the process died keeps its temporary name.
+        assert bool(list(out.rglob(".*"))) == (where != "attention")
+        assert (out / "attention.safetensors").exists() == (where != "attention")
+        arguments[place] = str(out)
+        with monkeypatch.context() as patched:
+            if where != "attention":
+                patched.setattr(command, "load_mllm", no_model)
+            assert cli.main([*arguments, "--resume"]) == 0
+        assert not list(out.rglob(".*"))
+        assert np.array_equal(masks(out / "masks"), masks(whole / "masks"))
 
 
 def check_no_half_written(out):
