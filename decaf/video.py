@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from .clip_info import check_same_clip, clip_info, thumbnails
@@ -50,14 +51,14 @@ def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction
             stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
             stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
-            stream.codec_context.color_range = _LIMITED
+            stream.codec_context.color_range = ColorRange.MPEG
             count = 0
             for count, frame in enumerate(frames, start=1):
                 if tuple(frame.shape) != (height, width, 3):
                     raise DecafError(f"Frame {count - 1} for {path} has the shape {tuple(frame.shape)} instead of {(height, width, 3)}.")
                 pixels = np.pad(frame.numpy(), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
                 picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
+                picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
                 container.mux(stream.encode(picture))
             if not count:
                 raise DecafError(f"There is no frame to write to {path}.")
@@ -65,4 +66,3 @@ def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction
 
 
 _BT709 = 1  # the same number in FFmpeg's lists of colour spaces, primaries and transfer functions
-_LIMITED = 1
