@@ -63,17 +63,22 @@ def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -
     from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
 
+    sized = []
+
     class Bar(tqdm):
-        """Reports to `progress` instead of drawing; hub code updates it per chunk."""
+        """Reports to `progress` instead of drawing. The hub counts bytes in one bar and files in another; older ones count files alone."""
 
         def __init__(self, *args, **kwargs):
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": False, "file": _Nowhere()})
+            if self.unit == "B":
+                sized.append(self)
 
         def update(self, n=1):
             result = super().update(n)
-            if self.total:
-                progress(int(self.n), int(self.total), f"Downloading {repo}")
+            shown = sized[-1] if sized else self
+            if shown.total:
+                progress(int(min(shown.n, shown.total)), int(shown.total), f"Downloading {repo}")
             return result
 
     try:
