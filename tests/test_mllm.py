@@ -229,3 +229,35 @@ def test_layers_and_settings_are_checked(mllm):
         extract_attention(mllm, clip_of(1), QUERY, start_layer=mllm.layers)
     with pytest.raises(DecafError, match="no setting"):
         extract_attention(mllm, clip_of(1), QUERY, setting="both")
+
+
+def out_of_memory_for(calls, monkeypatch, blocks):
+    """Makes the first `calls` rollouts run out of GPU memory; `blocks` gets the block size of every one."""
+    import decaf.attention
+
+    roll_out = decaf.attention.last_row_rollout
+
+    def limited(*args, block_bytes=None, **kwargs):
+        blocks.append(block_bytes)
+        if len(blocks) <= calls:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return roll_out(*args, block_bytes=block_bytes, **kwargs)
+
+    monkeypatch.setattr(decaf.attention, "last_row_rollout", limited)
+
+
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_out_of_memory_once_is_tried_again_smaller(mllm_folder, monkeypatch, setting):
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    expected, _ = extract_attention(mllm, clip_of(3), QUERY, setting=setting, tokens_per_frame=40)
+    blocks = []
+    out_of_memory_for(1, monkeypatch, blocks)
+    found, _ = extract_attention(mllm, clip_of(3), QUERY, setting=setting, tokens_per_frame=40)
+    assert blocks[0] is None and blocks[1] < 32 << 20
+    assert relative(found.video, expected.video) < 1e-5 and relative(found.frame, expected.frame) < 1e-5
+
+
+def test_out_of_memory_twice_says_what_to_lower(mllm_folder, monkeypatch):
+    out_of_memory_for(2, monkeypatch, [])
+    with pytest.raises(torch.OutOfMemoryError, match="tokens per frame"):
+        extract_attention(load_mllm(mllm_folder("qwen2_5_vl")), clip_of(3), QUERY, tokens_per_frame=40)
