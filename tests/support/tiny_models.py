@@ -184,6 +184,7 @@ def _internvl_config(text: dict, tokenizer: Tokenizer, tile: int) -> dict:
         "downsample_ratio": 0.5,
         "image_seq_length": (tile // 28) ** 2,
         "image_token_id": tokenizer.token_to_id("<IMG_CONTEXT>"),
+        "tie_word_embeddings": False,
         "projector_hidden_act": "gelu",
         "text_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **text},
         "torch_dtype": "bfloat16",
