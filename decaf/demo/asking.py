@@ -20,7 +20,7 @@ _PLURALS = {"cross": "crosses"}
 
 @dataclass(frozen=True)
 class Query:
-    """`kind`: one of KINDS; `text`: what is asked; `targets`: places of the meant objects in the scene's list, none if there is no such one."""
+    """`kind`: one of KINDS; `text`: what is asked; `targets`: places of the meant objects in the scene's list, none if there is no such."""
 
     kind: str
     text: str

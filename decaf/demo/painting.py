@@ -50,7 +50,9 @@ def ground(rng: np.random.Generator, name: str, height: int, width: int) -> np.n
         picture = np.where(joint[..., None], np.float32((176, 169, 160)), _tinted((150, 82, 64), tone, (1, 0.7, 0.6)))
         picture = picture + (6 * grain + 6 * clouds(30))[..., None]
     elif name == "sky":
-        picture = _tinted((104, 158, 216), 60 * rows / rows.max(), (1, 0.7, 0.3)) + (np.clip(clouds(36, 60), 0, 3) * 26 + 2 * grain)[..., None]
+        picture = (
+            _tinted((104, 158, 216), 60 * rows / rows.max(), (1, 0.7, 0.3)) + (np.clip(clouds(36, 60), 0, 3) * 26 + 2 * grain)[..., None]
+        )
     elif name == "snow":
         picture = _tinted((216, 221, 230), 3 * grain + 8 * clouds(44), (1, 1, 0.9))
     elif name == "wood":
