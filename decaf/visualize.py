@@ -26,12 +26,12 @@ _PAPER, _INK, _QUIET = (18, 20, 26), (240, 242, 246), (150, 158, 172)
 def contact_sheet(
     clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None = None, tracks: Tracks | None = None, *, rows: int = 6
 ) -> Image.Image:
-    """One row per key frame, at most `rows` of them evenly chosen, and a heading with the query.
+    """One row per key frame, at most `rows` of them, and a heading with the query. Frames with points come first, then an even choice.
 
     Columns: the key frame, its heat map, the coarse mask, the points (with `prompts`) and the final masks (with `tracks`), one colour per
     object. `clip` may be another size than the one that attention was taken from.
     """
-    keys = _evenly(len(fused.map), rows)
+    keys = _shown(len(fused.map), rows, [] if prompts is None else prompts.key.unique().tolist())
     coarse = coarse_masks(FusedAttention(fused.map[keys], fused.clip))
     columns = ["Key frame", "Heat map", "Coarse mask"] + ["Points"] * (prompts is not None) + ["Final masks"] * (tracks is not None)
     layout = _Layout.of(fused.clip.frame_size, len(columns), len(keys))
@@ -90,6 +90,14 @@ class _Layout:
 
 def _evenly(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _shown(count: int, most: int, pointed: list[int]) -> list[int]:
+    """Key indices to show: those with points, evenly chosen if there are too many, and of the others the ones farthest from any shown."""
+    shown = {pointed[place] for place in _evenly(len(pointed), most)} if pointed else set(_evenly(count, most))
+    while len(shown) < min(count, most):
+        shown.add(max((key for key in range(count) if key not in shown), key=lambda key: min(abs(key - other) for other in shown)))
+    return sorted(shown)
 
 
 def _scaled(frame: Tensor, size: Sequence[int]) -> Tensor:

@@ -174,3 +174,12 @@ def test_text_is_wrapped_to_the_width():
 
 def test_the_same_sheet_every_time():
     assert contact_sheet(*made()).tobytes() == contact_sheet(*made()).tobytes()
+
+
+def test_sheet_shows_the_frames_that_have_points():
+    from decaf.visualize import _shown
+
+    assert _shown(16, 6, []) == [0, 3, 6, 9, 12, 15]
+    assert {1, 2} <= set(_shown(16, 6, [1, 2])) and len(_shown(16, 6, [1, 2])) == 6
+    assert set(_shown(16, 6, list(range(10)))) <= set(range(10))
+    assert _shown(3, 6, [1]) == [0, 1, 2]
