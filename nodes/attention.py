@@ -135,8 +135,8 @@ def _templates(setting: str, object_question: str | None, background_question: s
 
 
 def _memory(mllm, tokens: int) -> int:
-    """Bytes that a prefill of `tokens` visual tokens needs beside the weights, generously: keys and values of all layers in 16 bits, a block of
-    attention rows in 32, and a gigabyte."""
+    """Bytes that a prefill of `tokens` visual tokens needs beside the weights, generously: keys and values of all layers in 16 bits,
+    a block of attention rows in 32, and a gigabyte."""
     text = mllm.model.config.get_text_config()
     cache = tokens * text.hidden_size * text.num_hidden_layers * 2
     block = 256 * tokens * text.num_attention_heads * 4 * 3

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import subprocess
 
-import numpy as np
 import pytest
 import tiny_models
 import tiny_sam2
-import torch
 from comfy_host import Server, find_host
 from comfy_page import chromium, open_page
+from make_workflows import red_square
 from PIL import Image
 
 from decaf.video import write_video
-
-FRAMES, HEIGHT, WIDTH = 12, 72, 96
 
 
 @pytest.fixture(scope="session")
@@ -29,16 +26,6 @@ def host():
     return found
 
 
-def moving_square(frames: int = FRAMES) -> torch.Tensor:
-    """(frames, HEIGHT, WIDTH, 3) uint8: a red square that crosses a grey gradient."""
-    ramp = torch.linspace(60, 180, WIDTH).to(torch.uint8)
-    clip = ramp[None, None, :, None].repeat(frames, HEIGHT, 1, 3)
-    for index in range(frames):
-        left = 8 + index * 5
-        clip[index, 24:48, left : left + 24] = torch.tensor([220, 30, 30], dtype=torch.uint8)
-    return clip
-
-
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """A base directory for ComfyUI: models/LLM and models/sam2 with tiny models, input with a clip and a picture."""
@@ -48,9 +35,9 @@ def base(tmp_path_factory):
     (base / "models" / "sam2").mkdir()
     tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
     (base / "input").mkdir()
-    clip = moving_square()
-    write_video(base / "input" / "clip.mp4", iter(clip), 12, (HEIGHT, WIDTH))
-    Image.fromarray(np.asarray(clip[0])).save(base / "input" / "example.png")
+    clip = red_square(12, 72, 96)
+    write_video(base / "input" / "clip.mp4", clip, 12, (72, 96))
+    Image.fromarray(clip[0].numpy()).save(base / "input" / "example.png")
     return base
 
 
@@ -60,9 +47,9 @@ def server(host, base):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def page(server):
     if chromium() is None:
         pytest.skip("no chromium on this machine")
-    with open_page(server.url) as page:
+    with open_page(server.url, (2000, 1100)) as page:
         yield page

@@ -71,6 +71,9 @@ class Server:
     def __enter__(self) -> Server:
         for name in ("models/LLM", "models/sam2", "models/checkpoints", "input", "output", "temp", "user", "custom_nodes"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
+        settings = self.base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text('{"Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false}')  # else the page opens with its templates
         pack = self.base / "custom_nodes" / "ComfyUI-DecAF"
         if not pack.exists():
             pack.symlink_to(PACK, target_is_directory=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -19,26 +21,30 @@ def chromium() -> str | None:
 
 @contextmanager
 def open_page(url: str, size: tuple[int, int] = (1600, 900)):
-    """A page that shows ComfyUI's empty canvas, first-run dialog closed."""
+    """A page that shows ComfyUI's canvas."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         page.goto(url)
-        page.wait_for_function("window.app && window.app.graph && window.app.extensionManager && window.LiteGraph", timeout=60_000)
-        page.wait_for_timeout(1500)
-        page.keyboard.press("Escape")
+        _wait_for_app(page)
         yield page
         browser.close()
 
 
+def _wait_for_app(page: Page) -> None:
+    page.wait_for_function("window.app?.graph && window.app.extensionManager && window.LiteGraph", timeout=60_000)
+    page.get_by_test_id("queue-button").wait_for()
+    page.wait_for_timeout(1000)
+
+
 def load_workflow(page: Page, file: Path) -> None:
-    """Ctrl+O and choose the file."""
+    """Menu, Open, and choose the file."""
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Control+o")
+        page.evaluate("window.app.extensionManager.command.execute('Comfy.OpenWorkflow')")
     chooser.value.set_files(file)
     count = len(json.loads(file.read_text())["nodes"])
     page.wait_for_function("count => window.app.graph._nodes.length === count", arg=count, timeout=20_000)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1000)
 
 
 def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
@@ -56,7 +62,50 @@ def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
     )
 
 
+def press_run(page: Page, seconds: float = 180) -> list[str]:
+    """Click Run and wait until the prompt has ended: what the page said went wrong."""
+    page.evaluate(
+        """() => {
+            window.ended = null
+            const api = window.app.api
+            api.addEventListener('execution_success', () => window.ended ??= [])
+            api.addEventListener('execution_error', ({detail}) => window.ended = [detail.node_type + ': ' + detail.exception_message])
+        }"""
+    )
+    page.get_by_test_id("queue-button").click()
+    deadline = seconds * 1000
+    page.wait_for_function("window.ended !== null || Object.keys(window.app.lastNodeErrors ?? {}).length", timeout=deadline)
+    page.wait_for_timeout(1500)  # previews are fetched after the end
+    refused = page.evaluate(
+        "Object.values(window.app.lastNodeErrors ?? {}).flatMap(node => node.errors.map(e => node.class_type + ': ' + e.details))"
+    )
+    return page.evaluate("window.ended ?? []") + refused
+
+
 def fit_view(page: Page) -> None:
     """Show the whole graph."""
     page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(800)
+
+
+def screenshot_graph(page: Page, path: Path, width: int, quality: int = 80) -> None:
+    """A picture of the graph alone, without the page around it, `width` pixels wide."""
+    box = page.evaluate(
+        """() => {
+            const {app} = window, inside = [Infinity, Infinity, -Infinity, -Infinity]
+            for (const item of [...app.graph._nodes, ...app.graph._groups]) {
+                const [x, y, w, h] = item.boundingRect ?? [...item.pos, ...item.size]
+                inside[0] = Math.min(inside[0], x); inside[1] = Math.min(inside[1], y)
+                inside[2] = Math.max(inside[2], x + w); inside[3] = Math.max(inside[3], y + h)
+            }
+            const {scale, offset} = app.canvas.ds, frame = app.canvas.canvas.getBoundingClientRect()
+            const left = (inside[0] + offset[0]) * scale + frame.x, top = (inside[1] + offset[1]) * scale + frame.y
+            return {x: left, y: top, width: (inside[2] - inside[0]) * scale, height: (inside[3] - inside[1]) * scale}
+        }"""
+    )
+    margin = 12
+    clip = {"x": box["x"] - margin, "y": box["y"] - margin, "width": box["width"] + 2 * margin, "height": box["height"] + 2 * margin}
+    picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    if picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    picture.save(path, quality=quality, optimize=True)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import tiny_models
+import tiny_sam2
+import torch
 from comfy_host import WORKFLOWS, Server, find_host
-from comfy_page import fit_view, open_page
+from comfy_page import fit_view, load_workflow, open_page, press_run, screenshot_graph, set_widgets
+from PIL import Image
 from playwright.sync_api import Page
 from workflow_specs import WORKFLOWS as SPECS
+
+from decaf.video import write_video
 
 # Nodes stand in columns, one group each; LiteGraph's node position is below its title bar of 30 pixels.
 _BUILD = """
@@ -72,12 +80,66 @@ def build(page: Page, name: str) -> dict:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mllm", type=Path, help="model folder to run with for the pictures; default: a random tiny one")
+    parser.add_argument("--sam2", type=Path, help="SAM 2 checkpoint to run with; default: a random tiny one")
+    parser.add_argument("--query", default="the red square")
+    options = parser.parse_args()
     host = find_host()
     if isinstance(host, str):
         raise SystemExit(host)
-    with tempfile.TemporaryDirectory() as base, Server(host, Path(base)) as server, open_page(server.url) as page:
-        for name in SPECS:
-            (WORKFLOWS / f"{name}.json").write_text(json.dumps(build(page, name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        _fill(base, options)
+        with Server(host, base) as server:
+            for name in SPECS:
+                file = WORKFLOWS / f"{name}.json"
+                with open_page(server.url, (2600, 1400)) as page:
+                    file.write_text(json.dumps(build(page, name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                with open_page(server.url, (2600, 1400)) as page:
+                    load_workflow(page, file)
+                    set_widgets(page, CHOICES | {"ExtractRolloutAttention": {"query": options.query}})
+                    if not any(
+                        node.type == "CheckpointLoaderSimple" for column in SPECS[name].columns.values() for node in column.values()
+                    ):
+                        problems = press_run(page)
+                        if problems:
+                            raise SystemExit(f"{name}: {problems}")
+                    fit_view(page)
+                    screenshot_graph(page, file.with_suffix(".jpg"), 1600)
+
+
+# What a person chooses in the workflows: widget values by node type.
+CHOICES = {
+    "LoadMLLM": {"model": "tiny_qwen2_5_vl"},
+    "DecAFLoadSAM2": {"model": "tiny_sam2.safetensors"},
+    "LoadVideo": {"file": "clip.mp4"},
+    "LoadImage": {"image": "example.png"},
+}
+
+
+def _fill(base: Path, options) -> None:
+    """Models and a clip, in the names of `CHOICES`."""
+    models, inputs = base / "models", base / "input"
+    (models / "sam2").mkdir(parents=True)
+    inputs.mkdir()
+    mllm, sam2 = models / "LLM" / CHOICES["LoadMLLM"]["model"], models / "sam2" / CHOICES["DecAFLoadSAM2"]["model"]
+    shutil.copytree(options.mllm, mllm) if options.mllm else tiny_models.make_mllm(mllm, "qwen2_5_vl")
+    shutil.copy(options.sam2, sam2) if options.sam2 else tiny_sam2.make_sam2(sam2)
+    clip = red_square(24, 270, 480)
+    write_video(inputs / "clip.mp4", clip, 12, clip.shape[1:3])
+    Image.fromarray(clip[8].numpy()).save(inputs / "example.png")
+
+
+def red_square(frames: int, height: int, width: int) -> torch.Tensor:
+    """(frames, height, width, 3) uint8: a red square that crosses a grey gradient."""
+    ramp = torch.linspace(60, 180, width).to(torch.uint8)
+    clip = ramp[None, None, :, None].repeat(frames, height, 1, 3)
+    side, step = height // 3, (width - height // 3) / max(frames, 2)
+    for index in range(frames):
+        left = int(index * step)
+        clip[index, height // 3 : height // 3 + side, left : left + side] = torch.tensor([220, 30, 30], dtype=torch.uint8)
+    return clip
 
 
 if __name__ == "__main__":

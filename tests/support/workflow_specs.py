@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# Nothing is presumed to be on a machine: core's combos are left empty, ours have an entry that says so.
+CHOOSE = "choose a model"
+
 MODELS = "Load Multimodal LLM: choose a folder of **models/LLM**, or a *download* entry"
 SAM2 = "Load SAM 2: choose a checkpoint of **models/sam2**"
 
@@ -61,9 +64,9 @@ WORKFLOWS = {
         "*report* numbers them, Pick Objects as Mask takes them apart.",
         {
             "1 · Clip and models": {
-                "clip": Node("LoadVideo", {}, (320, 300)),
-                "mllm": Node("LoadMLLM"),
-                "sam2": Node("DecAFLoadSAM2"),
+                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
+                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
+                "sam2": Node("DecAFLoadSAM2", {"model": CHOOSE}),
             },
             **_attention("the dog that gets the ball first"),
             "4 · Points, then masks": {
@@ -102,9 +105,9 @@ WORKFLOWS = {
         "The object is saved cut out, on a transparent background.",
         {
             "1 · Image and models": {
-                "clip": Node("LoadImage", {}, (320, 330)),
-                "mllm": Node("LoadMLLM"),
-                "sam2": Node("DecAFLoadSAM2"),
+                "clip": Node("LoadImage", {"image": None}, (320, 330)),
+                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
+                "sam2": Node("DecAFLoadSAM2", {"model": CHOOSE}),
             },
             **_attention("the cup that is nearest to the window"),
             "4 · Points, then mask": {
@@ -143,8 +146,8 @@ WORKFLOWS = {
         "Good enough to guide inpainting or a detailer; for exact edges and all frames use the workflow *decaf_video_to_mask*.",
         {
             "1 · Clip and model": {
-                "clip": Node("LoadVideo", {}, (320, 300)),
-                "mllm": Node("LoadMLLM"),
+                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
+                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
             },
             **_attention("the person who is about to sit down"),
             "4 · Masks of the key frames": {
@@ -172,10 +175,10 @@ WORKFLOWS = {
         "4. Write the *query*, press **Run**",
         {
             "1 · Clip and models": {
-                "clip": Node("LoadVideo", {}, (320, 300)),
+                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
                 "frames": Node("GetVideoComponents", {}, (320, 0)),
-                "mllm": Node("LoadMLLM"),
-                "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": "sam3.1_multiplex_fp16.safetensors"}),
+                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
+                "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": None}),
             },
             **_attention("the child that kicks the ball"),
             "4 · Best key frame and its points": {
