@@ -105,7 +105,7 @@ class _KeyFrames(Sequence):
 
 
 class _Meter:
-    """Counts encoded images, reports every encoding and every finished frame."""
+    """Counts encoded images; reports before every encoding and every batch, so that a cancel is soon noticed, and after every frame."""
 
     def __init__(self, length: int, prompter: Prompter, progress: Progress, what: str, counts: MutableMapping[str, int], name: str):
         self._total = length - prompter.first + prompter.last  # frames forward and frames backward
@@ -114,11 +114,14 @@ class _Meter:
 
     def encoding(self) -> None:
         self._counts[self._name] = self._counts.get(self._name, 0) + 1
+        self.working()
+
+    def working(self) -> None:
         self._progress(self._done, self._total, self._what)
 
     def frame_done(self) -> None:
         self._done += 1
-        self._progress(self._done, self._total, self._what)
+        self.working()
 
 
 def _find_tracklets(
@@ -138,7 +141,7 @@ def _find_tracklets(
     encoder = FrameEncoder(sam2, frames, limits.feature_bytes, meter.encoding)
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
-    for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+    for swept in Sweep(sam2, encoder, batch=limits.batch, on_batch=meter.working).run(prompter):
         for part, masks in video_masks(swept.logits, clip.frame_size):
             covered = grid_coverage(masks, attention.shape[1:]).cpu()
             for place, id_ in enumerate(swept.ids[part]):
@@ -185,7 +188,7 @@ def _propagate(
     meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
     encoder = FrameEncoder(sam2, clip, limits.feature_bytes, meter.encoding)
     packed = torch.zeros(len(tracks), len(clip), height, -(-width // 8), dtype=torch.uint8)
-    for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+    for swept in Sweep(sam2, encoder, batch=limits.batch, on_batch=meter.working).run(prompter):
         for part, found in video_masks(swept.logits, clip.frame_size):
             packed[swept.ids[part], swept.frame] = pack_bits(found).cpu()
         meter.frame_done()
