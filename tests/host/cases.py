@@ -397,13 +397,49 @@ def case_sigma_and_video_weight_count():
 
 
 def case_prompts_come_in_the_forms_that_others_take():
-    from comfy_extras.nodes_sam3 import SAM3_Detect  # noqa: F401  its positive_coords are read like this:
-
     made, points, boxes, frame = run("AttentionToSAM2Prompts", fused=fused(6), threshold=0.6).args
     dots = json.loads(points)
     assert dots and all(0 <= dot["x"] < 96 and 0 <= dot["y"] < 72 and isinstance(dot["x"], int) for dot in dots)
     assert len(boxes) == 4 and all(set(box) == {"x", "y", "width", "height"} for one in boxes for box in one)
     assert frame in made.fused.clip.key_frames
+
+
+def case_sam3_takes_our_points():
+    """Core's SAM3 Detect, its own code, over a model that writes down what it is asked: the real one is fixed at 500 million parameters."""
+    from comfy.model_patcher import ModelPatcher
+    from comfy_extras.nodes_sam3 import SAM3_Detect
+
+    asked = []
+
+    class Stand(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.diffusion_model = self._segmenter()
+
+        def get_dtype(self):
+            return torch.float32
+
+        def _segmenter(self):
+            def forward_segment(frame, point_inputs=None, box_inputs=None, mask_inputs=None):
+                asked.append((point_inputs, box_inputs))
+                return torch.ones(1, 1, 1008, 1008)
+
+            return type("Segmenter", (), {"forward_segment": staticmethod(forward_segment)})()
+
+    model = ModelPatcher(Stand(), mm.get_torch_device(), mm.unet_offload_device())
+    made, points, boxes, frame = run("AttentionToSAM2Prompts", fused=fused(6), threshold=0.6).args
+    clip = images(6)
+    masks, _ = SAM3_Detect.execute(model, clip[frame : frame + 1], positive_coords=points).args
+    coordinates, labels = asked[0][0]["point_coords"][0], asked[0][0]["point_labels"][0]
+    ours = made.xy[made.key == made.fused.clip.key_frames.index(frame)]
+    assert masks.shape == (1, 72, 96) and masks.all() and labels.eq(1).all() and len(coordinates) == len(ours)
+    assert (coordinates / 1008 - ours).abs().max() < 1 / 72, "whole pixels of the frame"
+    asked.clear()
+    masks, _ = SAM3_Detect.execute(model, clip[list(made.fused.clip.key_frames)], bboxes=boxes).args
+    assert masks.shape == (4, 72, 96) and [bool(mask.any()) for mask in masks] == [bool(one) for one in boxes]
+    none = run("AttentionToSAM2Prompts", fused=fused(6, constant=0.0), threshold=0.6)
+    assert not SAM3_Detect.execute(model, clip[:1], positive_coords=none[1], bboxes=none[2]).args[0].any()
 
 
 def case_masks_have_the_length_and_size_of_the_clip():

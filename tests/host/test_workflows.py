@@ -6,31 +6,16 @@ import json
 import urllib.request
 
 import pytest
-import torch
 from comfy_host import WORKFLOWS
 from comfy_page import chromium, fit_view, load_workflow, open_page, press_run, set_widgets
 from make_workflows import CHOICES, build
-from safetensors.torch import save_file
 from workflow_specs import WORKFLOWS as SPECS
 
 QUERY = "the red square"
 
 
-@pytest.fixture(scope="module")
-def sam3(base) -> str:
-    """A checkpoint that ComfyUI takes for SAM 3. The sizes are fixed in ComfyUI's code, so that it cannot be tiny; weights may be missing."""
-    keys = {
-        "detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.weight": (3072, 1024),
-        "detector.transformer.decoder.query_embed.weight": (200, 256),
-    }
-    folder = base / "models" / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    save_file({key: torch.zeros(shape) for key, shape in keys.items()}, folder / "sam3.safetensors")
-    return "sam3.safetensors"
-
-
 @pytest.fixture(scope="module", params=SPECS)
-def opened(request, sam3, server):
+def opened(request, server):
     """(name, page): the page right after the workflow was opened in it."""
     if chromium() is None:
         pytest.skip("no chromium on this machine")
@@ -79,16 +64,15 @@ def test_what_was_not_chosen_is_said_at_the_node(opened):
     assert any("models/LLM" in line and "LoadMLLM" in line for line in said), said
 
 
-def test_run_shows_the_result(opened, sam3):
+def test_run_shows_the_result(opened):
     name, page = opened
-    more = {
-        "ExtractRolloutAttention": {"query": QUERY, "tokens_per_frame": 64},
-        "AttentionToSAM2Prompts": {"threshold": 0.95},
-        "CheckpointLoaderSimple": {"ckpt_name": sam3},
-        "SAM3_Detect": {"refine_iterations": 0},  # each is one more pass of the full-size model
-    }
+    if "SAM3_Detect" in _types(name):
+        pytest.skip(
+            "ComfyUI fixes the sizes of SAM 3 in code: it cannot be tiny, and a frame takes minutes here; see case_sam3_takes_our_points"
+        )
+    more = {"ExtractRolloutAttention": {"query": QUERY, "tokens_per_frame": 64}, "AttentionToSAM2Prompts": {"threshold": 0.95}}
     set_widgets(page, CHOICES | more)
-    assert press_run(page, 400) == []
+    assert press_run(page) == []
     shown = page.evaluate(
         """() => Object.fromEntries(window.app.graph._nodes.filter(node => node.imgs?.length || node.videoContainer?.childNodes.length)
             .map(node => [node.type, node.imgs?.[0]?.naturalWidth ?? 1]))"""
@@ -103,9 +87,10 @@ def test_run_shows_the_result(opened, sam3):
 
 def test_the_server_executes_it_anew(opened, server):
     name, page = opened
-    if "SAM3_Detect" in _types(name):
-        pytest.skip("a second pass of the full-size SAM 3 takes a minute and shows nothing new")
+    set_widgets(page, CHOICES | {"ExtractRolloutAttention": {"query": QUERY, "tokens_per_frame": 64}})
     prompt = page.evaluate("window.app.graphToPrompt().then(made => made.output)")
+    if "SAM3_Detect" in _types(name):
+        prompt = _up_to_sam3(prompt)
     server.post("/free", {"unload_models": True, "free_memory": True})
     outputs = server.run(prompt)
     files = [file for output in outputs.values() for file in output.get("images", [])]
@@ -118,6 +103,13 @@ def test_the_server_executes_it_anew(opened, server):
     cached = next(message[1]["nodes"] for message in entry["status"]["messages"] if message[0] == "execution_cached")
     loaders = {key for key, node in prompt.items() if node["class_type"] in ("LoadMLLM", "DecAFLoadSAM2")}
     assert loaders <= set(cached), "a second query must not read the models from disk again"
+
+
+def _up_to_sam3(prompt: dict) -> dict:
+    """The workflow with the picture that SAM3 Detect would get shown in its place."""
+    detect = next(node for node in prompt.values() if node["class_type"] == "SAM3_Detect")
+    kept = {key: node for key, node in prompt.items() if node["class_type"] not in ("SAM3_Detect", "CheckpointLoaderSimple", "MaskPreview")}
+    return kept | {"shown": {"class_type": "PreviewImage", "inputs": {"images": detect["inputs"]["image"]}}}
 
 
 def _types(name: str) -> set[str]:
