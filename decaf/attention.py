@@ -13,8 +13,8 @@ from torch import Tensor
 from .data import Attention
 from .errors import DecafError, out_of_memory
 from .mllm.base import MLLM, Visual
-from .mllm.prefill import Prefix, lay_out, ticking
-from .progress import Progress, silent
+from .mllm.prefill import Prefix, lay_out
+from .progress import Progress, silent, ticking
 from .questions import SETTINGS, Templates, clean_query
 from .rollout import BLOCK_BYTES, last_row_rollout
 from .video import Clip, clip_info

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,8 @@ class Track:
 @dataclass(frozen=True)
 class Tracks:
     """Masks of all kept objects over the whole clip. `packed`: (N, T, H, ceil(W / 8)) uint8, eight pixels a byte, the leftmost pixel in the
-    highest bit. `tracks`: N records in the same order. N may be 0: nothing was found, and `message` says so in a sentence."""
+    highest bit. `tracks`: N records in the same order. N may be 0: nothing was found, and `message` says so in a sentence. It also says so
+    if the only track is a best guess that passed no threshold."""
 
     packed: Tensor
     frame_size: tuple[int, int]
@@ -106,18 +108,11 @@ class Tracks:
         return unpack_bits(merged, self.frame_size[1])
 
 
-_WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)
-
-
 def pack_bits(masks: Tensor) -> Tensor:
-    """(..., H, W) bool -> (..., H, ceil(W / 8)) uint8."""
-    spare = -masks.shape[-1] % 8
-    padded = torch.nn.functional.pad(masks.to(torch.uint8), (0, spare))
-    groups = padded.unflatten(-1, (-1, 8))
-    return (groups * groups.new_tensor(_WEIGHTS)).sum(-1, dtype=torch.uint8)
+    """(..., H, W) bool on any device -> (..., H, ceil(W / 8)) uint8 on the CPU."""
+    return torch.from_numpy(np.packbits(masks.cpu().numpy(), axis=-1))
 
 
 def unpack_bits(packed: Tensor, width: int) -> Tensor:
-    """(..., H, ceil(width / 8)) uint8 -> (..., H, width) bool."""
-    bits = packed.unsqueeze(-1) & packed.new_tensor(_WEIGHTS)
-    return bits.ne(0).flatten(-2)[..., :width]
+    """(..., H, ceil(width / 8)) uint8 on the CPU -> (..., H, width) bool."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(bool))

@@ -142,13 +142,13 @@ def _overlay(clip, tracks: TracksRecord, fps, report):
 
 
 def describe(tracks: TracksRecord) -> str:
-    """One line per object, or the sentence that says why there is none."""
+    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
     lines = [
         f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
         f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"
         for track in tracks.tracks
     ]
-    return "\n".join(lines) or tracks.message
+    return "\n".join(filter(None, [*lines, tracks.message]))
 
 
 class DecAFTracksToMask(io.ComfyNode):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from ..errors import DecafError
@@ -110,15 +109,3 @@ def lay_out(mllm: MLLM, visual: Visual, questions: list[str]) -> tuple[list[Tens
             f"The chat template of {mllm.name} does not put the pictures, whole, before the question. Download the model's chat template again."
         )
     return prompts, mask[:shared], shared
-
-
-@contextmanager
-def ticking(tower: nn.Module, tick: Callable[[], None]):
-    """Within it, `tick` is called before every block of `tower`, so that a long vision pass can be stopped."""
-    blocks = [block for group in tower.modules() if isinstance(group, nn.ModuleList) for block in group]
-    handles = [block.register_forward_pre_hook(lambda *_: tick()) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -116,4 +116,4 @@ class CandidatePrompts:
         return found, torch.cat(masks)
 
     def _pack(self, logits: Tensor) -> Tensor:
-        return torch.cat([pack_bits(masks).cpu() for _, masks in video_masks(logits, self._frame_size)])
+        return torch.cat([pack_bits(masks) for _, masks in video_masks(logits, self._frame_size)])

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..clip_info import check_same_clip
 from ..clips import Clip
 from ..data import SAM2Prompts, Track, Tracks, pack_bits, unpack_bits
-from ..progress import Progress, silent
+from ..errors import out_of_memory
+from ..progress import Progress, silent, ticking
 from .build import SAM2
 from .candidates import Candidate, CandidatePrompts
 from .frames import FrameEncoder
@@ -25,9 +26,7 @@ log = logging.getLogger(__name__)
 # Of SAM 2's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
 _PIXELS_AT_ONCE = 4 << 20
 _FEATURE_BYTES = 512 << 20
-_TOO_LARGE = (
-    "Not even one object at a time fits. Use a smaller SAM 2 model or half precision, or free the GPU memory that other models hold."
-)
+_TOO_LARGE = "Choose a smaller SAM 2 model, or free the GPU memory that other models hold."
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,13 @@ def segment(
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
 
     Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
+    A message also says so if the only track is a best guess.
     Raises DecafError when the prompts were made from another clip. Running out of GPU memory is tried once more with smaller batches.
     """
     check_same_clip(clip, prompts.fused.clip)
     counts = counts if counts is not None else {}
     if len(prompts.key) == 0:
-        return _nothing(clip, "Nothing found: no cell of the attention map reaches the point threshold.")
+        return _nothing(clip, "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map.")
     limits = _Limits(max(1, _PIXELS_AT_ONCE // sam2.image_size**2), _FEATURE_BYTES)
     tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
@@ -83,7 +83,10 @@ def segment(
     packed = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
     if not packed.any():
         return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
-    return Tracks(packed, tuple(clip.frame_size), tuple(tracks))
+    message = ""
+    if tracks[0].score <= score_threshold:  # the best one stands in where none passes
+        message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
+    return Tracks(packed, tuple(clip.frame_size), tuple(tracks), message)
 
 
 def _nothing(clip: Clip, message: str) -> Tracks:
@@ -105,7 +108,7 @@ class _KeyFrames(Sequence):
 
 
 class _Meter:
-    """Counts encoded images; reports before every encoding and every batch, so that a cancel is soon noticed, and after every frame."""
+    """Counts encoded images; reports after every frame and, so that a cancel is soon noticed, before every block of the model."""
 
     def __init__(self, length: int, prompter: Prompter, progress: Progress, what: str, counts: MutableMapping[str, int], name: str):
         self._total = length - prompter.first + prompter.last  # frames forward and frames backward
@@ -114,7 +117,6 @@ class _Meter:
 
     def encoding(self) -> None:
         self._counts[self._name] = self._counts.get(self._name, 0) + 1
-        self.working()
 
     def working(self) -> None:
         self._progress(self._done, self._total, self._what)
@@ -141,14 +143,15 @@ def _find_tracklets(
     encoder = FrameEncoder(sam2, frames, limits.feature_bytes, meter.encoding)
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
-    for swept in Sweep(sam2, encoder, batch=limits.batch, on_batch=meter.working).run(prompter):
-        for part, masks in video_masks(swept.logits, clip.frame_size):
-            covered = grid_coverage(masks, attention.shape[1:]).cpu()
-            for place, id_ in enumerate(swept.ids[part]):
-                coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[place]
-                if prompter.standing[id_].key == swept.frame:
-                    prompt_masks[id_] = pack_bits(masks[place]).cpu()
-        meter.frame_done()
+    with ticking(sam2.model, meter.working):
+        for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+            for part, masks in video_masks(swept.logits, clip.frame_size):
+                covered = grid_coverage(masks, attention.shape[1:]).cpu()
+                for place, id_ in enumerate(swept.ids[part]):
+                    coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[place]
+                    if prompter.standing[id_].key == swept.frame:
+                        prompt_masks[id_] = pack_bits(masks[place])
+            meter.frame_done()
     return [_Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
 
@@ -188,10 +191,11 @@ def _propagate(
     meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
     encoder = FrameEncoder(sam2, clip, limits.feature_bytes, meter.encoding)
     packed = torch.zeros(len(tracks), len(clip), height, -(-width // 8), dtype=torch.uint8)
-    for swept in Sweep(sam2, encoder, batch=limits.batch, on_batch=meter.working).run(prompter):
-        for part, found in video_masks(swept.logits, clip.frame_size):
-            packed[swept.ids[part], swept.frame] = pack_bits(found).cpu()
-        meter.frame_done()
+    with ticking(sam2.model, meter.working):
+        for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+            for part, found in video_masks(swept.logits, clip.frame_size):
+                packed[swept.ids[part], swept.frame] = pack_bits(found)
+            meter.frame_done()
     return packed
 
 
@@ -207,6 +211,4 @@ def _retry_smaller(sam2: SAM2, limits: _Limits, run: Callable[[_Limits], object]
     try:
         return run(_Limits(batch=1, feature_bytes=0))
     except torch.cuda.OutOfMemoryError as error:
-        if hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(_TOO_LARGE)
-        raise
+        raise out_of_memory(error, "SAM 2's tracking", _TOO_LARGE) from None

@@ -7,7 +7,7 @@ encoded at most once per sweep, objects go in batches, and a memory lives no lon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,13 +68,9 @@ class FixedPrompts:
 
 class Sweep:
     """`batch`: how many objects go through the model at once. `one_by_one`: each object by the package's own `track_step`, which is slower
-    and equal to the predictor bit for bit; the batched way is equal up to rounding. `on_batch` is called before every batch; what
-    it raises stops the work."""
+    and equal to the predictor bit for bit; the batched way is equal up to rounding."""
 
-    def __init__(
-        self, sam2: SAM2, encoder: FrameEncoder, *, batch: int, one_by_one: bool = False, on_batch: Callable[[], None] = lambda: None
-    ):
-        self._on_batch = on_batch
+    def __init__(self, sam2: SAM2, encoder: FrameEncoder, *, batch: int, one_by_one: bool = False):
         self._sam2, self._model, self._encoder = sam2, sam2.model, encoder
         self._length = len(encoder)
         self._batch = 1 if one_by_one else batch
@@ -124,7 +120,6 @@ class Sweep:
 
     def _parts(self, objects: list[TrackedObject]) -> Iterator[list[TrackedObject]]:
         for start in range(0, len(objects), self._batch):
-            self._on_batch()
             yield objects[start : start + self._batch]
 
     # ---- the prompt's frame ----------------------------------------------------------------------------------------------------------
