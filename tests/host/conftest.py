@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 import tiny_sam2
 from comfy_host import Server, find_host
-from comfy_page import chromium, open_page
+from comfy_page import chromium, open_browser
 from make_workflows import red_square
 from PIL import Image
 
@@ -47,9 +47,9 @@ def server(host, base):
         yield server
 
 
-@pytest.fixture
-def page(server):
+@pytest.fixture(scope="session")
+def browser():
     if chromium() is None:
         pytest.skip("no chromium on this machine")
-    with open_page(server.url, (2000, 1100)) as page:
-        yield page
+    with open_browser() as browser:
+        yield browser

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 from comfy_host import WORKFLOWS
-from comfy_page import chromium, fit_view, load_workflow, open_page, press_run, set_widgets
+from comfy_page import fit_view, load_workflow, open_page, press_run, set_widgets
 from make_workflows import CHOICES, build
 from workflow_specs import WORKFLOWS as SPECS
 
@@ -15,11 +15,9 @@ QUERY = "the red square"
 
 
 @pytest.fixture(scope="module", params=SPECS)
-def opened(request, server):
+def opened(request, server, browser):
     """(name, page): the page right after the workflow was opened in it."""
-    if chromium() is None:
-        pytest.skip("no chromium on this machine")
-    with open_page(server.url, (2400, 1300)) as page:
+    with open_page(browser, server.url) as page:
         load_workflow(page, WORKFLOWS / f"{request.param}.json")
         fit_view(page)
         yield request.param, page
@@ -117,8 +115,10 @@ def _types(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_file_is_what_the_page_builds(page, name):
-    made, stored = build(page, name), json.loads((WORKFLOWS / f"{name}.json").read_text())
+def test_the_file_is_what_the_page_builds(browser, server, name):
+    with open_page(browser, server.url) as page:
+        made = build(page, name)
+    stored = json.loads((WORKFLOWS / f"{name}.json").read_text())
     look = lambda graph: [(node["type"], node.get("widgets_values")) for node in sorted(graph["nodes"], key=lambda node: node["id"])]  # noqa: E731
     assert look(made) == look(stored) and len(made["links"]) == len(stored["links"])
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -20,15 +20,22 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def open_page(url: str, size: tuple[int, int] = (1600, 900)):
-    """A page that shows ComfyUI's canvas."""
+def open_browser():
+    """One at a time: Playwright's plain interface allows no second one beside it."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        page.goto(url)
-        _wait_for_app(page)
-        yield page
+        yield browser
         browser.close()
+
+
+@contextmanager
+def open_page(browser: Browser, url: str, size: tuple[int, int] = (2400, 1300)):
+    """A page that shows ComfyUI's canvas, with nothing remembered from earlier ones."""
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    page.goto(url)
+    _wait_for_app(page)
+    yield page
+    page.close()
 
 
 def _wait_for_app(page: Page) -> None:
@@ -63,23 +70,23 @@ def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
 
 
 def press_run(page: Page, seconds: float = 180) -> list[str]:
-    """Click Run and wait until the prompt has ended: what the page said went wrong."""
+    """Click Run and wait until the prompt has ended: what the page was told went wrong, "node type: message"."""
     page.evaluate(
         """() => {
             window.ended = null
             const api = window.app.api
-            api.addEventListener('execution_success', () => window.ended ??= [])
-            api.addEventListener('execution_error', ({detail}) => window.ended = [detail.node_type + ': ' + detail.exception_message])
+            api.addEventListener('execution_success', () => window.ended ??= [], {once: true})
+            api.addEventListener('execution_error', ({detail}) => window.ended = [detail.node_type + ': ' + detail.exception_message], {once: true})
         }"""
     )
-    page.get_by_test_id("queue-button").click()
-    deadline = seconds * 1000
-    page.wait_for_function("window.ended !== null || Object.keys(window.app.lastNodeErrors ?? {}).length", timeout=deadline)
-    page.wait_for_timeout(1500)  # previews are fetched after the end
-    refused = page.evaluate(
-        "Object.values(window.app.lastNodeErrors ?? {}).flatMap(node => node.errors.map(e => node.class_type + ': ' + e.details))"
-    )
-    return page.evaluate("window.ended ?? []") + refused
+    with page.expect_response(lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST") as answer:
+        page.get_by_test_id("queue-button").click()
+    refused = answer.value.json().get("node_errors") or {}
+    if refused:
+        return [f"{node['class_type']}: {error['details']}" for node in refused.values() for error in node["errors"]]
+    page.wait_for_function("window.ended !== null", timeout=seconds * 1000)
+    page.wait_for_timeout(2000)  # previews are fetched after the end
+    return page.evaluate("window.ended")
 
 
 def fit_view(page: Page) -> None:

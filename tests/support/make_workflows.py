@@ -13,7 +13,7 @@ import tiny_models
 import tiny_sam2
 import torch
 from comfy_host import WORKFLOWS, Server, find_host
-from comfy_page import fit_view, load_workflow, open_page, press_run, screenshot_graph, set_widgets
+from comfy_page import fit_view, load_workflow, open_browser, open_page, press_run, screenshot_graph, set_widgets
 from PIL import Image
 from playwright.sync_api import Page
 from workflow_specs import WORKFLOWS as SPECS
@@ -91,12 +91,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         _fill(base, options)
-        with Server(host, base) as server:
+        with Server(host, base) as server, open_browser() as browser:
             for name in SPECS:
                 file = WORKFLOWS / f"{name}.json"
-                with open_page(server.url, (2600, 1400)) as page:
+                with open_page(browser, server.url, (2600, 1400)) as page:
                     file.write_text(json.dumps(build(page, name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-                with open_page(server.url, (2600, 1400)) as page:
+                with open_page(browser, server.url, (2600, 1400)) as page:
                     load_workflow(page, file)
                     set_widgets(page, CHOICES | {"ExtractRolloutAttention": {"query": options.query}})
                     if not any(
