@@ -1,4 +1,4 @@
-"""Runs the functions of cases.py inside ComfyUI's own Python and prints one JSON line for each: its name, seconds, and what went wrong.
+"""Runs the functions of cases_*.py inside ComfyUI's own Python and prints one JSON line for each: its name, seconds, and what went wrong.
 
 `python inside.py SETTINGS.json`, with ComfyUI's checkout on PYTHONPATH. Started by test_nodes.py; ComfyUI's environment has no pytest.
 """
@@ -40,13 +40,13 @@ async def nodes(pack):
 
 def main():
     pack = load_pack()
-    import cases
+    import kit
 
-    cases.NODES.update(asyncio.run(nodes(pack)))
-    cases.SETTINGS.update(settings)
-    for name, case in vars(cases).copy().items():
-        if not name.startswith("case_"):
-            continue
+    kit.NODES.update(asyncio.run(nodes(pack)))
+    kit.SETTINGS.update(settings)
+    modules = [importlib.import_module(file.stem) for file in sorted(Path(__file__).parent.glob("cases_*.py"))]
+    cases = [(name, case) for module in modules for name, case in vars(module).items() if name.startswith("case_")]
+    for name, case in cases:
         start = time.perf_counter()
         torch.manual_seed(0)
         try:

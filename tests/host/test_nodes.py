@@ -1,4 +1,4 @@
-"""The nodes with the real comfy_api: every case of cases.py, run inside ComfyUI's Python."""
+"""The nodes with the real comfy_api: every case of cases_*.py, run inside ComfyUI's Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import pytest
 from comfy_host import PACK
 
 HERE = Path(__file__).parent
-CASES = [item.name for item in ast.parse((HERE / "cases.py").read_text()).body if getattr(item, "name", "").startswith("case_")]
+CASES = [
+    item.name
+    for file in sorted(HERE.glob("cases_*.py"))
+    for item in ast.parse(file.read_text(encoding="utf-8")).body
+    if getattr(item, "name", "").startswith("case_")
+]
 
 
 @pytest.fixture(scope="session")
