@@ -77,7 +77,9 @@ class Prefix:
         self.rows = self.rows.to(device)
         moved = DynamicCache()
         for index, layer in enumerate(self.cache.layers):
-            moved.update(layer.keys.to(device), layer.values.to(device), index)
+            # A question that ran out of memory halfway has left its own keys in the lower layers: only the prefix's go along.
+            keys, values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+            moved.update(keys.to(device), values.to(device), index)
         self.cache = moved
 
 
