@@ -1,0 +1,60 @@
+"""Cancel on the real server: the page's button posts to /interrupt, and the running node has to stop soon."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+LIMIT = 2.0
+"""Seconds. It is a fraction of one on an idle machine; the server polls, and the machine may be busy."""
+
+
+def prompt(**changes) -> dict:
+    """A still clip of 240 frames through the whole pipeline. `changes`: "node.input": value."""
+    graph = {
+        "image": ("LoadImage", {"image": "example.png"}),
+        "clip": ("RepeatImageBatch", {"image": ["image", 0], "amount": 240}),
+        "mllm": ("LoadMLLM", {"model": "tiny_qwen2_5_vl", "dtype": "fp32"}),
+        "sam2": ("DecAFLoadSAM2", {"model": "tiny_sam2.safetensors"}),
+        "extract": (
+            "ExtractRolloutAttention",
+            {"mllm": ["mllm", 0], "frames": ["clip", 0], "query": "it", "setting": "expression", "max_key_frames": 8, "tokens_per_frame": 64},
+        ),
+        "contrast": ("ObjectBackgroundFusion", {"object": ["extract", 0], "background": ["extract", 1]}),
+        "fused": ("FrameFusion", {"attention": ["contrast", 0]}),
+        "prompts": ("AttentionToSAM2Prompts", {"fused": ["fused", 0], "threshold": 0.95}),
+        "propagate": (
+            "SAM2VideoPropagate",
+            {"sam2": ["sam2", 0], "frames": ["clip", 0], "prompts": ["prompts", 0], "score_threshold": 0.8},
+        ),
+    }
+    made = {key: {"class_type": kind, "inputs": dict(inputs)} for key, (kind, inputs) in graph.items()}
+    for place, value in changes.items():
+        node, name = place.split("__")
+        made[node]["inputs"][name] = value
+    return made
+
+
+@pytest.fixture(scope="module")
+def warm(server):
+    """The whole graph has run once: what is cached does not run again."""
+    server.run(prompt())
+    return server
+
+
+@pytest.mark.parametrize(
+    "node, change",
+    [("extract", {"extract__tokens_per_frame": 1600, "extract__query": "another thing"}), ("propagate", {"propagate__score_threshold": 0.5})],
+)
+def test_cancel_stops_the_running_node(warm, node, change):
+    queued = warm.queue(prompt(**change))
+    time.sleep(1.0)
+    asked = time.time()
+    warm.post("/interrupt", {})
+    entry = warm.result(queued)
+    messages = dict(entry["status"]["messages"])
+    assert "execution_interrupted" in messages, entry["status"]
+    assert messages["execution_interrupted"]["node_id"] == node
+    assert messages["execution_interrupted"]["timestamp"] / 1000 - asked < LIMIT
+    assert warm.run(prompt(prompts__threshold=0.9)), "after a cancel the graph runs as before"
