@@ -1,4 +1,4 @@
-"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone (paper section 3)."""
+"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone, as in the DecAF paper."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def extract_attention(
         raise DecafError(f"{tokens_per_frame} visual tokens per frame were asked for; ask for at least 16.")
     start = mllm.layers // 2 if start_layer is None else start_layer
     if not 0 <= start < mllm.layers:
-        raise DecafError(f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual.")
+        raise DecafError(
+            f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
+        )
     keys = key_frames(len(clip), max_key_frames)
     frames = [clip[index] for index in keys]
     info = clip_info(clip, keys)

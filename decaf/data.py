@@ -27,7 +27,7 @@ class ClipInfo:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention rollout of the last prompt token over the visual tokens (paper section 3; float32, non-negative, not normalised).
+    """Attention rollout of the last prompt token over the visual tokens (see `decaf.rollout`): float32, non-negative, not normalised.
 
     `kind`: "object", "background", or "contrast" (their normalised difference, 0..1). `video`: (slots, rows, cols), all key frames asked as
     one video; a slot covers one or two key frames. `frame`: (K, rows', cols'), each key frame asked alone. `question`: the text asked.

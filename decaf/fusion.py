@@ -1,4 +1,5 @@
-"""From raw attention rollouts to one map per key frame (paper section 4), and the coarse mask that it gives by itself.
+"""From raw attention rollouts to one map per key frame (the decomposed attention fusion of the DecAF paper), and the coarse mask that it
+gives by itself.
 
 Object-background fusion takes what the background question also attends out of what the object question attends.
 Video-frame fusion joins the map of the key frames asked together, which knows the action, with the maps of each frame asked alone,

@@ -1,4 +1,4 @@
-"""Points for SAM 2 from fused attention (paper section 5), and the same evidence in the forms that other segmenters take."""
+"""Points for SAM 2 from fused attention, as in the DecAF paper, and the same evidence in the forms that other segmenters take."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def attention_boxes(prompts: SAM2Prompts) -> list[list[dict[str, int]]]:
         if not part.any():
             part = seeds
         ys, xs = part.any(1).nonzero().flatten(), part.any(0).nonzero().flatten()
-        boxes[key].append(
-            {"x": int(xs[0]), "y": int(ys[0]), "width": int(xs[-1] - xs[0]) + 1, "height": int(ys[-1] - ys[0]) + 1}
-        )
+        boxes[key].append({"x": int(xs[0]), "y": int(ys[0]), "width": int(xs[-1] - xs[0]) + 1, "height": int(ys[-1] - ys[0]) + 1})
     return boxes
 
 

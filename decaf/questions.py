@@ -1,4 +1,4 @@
-"""The questions that the model is asked (paper section 3.2). Their wording is a parameter of the method: all of it stands here."""
+"""The questions that the model is asked. Their wording is a parameter of the method: all of it stands here."""
 
 from __future__ import annotations
 

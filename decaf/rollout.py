@@ -1,4 +1,4 @@
-"""Attention rollout with V-Max head weights, for the last prompt token only (paper section 3.1).
+"""Attention rollout (Abnar and Zuidema, ACL 2020) with the DecAF paper's V-Max head weights, for the last prompt token only.
 
 With `A_lh` the softmax attention of head h in layer l over the prompt, V-Max weighs a head by how strongly its queries look at visual tokens:
 `m_lh` = mean over all queries of the largest attention to any visual key, `w_lh = m_lh / max_h m_lh`. A layer then passes on
@@ -93,7 +93,9 @@ def _refuse_other_attention(query: Tensor, key: Tensor, kwargs: dict) -> None:
         )
     for name, what in (("softcap", "soft-capped attention"), ("s_aux", "attention sinks")):
         if kwargs.get(name) is not None:
-            raise DecafError(f"this model uses {what}; its attention rollout is not supported. Choose a model with plain softmax attention.")
+            raise DecafError(
+                f"this model uses {what}; its attention rollout is not supported. Choose a model with plain softmax attention."
+            )
 
 
 # A name without a mask function of its own would get no attention mask at all, also for padded or cached prompts.

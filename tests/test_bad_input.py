@@ -309,16 +309,6 @@ def test_weights_of_another_model(told, copy):
     says(told(mllm=copy), "lacks 12 weights", "layers.2.", "Download it again")
 
 
-def test_shared_output_weights_are_not_missing(copy):
-    """Small models of the families have no output matrix of their own: the input embedding serves as one."""
-    tensors = load_file(copy / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    configure(copy, tie_word_embeddings=True)
-    model = load_mllm(copy).model
-    assert torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
-
-
 def test_text_only_and_unknown_models(told, copy):
     config = json.loads((copy / "config.json").read_text())
     config.pop("vision_config")

@@ -1,4 +1,4 @@
-"""From points to candidate masks, and non-maximum suppression among them and the tracklets that are there already (paper section 3.4)."""
+"""From points to candidate masks, and non-maximum suppression among them and the tracklets that are there already."""
 
 from __future__ import annotations
 

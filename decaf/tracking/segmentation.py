@@ -1,4 +1,4 @@
-"""From points on key frames to masks of objects on all frames (paper section 3.4)."""
+"""From points on key frames to masks of objects on all frames: the DecAF paper's attention-guided prompting of SAM 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tracklets are kept: attention consistency and the final score (paper section 3.4)."""
+"""Which tracklets are kept: attention consistency and the final score, as in the DecAF paper."""
 
 from __future__ import annotations
 
