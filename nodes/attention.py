@@ -11,6 +11,9 @@ from ..decaf.questions import SETTINGS, Templates, clean_query
 from . import host
 from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
 
+LARGEST_TILES = 4096
+"""Visual tokens of the longest prompt of a family with tiles of a fixed size: 16 frames of 256, or 12 tiles of an image."""
+
 
 class ExtractRolloutAttention(io.ComfyNode):
     @classmethod
@@ -19,9 +22,8 @@ class ExtractRolloutAttention(io.ComfyNode):
             node_id="ExtractRolloutAttention",
             display_name="Extract Rollout Attention",
             category=CATEGORY,
-            description="Asks the multimodal LLM about the clip and its key frames, and follows its attention back to the pixels: "
-            "once for the "
-            "object that the sentence means, once for the background.",
+            description="Asks the multimodal LLM about the clip and its key frames, and follows its attention back to the pixels: once "
+            "for the object that the sentence means, once for the background.",
             search_aliases=["decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask"],
             inputs=[
                 MLLM.Input("mllm", tooltip="From Load Multimodal LLM."),
@@ -33,16 +35,15 @@ class ExtractRolloutAttention(io.ComfyNode):
                     default="",
                     multiline=True,
                     placeholder="the dog that gets the ball first",
-                    tooltip="What to mask: a name, a description, or a sentence that needs thinking. The language may be any that "
-                    "the model reads.",
+                    tooltip="What to mask: a name, a description, or a sentence that needs thinking. The language may be any that the "
+                    "model reads.",
                 ),
                 io.Combo.Input(
                     "setting",
                     options=list(SETTINGS),
                     default=SETTINGS[0],
-                    tooltip="How the background question says what to leave out. expression: whatever the sentence refers to; "
-                    "nothing is generated, so "
-                    "it is fast. class name: the model first names the object; slower, at times steadier.",
+                    tooltip="How the background question says what to leave out. expression: whatever the sentence refers to; nothing is "
+                    "generated, so it is fast. class name: the model first names the object; slower, at times steadier.",
                 ),
                 io.Int.Input(
                     "max_key_frames",
@@ -58,8 +59,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     min=16,
                     max=1600,
                     step=16,
-                    tooltip="Visual tokens a key frame may take in the video pass. More: finer maps, more memory and time. Lower it "
-                    "when memory runs out.",
+                    tooltip="Visual tokens a key frame may take in the video pass. More: finer maps, more memory and time. Lower it when "
+                    "memory runs out.",
                 ),
                 io.Int.Input(
                     "start_layer",
@@ -86,9 +87,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.background,
-                    tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': "
-                    "{object} for the name). "
-                    "Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': {object} "
+                    "for the name). Left empty, the built-in one is asked.",
                 ),
             ],
             outputs=[
@@ -116,7 +116,7 @@ class ExtractRolloutAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         clip = host.clip_of(frames)
         object, background = extract_attention(
-            mllm.load(_memory(mllm.value, min(len(clip), max_key_frames) * tokens_per_frame)),
+            mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES))),
             clip,
             query,
             setting=setting,
@@ -185,9 +185,8 @@ class FrameFusion(io.ComfyNode):
             node_id="FrameFusion",
             display_name="Fuse Video and Frame Attention",
             category=CATEGORY,
-            description="Video-frame fusion: joins the map of all key frames seen as a video, which knows the action, with the maps "
-            "of each frame "
-            "seen alone, which are finer.",
+            description="Video-frame fusion: joins the map of all key frames seen as a video, which knows the action, with the maps of "
+            "each frame seen alone, which are finer.",
             search_aliases=["decaf", "frame fusion", "video frame fusion"],
             inputs=[
                 Attention.Input(

@@ -12,7 +12,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import InputImpl, io, ui
 
 from ..decaf.progress import Progress
 from ..decaf.video import Clip, clip_from_images, open_clip
@@ -103,7 +103,10 @@ def clip_of(frames) -> Clip:
     """
     if isinstance(frames, torch.Tensor):
         return clip_from_images(frames)
-    source = frames.get_stream_source() if frames.get_active_trim_window() == (0.0, 0.0) else None
+    # Before 0.23 ComfyUI does not tell whether a video is trimmed. A video in memory would be encoded only to be decoded again.
+    window = getattr(frames, "get_active_trim_window", lambda: None)()
+    whole_file = isinstance(frames, InputImpl.VideoFromFile) and window == (0.0, 0.0)
+    source = frames.get_stream_source() if whole_file else None
     return open_clip(source) if isinstance(source, str) else clip_from_images(frames.get_components().images)
 
 

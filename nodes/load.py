@@ -82,17 +82,16 @@ class LoadMLLM(io.ComfyNode):
                     "model",
                     options=choices,
                     default=CHOOSE if choices[0].startswith(DOWNLOAD) else choices[0],
-                    tooltip="A model folder in models/LLM. A 'download' entry fetches the model once, into that folder, when the "
-                    "node runs "
-                    "(several GB; safetensors only); afterwards it needs no network.",
+                    tooltip="A model folder in models/LLM. A 'download' entry fetches the model once, into that folder, when the node "
+                    "runs (several GB; safetensors only); afterwards it needs no network.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=["auto", *host.DTYPES],
                     default="auto",
                     advanced=True,
-                    tooltip="Number format of the weights. auto: bf16 or fp16 where the GPU is good at it, else fp32. Attention "
-                    "maps are fp32 always.",
+                    tooltip="Number format of the weights. auto: bf16 or fp16 where the GPU is good at it, else fp32. Attention maps are "
+                    "fp32 always.",
                 ),
             ],
             outputs=[MLLM.Output("mllm", tooltip="The loaded model, under ComfyUI's memory management.")],

@@ -27,8 +27,8 @@ class AttentionToSAM2Prompts(io.ComfyNode):
             node_id="AttentionToSAM2Prompts",
             display_name="Turn Attention into Prompts",
             category=CATEGORY,
-            description="Every spot that is attended strongly enough becomes a point for SAM 2. Also gives points and boxes that "
-            "other segmenters take.",
+            description="Every spot that is attended strongly enough becomes a point for SAM 2. Also gives points and boxes that other "
+            "segmenters take.",
             search_aliases=["decaf", "points", "sam2 prompts", "attention to points", "bounding box"],
             inputs=[
                 FusedAttention.Input("fused", tooltip="From Fuse Video and Frame Attention."),
@@ -38,8 +38,8 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                     min=0.05,
                     max=1.0,
                     step=0.01,
-                    tooltip="Attention from which on a spot becomes a point. Lower: more candidates, also weaker ones, and more "
-                    "time. Higher: fewer, surer ones.",
+                    tooltip="Attention from which on a spot becomes a point. Lower: more candidates, also weaker ones, and more time. "
+                    "Higher: fewer, surer ones.",
                 ),
             ],
             outputs=[
@@ -70,8 +70,8 @@ class SAM2VideoPropagate(io.ComfyNode):
             node_id="SAM2VideoPropagate",
             display_name="Propagate with SAM 2",
             category=CATEGORY,
-            description="SAM 2 turns the points into objects, keeps those that follow the attention over the clip, and masks them "
-            "in every frame.",
+            description="SAM 2 turns the points into objects, keeps those that follow the attention over the clip, and masks them in "
+            "every frame.",
             search_aliases=["decaf", "sam2 video", "track object", "video mask", "propagate mask"],
             inputs=[
                 SAM2.Input("sam2", tooltip="From Load SAM 2."),
@@ -83,8 +83,8 @@ class SAM2VideoPropagate(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Objects whose mean of SAM 2's confidence, attention and attention consistency is above this are kept; "
-                    "when none is, the best one.",
+                    tooltip="Objects whose mean of SAM 2's confidence, attention and attention consistency is above this are kept; when "
+                    "none is, the best one.",
                 ),
                 io.Float.Input(
                     "nms_iou",

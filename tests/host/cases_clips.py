@@ -43,6 +43,20 @@ def case_a_video_in_memory_is_taken():
     assert extract(made, max_key_frames=1)[0].clip.length == 3
 
 
+def case_a_video_in_memory_is_not_encoded_to_be_read_again():
+    memory = InputImpl.VideoFromComponents(Types.VideoComponents(images=images(4), frame_rate=Fraction(12)))
+    memory.get_stream_source = lambda: 1 / 0
+    assert extract(memory, max_key_frames=2).args[0].clip.length == 4
+
+
+def case_a_host_that_does_not_tell_of_trimming_gives_frames():
+    class Older:
+        def get_components(self):
+            return video().get_components()
+
+    assert extract(Older(), max_key_frames=2).args[0].clip.length == len(video().get_components().images)
+
+
 def case_frames_of_odd_kinds_are_taken():
     shapes = (images(1), images(2), images(2, channels=4), images(2, channels=1), images(1, 1, 1), images(1, 16, 4000))
     for clip in shapes:
