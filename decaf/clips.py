@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".d
 class Clip(ABC):
     """Frames 0..T-1 of one size. `clip[i]` is (H, W, 3) uint8 RGB on the CPU; treat it as read-only.
 
-    Any order of access gives the same pixels; stepping forward or backward is cheap. `fps` is None where there is no frame rate (images).
+    Any order of access, from any threads, gives the same pixels; stepping forward or backward is cheap. `fps` is None where there is no
+    frame rate (images).
     """
 
     name: str
@@ -60,18 +62,21 @@ class FrameCache:
     def __init__(self, frame_size: tuple[int, int], budget: int):
         self.capacity = max(budget // (frame_size[0] * frame_size[1] * 3), 1)
         self._frames: OrderedDict[int, Tensor] = OrderedDict()
+        self._one_at_a_time = threading.Lock()
 
     def get(self, index: int) -> Tensor | None:
-        frame = self._frames.get(index)
-        if frame is not None:
-            self._frames.move_to_end(index)
-        return frame
+        with self._one_at_a_time:
+            frame = self._frames.get(index)
+            if frame is not None:
+                self._frames.move_to_end(index)
+            return frame
 
     def put(self, index: int, frame: Tensor) -> None:
-        self._frames[index] = frame
-        self._frames.move_to_end(index)
-        while len(self._frames) > self.capacity:
-            self._frames.popitem(last=False)
+        with self._one_at_a_time:
+            self._frames[index] = frame
+            self._frames.move_to_end(index)
+            while len(self._frames) > self.capacity:
+                self._frames.popitem(last=False)
 
 
 class ImageFiles(Clip):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
@@ -30,6 +31,7 @@ class VideoFile(Clip):
 
     def __init__(self, path: Path, *, budget: int = BUDGET):
         self.name, self._path = path.name, path
+        self._one_at_a_time = threading.Lock()  # the open stream has one place; two threads would get each other's frames
         self._times: list[int | None] = []
         self._starts = [0]  # indices of frames at which decoding can start: the first after opening, the others after a seek
         self._stream = _Stream(path)
@@ -76,6 +78,10 @@ class VideoFile(Clip):
         return rate
 
     def _read(self, index: int) -> Tensor:
+        with self._one_at_a_time:
+            return self._frame(index)
+
+    def _frame(self, index: int) -> Tensor:
         frame = self._cache.get(index)
         if frame is None:
             backward = index == self._last - 1
@@ -128,7 +134,8 @@ class _Stream:
     def __init__(self, path: Path):
         self._path = path
         try:
-            self._container = av.open(str(path))
+            # Absolute, because the library takes what stands before a colon, in "10:30.mp4", for a protocol: http would use the network.
+            self._container = av.open(str(path.absolute()))
         except av.error.FFmpegError as error:
             raise DecafError(
                 f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged or of an unknown format."

@@ -37,13 +37,16 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         full = _full_disk(error)
         if full:
             raise _explained(path, full) from error
+        if isinstance(error, IsADirectoryError | PermissionError):  # what is at `path` cannot be replaced
+            raise _explained(path, error) from error
         raise
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes `value` as indented JSON in UTF-8, all or nothing."""
     with atomic_write(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # What is no UTF-8, in the name of a file for example, is escaped the way JSON reads it back.
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_image(path: str | os.PathLike, image) -> None:

@@ -49,8 +49,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 def replaced(folder: Path) -> set[Path]:
-    """What a run may overwrite in the folder, resolved."""
-    return {(folder / name).resolve() for name in (MASKS, OBJECTS, OVERLAY, SHEET)}
+    """What a run may overwrite in the folder, resolved, and the folder itself: results among a clip's images would be frames of it."""
+    places = {folder, *(folder / name for name in (MASKS, OBJECTS, OVERLAY, SHEET))}
+    for masks in (folder / MASKS, *_object_folders(folder)):
+        places |= {masks, *_numbered(masks)}
+    return {place.resolve() for place in places}
 
 
 def stamp(path: Path) -> dict:
@@ -85,11 +88,13 @@ def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attent
     """(object, background) attention and the record saved with it; None when there is none or it was made from something else."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-            if metadata["made_from"] != json.loads(json.dumps(made_from)):
+            kept = file.metadata() or {}
+            # Compared as text: another program's file of that name may hold anything.
+            if kept.get("made_from") != json.dumps(made_from):
                 return None
+            metadata = {key: json.loads(value) for key, value in kept.items()}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):  # not there, unreadable or damaged
         return None
     about = metadata["clip"]
     clip = ClipInfo(about["length"], tuple(about["frame_size"]), tuple(about["key_frames"]), tensors["thumbnails"])
@@ -112,9 +117,9 @@ def is_finished(folder: Path, made_from: dict) -> bool:
     """Whether a run from the same clip, models and settings ended in `folder`, and its files are still there."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):  # not there, unreadable or no JSON
         return False
-    if result.get("made_from") != json.loads(json.dumps(made_from)):
+    if not isinstance(result, dict) or result.get("made_from") != json.loads(json.dumps(made_from)):
         return False
     return all((folder / name).is_file() for name in result["files"]) and len(_numbered(folder / MASKS)) == result["clip"]["frames"]
 
@@ -123,10 +128,19 @@ def clear(folder: Path) -> None:
     """Takes an earlier run's result out of the folder, the record first, so that old masks never stand beside new ones.
 
     Takes away what a killed run left unfinished, too. Files of other names stay, and so does the attention.
+    DecafError: something in it cannot be taken away.
     """
+    try:
+        _clear(folder)
+    except OSError as error:
+        raise DecafError(
+            f"An earlier result, {error.filename}, cannot be replaced ({error.strerror}). Remove it, or give another folder as --out."
+        ) from error
+
+
+def _clear(folder: Path) -> None:
     (folder / RESULT).unlink(missing_ok=True)
-    objects = folder / OBJECTS
-    numbered = [entry for entry in objects.iterdir() if entry.is_dir() and entry.name.isdecimal()] if objects.is_dir() else []
+    numbered = _object_folders(folder)
     for place in (folder, folder / MASKS, *numbered):
         for entry in place.iterdir() if place.is_dir() else ():
             if _UNFINISHED.fullmatch(entry.name) or (place == folder and entry.name in (SHEET, OVERLAY)):
@@ -137,6 +151,11 @@ def clear(folder: Path) -> None:
     for emptied in numbered:
         if not any(emptied.iterdir()):
             emptied.rmdir()
+
+
+def _object_folders(folder: Path) -> list[Path]:
+    objects = folder / OBJECTS
+    return [entry for entry in objects.iterdir() if entry.is_dir() and entry.name.isdecimal()] if objects.is_dir() else []
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
 from .errors import DecafError
@@ -13,13 +14,17 @@ LONGEST_QUERY = 2000
 def clean_query(query: str) -> str:
     """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`.
 
-    Raises DecafError when it is empty or longer than 2,000 characters.
+    Raises DecafError when it is empty, longer than 2,000 characters, or no text.
     """
     text = " ".join(query.split())
     if not text:
         raise DecafError('The query is empty. Say what to look for, for example "the dog that gets the ball first".')
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DecafError("The query holds bytes that are not text in UTF-8. Check the encoding of the terminal or file that it comes from.")
     if len(text) > LONGEST_QUERY:
-        raise DecafError(f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two.")
+        raise DecafError(
+            f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
+        )
     return text if text.endswith((".", "?")) else text + "."
 
 
@@ -60,4 +65,5 @@ class Templates:
 
     def ask_choice(self, query: str, answers: list[str]) -> str:
         named = ", ".join(dict.fromkeys(a for a in answers if a)) or "none"
-        return self.choose.replace("{query}", query).replace("{answers}", named)
+        values = {"{query}": query, "{answers}": named}
+        return re.sub("|".join(values), lambda found: values[found[0]], self.choose)

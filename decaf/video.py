@@ -41,10 +41,16 @@ def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction
     """Writes (H, W, 3) uint8 RGB frames of `size` (H, W) as H.264 in yuv420p, which plays everywhere, all or nothing. No sound.
 
     That format needs even sides: the last row or column is repeated where they are odd.
-    DecafError: no frames, a frame of another size, a full disk.
+    A rate outside 0.001 to 1000 frames per second, which some files claim, is brought there: players refuse it.
+    DecafError: no frames, a frame of another size, sides over 16384 pixels, a full disk.
     """
     height, width = size
-    rate = Fraction(fps).limit_denominator(1001)
+    if max(size) > _LONGEST_SIDE:
+        raise DecafError(
+            f"{path} cannot be written: H.264 holds at most {_LONGEST_SIDE} pixels a side, and the frames are {width}x{height}. "
+            "Leave the video out, or make the frames smaller."
+        )
+    rate = min(max(Fraction(fps), _SLOWEST), _FASTEST).limit_denominator(1001)
     # Through a file object of our own, because the library hides that the disk is full until (or even when) it closes the file.
     with atomic_write(path) as part, part.open("wb") as file:
         with av.open(file, "w", format="mp4") as container:
@@ -65,4 +71,6 @@ def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction
             container.mux(stream.encode())
 
 
+_LONGEST_SIDE = 16384
+_SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 _BT709 = 1  # the same number in FFmpeg's lists of colour spaces, primaries and transfer functions

@@ -108,7 +108,11 @@ class MLLM:
         content = [{"type": "text", "text": question}]
         if visual is not None:
             content.insert(0, {"type": visual.kind})
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        try:
+            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program: it can fail in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DecafError(f"The chat template of {self.name} cannot be used ({reason}). Download the model again.") from error
         if visual is not None:
             mark = self.family.placeholder(self, visual.kind)
             before, found, after = text.partition(mark)

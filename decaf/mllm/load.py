@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from ..devices import usable_device
 from ..errors import DecafError
 from ..progress import Progress, silent
 from . import families
@@ -36,8 +40,8 @@ def find_mllm(name: str | Path, progress: Progress = silent) -> Path:
 
     Raises DecafError when it is neither a folder nor a repository that can be had.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))  # unlike Path's own, it leaves the home of an unknown user as it stands
+    if os.path.isdir(folder):
         return folder
     repo = str(name)
     if repo.count("/") != 1 or repo.startswith(("/", ".", "~")) or "\\" in repo:
@@ -106,9 +110,9 @@ def missing_files(folder: Path) -> list[str]:
     if index.is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError):
-            return [*missing, index.name]
-        missing += sorted(name for name in shards if not (folder / name).is_file())
+            missing += sorted(name for name in shards if not (folder / name).is_file())
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged counts as missing
+            missing.append(index.name)
     elif not (folder / "model.safetensors").is_file():
         missing.append("model.safetensors")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
@@ -127,9 +131,10 @@ def load_mllm(
         folder: holds config.json, *.safetensors, tokenizer and processor files.
         dtype: of the weights; None takes float32 on a CPU and bfloat16 elsewhere. Maps are float32 in any case.
 
-    Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported.
+    Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
+    that is not there.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), usable_device(device)
     progress(0, 2, f"Loading {folder.name}")
     family = _family_of(folder)
     _check_weights(folder)
@@ -137,32 +142,76 @@ def load_mllm(
 
     from ..rollout import CAPTURE
 
-    device = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    try:
+    with _explained(folder):
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        progress(1, 2, f"Loading {folder.name}")
+    progress(1, 2, f"Loading {folder.name}")
+    with _explained(folder):
+        # Weights of another shape are let through here to be named below.
         model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DecafError(f"The model in {folder} cannot be loaded: {first} Download it again.") from error
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would go on with random numbers in their place
-        raise DecafError(
-            f"The model in {folder} lacks {len(missing)} weights that its config.json asks for, first of all {missing[0]}. "
-            "Download it again."
-        )
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    _check_loaded(folder, info)
     model.eval().requires_grad_(False)
     mllm = MLLM(model.to(device), processor, family, folder.name)
+    _check_processor(mllm, folder)
     # The vision tower keeps the fast kernels: only the text tower's attention is looked at.
     mllm.text_tower.set_attn_implementation(CAPTURE)
     progress(2, 2, f"Loading {folder.name}")
     return mllm
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Names the folder in whatever transformers raises about the files in it: there is no error that damaged files do not raise somewhere."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except ImportError as error:  # quantised weights
+        raise DecafError(
+            f"The model in {folder} cannot be loaded: {_first_line(error)} Install that, or choose a model that needs none."
+        ) from error
+    except Exception as error:
+        raise DecafError(f"The model in {folder} cannot be loaded: {_first_line(error)} Download it again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines and len(lines[0].split()) < 3 else lines[0] if lines else type(error).__name__
+
+
+def _check_loaded(folder: Path, info: dict) -> None:
+    """Transformers would go on with random numbers in the place of weights that are not there or do not fit."""
+    missing, shaped = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if missing:
+        raise DecafError(
+            f"The model in {folder} lacks {len(missing)} weights that its config.json asks for, first of all {missing[0]}. "
+            "Download it again."
+        )
+    if shaped:
+        name, found, asked = shaped[0]
+        raise DecafError(
+            f"{len(shaped)} weights of the model in {folder} have another shape than its config.json asks for: {name} is {tuple(found)} "
+            f"instead of {tuple(asked)}. Its files are not of one model; download it again."
+        )
+
+
+def _check_processor(mllm: MLLM, folder: Path) -> None:
+    """A processor without a chat template, or with the tokenizer of another model, loads without a complaint."""
+    if not mllm.processor.chat_template:
+        raise DecafError(
+            f"The model folder {folder} is incomplete: chat_template.jinja or .json is missing. Finish or repeat the download."
+        )
+    for kind in ("video", "image"):
+        number = mllm.family.token_id(mllm, kind)
+        if mllm.processor.tokenizer.convert_ids_to_tokens(number) is None:
+            raise DecafError(
+                f"The tokenizer in {folder} has no token {number}, which config.json names for a {kind}. Its files are not of one model; "
+                "download it again."
+            )
 
 
 def _family_of(folder: Path) -> Family:
@@ -173,15 +222,16 @@ def _family_of(folder: Path) -> Family:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+        text = config.get("text_config", config)
+        layer_types = text.get("layer_types") or ()
+        family = registry().get(model_type)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DecafError(f"{folder / 'config.json'} is damaged or names no model_type. Download the model again.") from error
-    family = registry().get(model_type)
     if family is None:
         supported = ", ".join(sorted({f"{one.name} ({', '.join(one.model_types)})" for one in registry().values()}))
         kind = "" if "vision_config" in config else " It is a text-only model: it cannot see pictures."
         raise DecafError(f'The model in {folder} has the type "{model_type}", which is not supported.{kind} Supported are {supported}.')
-    text = config.get("text_config", config)
-    if "sliding_attention" in (text.get("layer_types") or ()):
+    if "sliding_attention" in layer_types:
         raise DecafError(
             f"The model in {folder} uses sliding-window attention in some layers; its attention rollout is not supported. "
             "Choose a model with full attention in every layer."

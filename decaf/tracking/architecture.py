@@ -44,6 +44,7 @@ _OFFICIAL = {
     (144, (2, 6, 36, 4)): ("large", Settings(1024, 2, (8, 4, 16, 8), (23, 33, 43))),
 }
 _REDUCED_IMAGE_SIZE = 256
+_LARGEST_IMAGE_SIZE = 4096  # its position tables grow with the square
 _HEAD_WIDTH = 32  # of the official mask decoder
 
 
@@ -59,7 +60,10 @@ def read_architecture(weights: Mapping[str, Tensor], given: Mapping[str, object]
     size, settings = _OFFICIAL.get((width, stages), (f"reduced, width {width}", None))
     settings = settings or _reduced(weights, stages)
     version = "2.1" if "no_obj_embed_spatial" in weights else "2"
-    return Architecture(f"SAM {version} {size}", stages, _override(settings, given))
+    settings = _override(settings, given)
+    if width % settings.num_heads:
+        raise DecafError(f"SAM 2 setting 'num_heads' is {settings.num_heads}, which does not divide the first stage's width {width}.")
+    return Architecture(f"SAM {version} {size}", stages, settings)
 
 
 def _stages(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -98,9 +102,12 @@ def _override(settings: Settings, given: Mapping[str, object]) -> Settings:
         numbers = value if several and isinstance(value, list | tuple) else [value]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise DecafError(f"SAM 2 setting {name!r} is {value!r}; it must be {'whole numbers' if several else 'a whole number'}.")
+        if name.endswith("heads") and value == 0:
+            raise DecafError(f"SAM 2 setting {name!r} is 0; there must be at least one head.")
         values[name] = tuple(numbers) if several else value
-    if values.get("image_size", 32) % 32 or values.get("image_size") == 0:
-        raise DecafError(f"SAM 2 setting 'image_size' is {values['image_size']}; it must be a multiple of 32 pixels.")
+    size = values.get("image_size", 32)
+    if size % 32 or not 0 < size <= _LARGEST_IMAGE_SIZE:
+        raise DecafError(f"SAM 2 setting 'image_size' is {size}; it must be a multiple of 32 pixels, at most {_LARGEST_IMAGE_SIZE}.")
     return replace(settings, **values)
 
 

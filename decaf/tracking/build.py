@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..devices import usable_device
 from ..errors import DecafError
 from .architecture import Architecture, count, read_architecture
 from .checkpoint import read_checkpoint
@@ -54,16 +55,19 @@ def load_sam2(
     object); the table of Meta's four sizes; rules for other sizes. The last three are described at `read_architecture`, the fields at
     `Settings`. `dtype`: float32, or bfloat16 or float16 to compute under autocast as SAM 2 was trained (weights stay float32).
 
-    Raises DecafError: file missing or damaged, not a SAM 2 model, a pickle that would run code, weights missing or left over, or another
-    module shadowing the package `sam2`.
+    Raises DecafError: file missing or damaged, not a SAM 2 model, a pickle that would run code, weights missing or left over, another
+    module shadowing the package `sam2`, or no such device.
     """
+    device = usable_device(device)
     weights, own = read_checkpoint(path)
     try:
         architecture = read_architecture(weights, {**own, **(settings or {})})
         model = build_model(weights, architecture)
     except KeyError as error:
         raise DecafError(f"{path} lacks the weight {error}. Download it again, or use Meta's checkpoint.") from error
-    except (AssertionError, IndexError, ZeroDivisionError, RuntimeError) as error:
+    except DecafError:
+        raise
+    except (AssertionError, IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise DecafError(f"{path}: its weights do not fit together as a SAM 2 model ({error}). Use Meta's checkpoint.") from error
     _check_names(path, weights, model.state_dict())
     model.load_state_dict({name: value.float() for name, value in weights.items()})

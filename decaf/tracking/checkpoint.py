@@ -27,9 +27,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, obje
     if not path.is_file():
         raise DecafError(f"There is no SAM 2 checkpoint at {path}. Download one, for example sam2.1_hiera_large.pt, or correct the path.")
     weights, settings = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not weights or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
         raise DecafError(f"{path} holds no weights by name. A SAM 2 checkpoint is a table of tensors, at the top or under 'model'.")
     _refuse_other_models(path, weights)
+    whole = next((name for name, value in weights.items() if not value.is_floating_point()), None)
+    if whole is not None:
+        raise DecafError(
+            f"{path}: its weight '{whole}' holds {weights[whole].dtype} numbers; quantised weights are not supported. Use Meta's checkpoint."
+        )
     return weights, settings
 
 

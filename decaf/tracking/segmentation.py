@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..clip_info import check_same_clip
 from ..clips import Clip
 from ..data import SAM2Prompts, Track, Tracks, pack_bits, unpack_bits
-from ..errors import out_of_memory
+from ..errors import DecafError, out_of_memory
 from ..progress import Progress, silent, ticking
 from .build import SAM2
 from .candidates import Candidate, CandidatePrompts
@@ -69,8 +70,11 @@ def segment(
 
     Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
     A message also says so if the only track is a best guess.
-    Raises DecafError when the prompts were made from another clip. Running out of GPU memory is tried once more with smaller batches.
+    Raises DecafError when the prompts were made from another clip or the threshold is no number. Running
+    out of GPU memory is tried once more with smaller batches.
     """
+    if math.isnan(score_threshold):
+        raise DecafError("The score threshold is not a number; give one from 0 to 1.")
     check_same_clip(clip, prompts.fused.clip)
     counts = counts if counts is not None else {}
     if len(prompts.key) == 0:
