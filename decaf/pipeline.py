@@ -14,7 +14,7 @@ from .fusion import frame_fusion, object_background_fusion
 from .mllm import MLLM
 from .points import attention_points
 from .progress import Progress, silent
-from .questions import Templates
+from .questions import Templates, clean_query
 from .tracking import SAM2, segment
 from .video import Clip
 
@@ -70,6 +70,11 @@ def segment_clip(
                 mllm, clip, query, setting=setting, max_key_frames=max_key_frames, tokens_per_frame=tokens_per_frame,
                 templates=templates, start_layer=start_layer, progress=progress, counts=counts,
             )  # fmt: skip
+    elif attention[0].query != clean_query(query):
+        raise DecafError(
+            f'The query is "{clean_query(query)}", but the attention was asked for "{attention[0].query}". Extract the attention again, or '
+            "give the query that it belongs to."
+        )
     with _timed(seconds, "fusion"):
         contrast = object_background_fusion(*attention)
         fused = frame_fusion(contrast)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from decaf import cli, outputs
 from decaf.attention import extract_attention
 from decaf.errors import DecafError
 from decaf.files import write_json
+from decaf.fusion import frame_fusion, object_background_fusion
 from decaf.mllm import find_mllm, load_mllm
+from decaf.pipeline import segment_clip
 from decaf.points import attention_points
 from decaf.questions import Templates, clean_query
 from decaf.tracking import load_sam2
+from decaf.tracking import segment as track
 from decaf.video import clip_from_images, open_clip, write_video
 
 
@@ -255,12 +259,25 @@ def test_checkpoints_that_nearly_fit(sam2_file, tmp_path):
     refused(lambda: load(weights, num_heads=3), "num_heads", "does not divide")
 
 
-def test_score_threshold_that_is_no_number(mllm_folder, sam2_file):
-    from decaf.fusion import frame_fusion, object_background_fusion
-    from decaf.tracking import segment
+@pytest.fixture(scope="module")
+def asked(mllm_folder):
+    """A clip and its attention."""
+    clip = clip_from_images(noise(3))
+    return clip, extract_attention(load_mllm(mllm_folder("qwen2_vl")), clip, "a cup", max_key_frames=2, tokens_per_frame=16)
 
-    clip = clip_from_images(noise(2))
-    prompts = attention_points(
-        frame_fusion(object_background_fusion(*extract_attention(load_mllm(mllm_folder("qwen2_vl")), clip, "a cup")))
-    )
-    refused(lambda: segment(load_sam2(sam2_file), clip, prompts, score_threshold=float("nan")), "score threshold")
+
+def test_attention_of_another_query(asked, sam2_file):
+    clip, attention = asked
+    refused(lambda: segment_clip(None, load_sam2(sam2_file), clip, "a dog", attention=attention), "a dog.", "a cup.", "again")
+
+
+def test_prompts_that_do_not_fit_together(asked, sam2_file):
+    clip, attention = asked
+    sam2, prompts = load_sam2(sam2_file), attention_points(frame_fusion(object_background_fusion(*attention)))
+    one_map = replace(prompts.fused, map=prompts.fused.map[:1])
+    for changed in ({"value": prompts.value[:-1]}, {"xy": prompts.xy[:-1]}, {"fused": one_map}):
+        refused(lambda changed=changed: track(sam2, clip, replace(prompts, **changed)), "as many of each")
+    for changed in ({"key": prompts.key + 9}, {"key": prompts.key - 9}, {"xy": prompts.xy + 5}, {"value": prompts.value * float("nan")}):
+        refused(lambda changed=changed: track(sam2, clip, replace(prompts, **changed)), "outside 0 to 1", "again")
+    refused(lambda: track(sam2, clip, prompts, score_threshold=float("nan")), "score threshold")
+    refused(lambda: track(sam2, clip, prompts, max_tracks=0), "max_tracks")

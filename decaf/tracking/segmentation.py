@@ -70,11 +70,14 @@ def segment(
 
     Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
     A message also says so if the only track is a best guess.
-    Raises DecafError when the prompts were made from another clip or the threshold is no number. Running
-    out of GPU memory is tried once more with smaller batches.
+    Raises DecafError when the prompts were made from another clip or do not fit together, or for a threshold or number of
+    tracks that cannot be. Running out of GPU memory is tried once more with smaller batches.
     """
     if math.isnan(score_threshold):
         raise DecafError("The score threshold is not a number; give one from 0 to 1.")
+    if max_tracks is not None and max_tracks < 1:
+        raise DecafError(f"max_tracks is {max_tracks}; give 1 or more, or leave it out.")
+    _check_prompts(prompts)
     check_same_clip(clip, prompts.fused.clip)
     counts = counts if counts is not None else {}
     if len(prompts.key) == 0:
@@ -91,6 +94,22 @@ def segment(
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
     return Tracks(packed, tuple(clip.frame_size), tuple(tracks), message)
+
+
+def _check_prompts(prompts: SAM2Prompts) -> None:
+    """Prompts that were put together by hand may not fit together, and would prompt nothing or another frame without a word."""
+    frames, points = len(prompts.fused.clip.key_frames), len(prompts.key)
+    if (len(prompts.fused.map), len(prompts.xy), len(prompts.value)) != (frames, points, points):
+        raise DecafError(
+            f"The prompts have {points} key indices, {len(prompts.xy)} points and {len(prompts.value)} values, and {len(prompts.fused.map)} maps "
+            f"for {frames} key frames; there must be as many of each. Make the prompts again."
+        )
+    inside = bool(((prompts.key >= 0) & (prompts.key < frames)).all() and ((prompts.xy >= 0) & (prompts.xy <= 1)).all())
+    if not inside or not prompts.value.isfinite().all():
+        raise DecafError(
+            f"The prompts hold key indices outside 0 to {frames - 1}, points outside 0 to 1, or values that are not finite numbers. "
+            "Make the prompts again."
+        )
 
 
 def _nothing(clip: Clip, message: str) -> Tracks:
