@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from decaf import cli, outputs
@@ -281,3 +282,14 @@ def test_prompts_that_do_not_fit_together(asked, sam2_file):
         refused(lambda changed=changed: track(sam2, clip, replace(prompts, **changed)), "outside 0 to 1", "again")
     refused(lambda: track(sam2, clip, prompts, score_threshold=float("nan")), "score threshold")
     refused(lambda: track(sam2, clip, prompts, max_tracks=0), "max_tracks")
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e20])
+def test_weights_that_give_no_numbers(asked, sam2_file, tmp_path, factor):
+    """They give empty masks, which must not pass for an answer."""
+    clip, attention = asked
+    with safe_open(sam2_file, "pt") as file:
+        settings = file.metadata()
+    save_file({name: value * factor for name, value in load_file(sam2_file).items()}, tmp_path / "sam2.safetensors", settings)
+    prompts = attention_points(frame_fusion(object_background_fusion(*attention)))
+    refused(lambda: track(load_sam2(tmp_path / "sam2.safetensors"), clip, prompts), "not finite", "again")

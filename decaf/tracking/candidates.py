@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data import SAM2Prompts, pack_bits, unpack_bits
+from ..errors import DecafError
 from .build import SAM2
 from .frames import Features, inference
 from .masks import pairwise_iou, video_masks
@@ -108,6 +109,11 @@ class CandidatePrompts:
         for start in range(0, len(points), self._batch):
             part = points[start : start + self._batch]
             logits, ious = point_masks(self._sam2, features, self._prompts.xy[part])
+            if not ious.isfinite().all():
+                raise DecafError(
+                    f"{self._sam2.name} gives scores that are not finite numbers. Download its checkpoint again, or load it in float32 or "
+                    "bfloat16 instead of float16."
+                )
             packed = self._pack(logits)
             filled = packed.flatten(1).ne(0).any(1)
             masks.append(packed[filled])
