@@ -185,17 +185,18 @@ def _first_line(error: Exception) -> str:
 
 def _check_loaded(folder: Path, info: dict) -> None:
     """Transformers would go on with random numbers in the place of weights that are not there or do not fit."""
-    missing, shaped = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    missing = sorted(info["missing_keys"])
+    # transformers 5 lists names with both shapes, 4 names alone
+    shaped = sorted(one if isinstance(one, str) else one[0] for one in info["mismatched_keys"])
     if missing:
         raise DecafError(
             f"The model in {folder} lacks {len(missing)} weights that its config.json asks for, first of all {missing[0]}. "
             "Download it again."
         )
     if shaped:
-        name, found, asked = shaped[0]
         raise DecafError(
-            f"{len(shaped)} weights of the model in {folder} have another shape than its config.json asks for: {name} is {tuple(found)} "
-            f"instead of {tuple(asked)}. Its files are not of one model; download it again."
+            f"{len(shaped)} weights of the model in {folder} have another shape than its config.json asks for, first of all {shaped[0]}. "
+            "Its files are not of one model; download it again."
         )
 
 
