@@ -1,0 +1,218 @@
+"""Batches of scenes with questions, drawn without end from a seed; and the labels that the vision tower's pretraining uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from build import NUMBERS, PATCH
+from PIL import Image
+
+from decaf.demo.asking import Query, plural
+from decaf.demo.painting import BACKGROUNDS, COLOURS, SHAPES
+from decaf.demo.scenes import Scene, make_scene
+from decaf.questions import Templates, clean_query
+
+COLOUR_NAMES = list(COLOURS)
+HEADINGS = ("left", "right", "up", "down", "still")
+FLAGS = ("leftmost", "rightmost", "topmost", "bottommost", "largest", "smallest")
+SIDES = 4 * len(COLOUR_NAMES)
+"""Labels "something of this colour lies left, right, above, below of me"."""
+
+TRAINING_SEEDS = 1 << 40
+"""Scene seeds from here on are for training; smaller ones are left to tests and evaluation."""
+
+TEMPLATES = Templates()
+WEIGHTS = {
+    "noun": 3.0,
+    "colour": 2.5,
+    "size": 1.5,
+    "position": 2.0,
+    "relation": 2.0,
+    "motion": 2.0,
+    "time": 1.5,
+    "counting": 1.0,
+    "absent": 2.0,
+}
+
+
+FIRST = ("noun", "colour", "absent")
+"""What the stage "small" asks about, beside the background: the rest builds on it."""
+
+
+@dataclass
+class Batch:
+    """`frames` (B, T, H, W, 3) uint8 at the size shown; `grid` of a frame in tokens; `labels`: per token, see `token_labels`;
+    `asked`: per sample pairs of question and answer, the same number everywhere; `kinds`: their kinds."""
+
+    frames: np.ndarray
+    grid: tuple[int, int]
+    labels: dict[str, np.ndarray]
+    asked: list[list[tuple[str, str]]] = field(default_factory=list)
+    kinds: list[list[str]] = field(default_factory=list)
+
+    @property
+    def video(self) -> bool:
+        return self.frames.shape[1] > 1
+
+
+def answer(scene: Scene, query: Query) -> str:
+    """The one-word answer to the object question."""
+    if not query.targets:
+        return "none"
+    if len(query.targets) > 1:
+        return f"{NUMBERS[len(query.targets) - 2]}-{plural(scene.things[query.targets[0]].shape)}"
+    one = scene.things[query.targets[0]]
+    return f"{one.colour}-{one.shape}"
+
+
+def draw_shape(rng: np.random.Generator, stage: str) -> tuple[bool, int, int, int]:
+    """(video, rows, cols, frames) of a batch. `rows`, `cols`: the video grid; single frames are shown at twice that."""
+    video = rng.random() < 0.5
+    if stage == "full" and rng.random() < 0.6:
+        rows, cols = [(10, 13), (10, 13), (12, 12), (10, 10), (13, 10), (9, 16)][rng.integers(6)]
+        return video, rows, cols, int(rng.choice([2, 4, 8, 16])) if video else 1
+    if stage in ("middle", "full"):
+        if video:
+            rows, cols = rng.integers(6, 11, 2)
+            return True, int(rows), int(cols), int(rng.choice([2, 4, 6, 8]))
+        rows, cols = rng.integers(4, 9, 2)
+        return False, int(rows), int(cols), 1
+    if video:
+        rows, cols = rng.integers(5, 8, 2)
+        return True, int(rows), int(cols), int(rng.choice([2, 4]))
+    rows, cols = rng.integers(3, 5, 2)
+    return False, int(rows), int(cols), 1
+
+
+def draw_scene(rng: np.random.Generator, stage: str, rows: int, cols: int, length: int) -> Scene:
+    side = min(rows, cols)
+    radius = (min(1.2 / side, 0.26), min(2.5 / side, 0.36))  # in tokens as in the full-size scenes
+    most = 4 if side >= 6 else 3 if side >= 4 else 2
+    seed = TRAINING_SEEDS + int(rng.integers(1 << 40))
+    return make_scene(seed, size=(rows * PATCH, cols * PATCH), length=length, count=(1 if stage == "small" else 2, most), radius=radius)
+
+
+def make_batch(rng: np.random.Generator, stage: str, tokens: int, questions: int) -> Batch:
+    """About `tokens` visual tokens, with so many `questions` a sample (0: only labels)."""
+    video, rows, cols, length = draw_shape(rng, stage)
+    scale = 1 if video else 2
+    each = rows * cols * scale * scale * ((length + 1) // 2)
+    frames, labels, asked, kinds = [], [], [], []
+    while len(frames) < max(1, min(48, round(tokens / each))):
+        # A single frame now and then comes from a clip, so that it is asked about what only the clip shows, too.
+        scene = draw_scene(rng, stage, rows, cols, length if video else int(rng.choice([1, 1, 8])))
+        if not scene.things:
+            continue
+        chosen = range(len(scene.frames)) if video else [int(rng.integers(len(scene.frames)))]
+        pairs = _questions(rng, scene, questions, None if video else chosen[0], FIRST if stage == "small" else WEIGHTS)
+        frames.append(np.stack([_shown(scene.frames[index], scale) for index in chosen]))
+        labels.append(token_labels(scene, chosen, scale))
+        asked.append([(question, reply) for _, question, reply in pairs])
+        kinds.append([kind for kind, _, _ in pairs])
+    stacked = {name: np.stack([one[name] for one in labels]) for name in labels[0]}
+    return Batch(np.stack(frames), (rows * scale, cols * scale), stacked, asked, kinds)
+
+
+def _shown(frame: np.ndarray, scale: int) -> np.ndarray:
+    if scale == 1:
+        return frame
+    height, width = frame.shape[:2]
+    return np.asarray(Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+
+
+def _questions(rng, scene: Scene, count: int, frame: int | None, kinds) -> list[tuple[str, str, str]]:
+    """(kind, question, answer), of `kinds`. `frame`: the one shown alone, else the whole clip is."""
+    if not count:
+        return []
+    by_kind: dict[str, list[Query]] = {}
+    for query in scene.queries:
+        by_kind.setdefault(query.kind, []).append(query)
+    names = [name for name in by_kind if name in kinds]
+    weights = np.array([WEIGHTS[name] for name in names])
+    pairs = []
+    while len(pairs) < count - 2:
+        kind = names[rng.choice(len(names), p=weights / weights.sum())]
+        query = by_kind[kind][rng.integers(len(by_kind[kind]))]
+        shown = frame is None or not query.targets or scene.masks[list(query.targets), frame].any((1, 2)).all()
+        if not shown and kind not in ("noun", "colour"):
+            continue
+        reply = answer(scene, query) if shown else "none"
+        pairs.append((kind, TEMPLATES.ask_object(clean_query(query.text)), reply))
+    query = scene.queries[rng.integers(len(scene.queries))]
+    pairs.append(("background", TEMPLATES.ask_background(clean_query(query.text)), scene.background))
+    one = scene.things[rng.integers(len(scene.things))]
+    pairs.append(("class background", TEMPLATES.ask_class_background(f"{one.colour}-{one.shape}"), scene.background))
+    return pairs
+
+
+def choice_question(rng: np.random.Generator) -> tuple[str, str]:
+    """The question, asked without pictures, which of several names fits a query: one that the query does not rule out."""
+    colour, shape = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))], SHAPES[rng.integers(len(SHAPES))]
+    truth = f"{colour}-{shape}"
+    others = [
+        f"{COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]}-{SHAPES[rng.integers(len(SHAPES))]}" for _ in range(int(rng.integers(0, 3)))
+    ]
+    free = rng.random() < 0.3
+    text = [f"the {colour} {shape}", f"the {shape}", f"the {colour} object"][rng.integers(3)]
+    if free:  # nothing in the query decides: the first answer comes from the clip
+        text = ["the largest one", "the object moving left", "the leftmost thing", "the one that stops"][rng.integers(4)]
+    else:
+        others = [name for name in others if colour not in name and shape not in name]
+    names = [truth, *others] if free else list(rng.permutation([truth, *others]))
+    if rng.random() < 0.3:
+        names.insert(int(rng.integers(len(names) + 1)), "none")
+    return TEMPLATES.ask_choice(clean_query(text), [str(name) for name in names]), truth
+
+
+def token_labels(scene: Scene, chosen, scale: int) -> dict[str, np.ndarray]:
+    """What each visual token shows, (slots * rows * cols, ...): `thing` 0 or 1 (-1: partly), `shape`, `colour`, `heading` of the object
+    there, `flags` and `sides` 0/1 (see FLAGS and SIDES), `ground`."""
+    cell = PATCH // scale
+    masks = scene.masks[:, list(chosen)]
+    if masks.shape[1] % 2:
+        masks = np.concatenate([masks, masks[:, -1:]], 1)
+    count, frames, height, width = masks.shape
+    rows, cols = height // cell, width // cell
+    share = masks.reshape(count, frames // 2, 2, rows, cell, cols, cell).mean((2, 4, 6), dtype=np.float32)  # (N, slots, rows, cols)
+    best, cover = share.argmax(0), share.max(0)
+    slots = frames // 2
+    attributes = np.zeros((count, slots, 3), np.int64)
+    extra = np.zeros((count, slots, len(FLAGS) + SIDES), np.float32)
+    for slot in range(slots):
+        first = chosen[min(2 * slot, len(chosen) - 1)]
+        last = chosen[min(2 * slot + 1, len(chosen) - 1)]
+        seen = [index for index in range(count) if masks[index, 2 * slot : 2 * slot + 2].any()]
+        centre = {index: scene.things[index].centres[[first, last]].mean(0) for index in seen}
+        for index, one in enumerate(scene.things):
+            step = one.centres[last] - one.centres[first]
+            axis = int(np.abs(step).argmax())
+            heading = 4 if np.abs(step).max() < 0.5 else 2 * axis + int(step[axis] > 0)
+            attributes[index, slot] = SHAPES.index(one.shape), COLOUR_NAMES.index(one.colour), heading
+        for index in seen:
+            others = [other for other in seen if other != index]
+            x, y = centre[index]
+            radius = scene.things[index].radius
+            for place, truth in enumerate((
+                all(x < centre[other][0] for other in others), all(x > centre[other][0] for other in others),
+                all(y < centre[other][1] for other in others), all(y > centre[other][1] for other in others),
+                all(radius > scene.things[other].radius for other in others), all(radius < scene.things[other].radius for other in others),
+            )):  # fmt: skip
+                extra[index, slot, place] = truth
+            for other in others:
+                dx, dy = centre[other] - centre[index]
+                side = (0 if dx < 0 else 1) if abs(dx) > abs(dy) else (2 if dy < 0 else 3)
+                extra[index, slot, len(FLAGS) + side * len(COLOUR_NAMES) + COLOUR_NAMES.index(scene.things[other].colour)] = 1
+    slot = np.arange(slots)[:, None, None]
+    there = attributes[best, slot].reshape(-1, 3)
+    marks = extra[best, slot].reshape(len(there), -1)
+    thing = np.where(cover > 0.3, 1, np.where(share.sum(0) < 0.1, 0, -1)).reshape(-1)
+    return {
+        "thing": thing,
+        "shape": there[:, 0],
+        "colour": there[:, 1],
+        "heading": there[:, 2],
+        "flags": marks[:, : len(FLAGS)],
+        "sides": marks[:, len(FLAGS) :],
+        "ground": np.full(len(there), BACKGROUNDS.index(scene.background)),
+    }
