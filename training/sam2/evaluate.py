@@ -124,13 +124,13 @@ def segmentation(sam2: SAM2, scene: Scene, rng: np.random.Generator, rows: Rows)
     rows["segment_points"].append(len(prompts.key))
 
 
-def evaluate(sam2: SAM2, scenes: int, first_seed: int = FIRST_SEED, tracked: int | None = None) -> dict[str, float]:
-    """Means over `scenes` scenes; clips are followed on the first `tracked` of them (all)."""
+def evaluate(sam2: SAM2, scenes: int, first_seed: int = FIRST_SEED, tracked: int | None = None, length: int = 16) -> dict[str, float]:
+    """Means over `scenes` scenes of `length` frames; clips are followed on the first `tracked` of them (all)."""
     rows: Rows = defaultdict(list)
     for number in range(scenes):
         seed = first_seed + number
         rng = np.random.default_rng((4, seed))
-        scene = make_scene(seed)
+        scene = make_scene(seed, length=length)
         points(sam2, scene, rng, rows)
         if tracked is None or number < tracked:
             propagation(sam2, scene, rows)
@@ -142,6 +142,10 @@ def evaluate(sam2: SAM2, scenes: int, first_seed: int = FIRST_SEED, tracked: int
     predicted, true = np.array(rows["predicted"]), np.array(rows["true"])
     figures["predicted_correlation"] = round(float(np.corrcoef(predicted, true)[0, 1]), 4)
     figures["predicted_error"] = round(float(np.abs(predicted - true).mean()), 4)
+    # With the points on no object, whose true IoU is 0.
+    nothing = np.array(rows["background_predicted"])
+    everywhere = np.corrcoef(np.append(predicted, nothing), np.append(true, np.zeros(len(nothing))))
+    figures["predicted_correlation_everywhere"] = round(float(everywhere[0, 1]), 4)
     figures["scenes"] = scenes
     return figures
 
@@ -152,10 +156,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--tracked", type=int, help="scenes whose clips are followed (all)")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--length", type=int, default=16, help="frames of a scene")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    figures = evaluate(load_sam2(options.checkpoint), options.scenes, options.first_seed, options.tracked)
+    figures = evaluate(load_sam2(options.checkpoint), options.scenes, options.first_seed, options.tracked, options.length)
     text = json.dumps(figures, indent=1)
     if options.json:
         options.json.write_text(text + "\n")

@@ -62,6 +62,10 @@ def pick_point(rng: np.random.Generator, labels: np.ndarray, wanted: int) -> tup
     ys, xs = np.nonzero(labels == wanted)
     kind = rng.random()
     i = rng.integers(len(ys))
+    if kind > 0.8:  # near the edge: of a few places the one with the least of the object around it
+        some = rng.integers(len(ys), size=6)
+        around = [np.clip((ys[some] + dy, xs[some] + dx), 0, size - 1) for dy in (-4, 0, 4) for dx in (-4, 0, 4)]
+        i = some[np.sum([labels[y, x] == wanted for y, x in around], 0).argmin()]
     y, x = ys[i] + rng.random(), xs[i] + rng.random()
     if kind < 0.2:  # towards the middle
         y, x = y + (ys.mean() - y) * 0.8, x + (xs.mean() - x) * 0.8
