@@ -71,8 +71,9 @@ class Grouping(nn.Module):
         self.scale = nn.Parameter(torch.tensor([1.0, 2.0]))
 
     def forward(self, features: list[Tensor], labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """`features`: (n, c, h, w) per level, finest first; `labels`: (n, S, S). Returns the cross-entropy of pairs of pixels being of one
-        region, equal weight to pairs that are and are not, and the sampled pixels' codes (n, samples, code) and labels (n, samples)."""
+        """`features`: (n, c, h, w) per level, finest first; `labels`: (n, S, S), on the CPU. Returns the cross-entropy of
+        pairs of pixels being of one region, equal weight to pairs that are and are not, and the sampled pixels' codes (n, samples, code)
+        and labels (n, samples)."""
         size = features[0].shape[-2:]
         total = sum(
             F.interpolate(level(x), size=size, mode="bilinear", align_corners=False) if x.shape[-2:] != size else level(x)
@@ -84,8 +85,9 @@ class Grouping(nn.Module):
         counts = torch.stack([(regions == k).sum(1) for k in range(int(regions.max()) + 1)], 1)
         # Small objects get as many samples as large ones.
         places = torch.multinomial(1 / counts.gather(1, regions).float(), self.SAMPLES, replacement=True, generator=generator)
+        regions = regions.gather(1, places).to(codes.device)
+        places = places.to(codes.device)
         codes = codes.gather(2, places[:, None].expand(-1, codes.shape[1], -1)).transpose(1, 2)
-        regions = regions.gather(1, places)
         return self._same(codes, codes, regions[:, :, None] == regions[:, None, :]), codes, regions
 
     def of_tokens(self, tokens: Tensor, codes: Tensor, same: Tensor) -> Tensor:

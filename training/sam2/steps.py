@@ -19,14 +19,14 @@ Result = tuple[Tensor, dict[str, float]]
 
 
 def encode(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
-    return model.forward_image((images - _MEAN) / _STD)
+    return model.forward_image(((images - _MEAN) / _STD).to(model.device))
 
 
 def decode(model: nn.Module, lowest: Tensor, fine: list[Tensor], points: Tensor | None = None) -> Outputs:
     """`points`: (n, 2) in pixels, or None for tracking."""
-    n = len(lowest)
-    xy = torch.zeros(n, 1, 2) if points is None else points[:, None]
-    labels = torch.full((n, 1), -1 if points is None else 1, dtype=torch.int32)
+    n, device = len(lowest), lowest.device
+    xy = torch.zeros(n, 1, 2, device=device) if points is None else points[:, None].to(device)
+    labels = torch.full((n, 1), -1 if points is None else 1, dtype=torch.int32, device=device)
     sparse, dense = model.sam_prompt_encoder(points=(xy, labels), boxes=None, masks=None)
     return Outputs(
         *model.sam_mask_decoder.predict_masks(
@@ -100,7 +100,8 @@ def picture_step(model: nn.Module, grouping: Grouping, views: list[View], rng: n
     chosen = [(i, point, k) for i in range(len(labels)) for point, k in pick_points(rng, labels[i], points_each, 0.12)]
     places = torch.tensor([i for i, _, _ in chosen])
     wanted = torch.tensor([k for _, _, k in chosen])
-    masks = (labels[places] == wanted[:, None, None]) & (wanted > 0)[:, None, None]
+    masks = ((labels[places] == wanted[:, None, None]) & (wanted > 0)[:, None, None]).to(model.device)
+    wanted, places = wanted.to(model.device), places.to(model.device)
     fine, lowest = [f[places] for f in features[:-1]], features[-1][places]
     outputs = decode(model, lowest + model.no_mem_embed.view(1, -1, 1, 1), fine, torch.tensor([p for _, p, _ in chosen]))
     loss, figures = mask_loss(outputs, target(masks))
@@ -128,8 +129,8 @@ def clip_step(model: nn.Module, views: list[View], rng: np.random.Generator, obj
     if not picked:
         return None
     _, flat, positions, sizes = model._prepare_backbone_features(encode(model, torch.cat([v.images for v in views])))
-    clips = torch.tensor([i for i, _ in picked])
-    truth = torch.stack([views[i].labels == k for i, k in picked])  # (n, T, S, S)
+    clips = torch.tensor([i for i, _ in picked], device=model.device)
+    truth = torch.stack([views[i].labels == k for i, k in picked]).to(model.device)  # (n, T, S, S)
     memory = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     horizon = int(rng.choice([max(length, 8), 16, 64]))
     losses, figures = [], []
@@ -150,7 +151,7 @@ def clip_step(model: nn.Module, views: list[View], rng: np.random.Generator, obj
             losses.append(loss)
             figures.append(figure)
             every, best = torch.arange(len(picked)), outputs.best()
-            own = torch.from_numpy(rng.random((len(picked), 1)) < own_presence)
+            own = torch.from_numpy(rng.random((len(picked), 1)) < own_presence).to(model.device)
             shown = torch.where(own, outputs.presence.detach() > 0, present)
             low = outputs.masks[every, best][:, None].masked_fill(~shown[:, :, None, None], -1024.0)
             high = F.interpolate(low, size=(size, size), mode="bilinear", align_corners=False)

@@ -57,11 +57,11 @@ AVERAGE = 0.998
 class Run:
     """Model, its running average, optimiser and place in the schedule. `done`: steps of all stages so far."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int, device: str = "cpu"):
         self.folder, self.seed, self.done, self.seconds = folder, seed, 0, 0.0
         torch.manual_seed(seed)
-        self.model = build(STAGES[0].size)
-        self.grouping = Grouping((DIM // 8, DIM // 4, DIM))
+        self.model = build(STAGES[0].size).to(device)
+        self.grouping = Grouping((DIM // 8, DIM // 4, DIM)).to(device)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.optimiser = torch.optim.AdamW(self._groups(), lr=1e-3, betas=(0.9, 0.98), fused=True)
         if self.state_file.exists():
@@ -81,7 +81,7 @@ class Run:
         """Weights fit every size of picture, the model's constants do not."""
         if self.model.image_size == size:
             return
-        other = build(size)
+        other = build(size).to(self.model.device)
         other.load_state_dict(self.model.state_dict())
         moments = self.optimiser.state_dict()
         self.model = other
@@ -121,7 +121,7 @@ class Run:
         os.replace(self.folder / "sam2.new", self.folder / "sam2.safetensors")
 
     def _load(self) -> None:
-        state = torch.load(self.state_file, weights_only=True)
+        state = torch.load(self.state_file, map_location=self.model.device, weights_only=True)
         self.resize(state["size"])
         self.model.load_state_dict(state["model"])
         self.grouping.load_state_dict(state["grouping"])
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders written by cache.py")
     parser.add_argument("--shares", type=float, nargs="+", help="how often to draw from each (equally)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report-every", type=int, default=50)
     parser.add_argument("--store-seconds", type=float, default=180)
@@ -210,7 +211,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     cache = Cache(options.data, options.shares or [1.0] * len(options.data))
-    train(Run(options.run, options.seed), cache, options.report_every, options.store_seconds)
+    train(Run(options.run, options.seed, options.device), cache, options.report_every, options.store_seconds)
 
 
 if __name__ == "__main__":
