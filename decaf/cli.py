@@ -8,11 +8,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+from .demo.command import add_demo
 from .errors import DecafError
-from .progress import silent
+from .progress import Progress, silent
 from .questions import Templates
 
 log = logging.getLogger(__name__)
@@ -70,9 +73,13 @@ def parser() -> argparse.ArgumentParser:
     needed.add_argument("--query", required=True, metavar="TEXT", help="what to mask, in any language the model knows")
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
-        help="folder of a Qwen2-VL, Qwen2.5-VL or InternVL3 model, or its repository id, which is downloaded if it is not there yet",
+        help="folder of a Qwen2-VL, Qwen2.5-VL or InternVL3 model, or its repository id, which is downloaded if it is not there yet; "
+        '"bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
-    needed.add_argument("--sam2", required=True, metavar="FILE", type=Path, help="SAM 2 or 2.1 checkpoint of any size, .pt or .safetensors")
+    needed.add_argument(
+        "--sam2", required=True, metavar="FILE", type=Path,
+        help='SAM 2 or 2.1 checkpoint of any size, .pt or .safetensors; "bundled" is the tiny one of "decaf demo"',
+    )  # fmt: skip
     needed.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results; earlier results in it are replaced")
 
     questions = segment.add_argument_group("questions")
@@ -117,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"
     )
     output.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
+    add_demo(commands, _Help)
     return top
 
 
@@ -132,7 +140,8 @@ def main(argv: list[str] | None = None) -> int:
         _say(sys.stderr, f"decaf: {error}")
         return 2
     except KeyboardInterrupt as stop:
-        _say(sys.stderr, f"decaf: stopped. Run the same command with --resume to go on in {arguments.out}.")
+        again = f" Run the same command with --resume to go on in {arguments.out}." if hasattr(arguments, "resume") else ""
+        _say(sys.stderr, f"decaf: stopped.{again}")
         return 143 if isinstance(stop, _Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -212,21 +221,28 @@ class _Bars:
             self.bar.close()
 
 
-def _segment(arguments) -> int:
-    templates = _questions(arguments)
-    bars = _Bars() if sys.stderr.isatty() and not arguments.quiet else None
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Progress]:
+    """Where work is reported to: bars, if somebody is there to watch them."""
+    bars = _Bars() if sys.stderr.isatty() and not quiet else None
     from transformers.utils import logging as transformers_logging
 
-    from . import command
-
     transformers_logging.disable_progress_bar()  # there is one of our own
-    options = {one.name: getattr(arguments, one.name) for one in fields(command.Options) if hasattr(arguments, one.name)}
-    options |= {"templates": templates, "setting": arguments.setting.replace("-", " "), "overlay": not arguments.no_overlay}
     try:
-        summary = command.run(command.Options(**options), bars or silent)
+        yield bars or silent
     finally:
         if bars:
             bars.close()
+
+
+def _segment(arguments) -> int:
+    templates = _questions(arguments)
+    from . import command
+
+    options = {one.name: getattr(arguments, one.name) for one in fields(command.Options) if hasattr(arguments, one.name)}
+    options |= {"templates": templates, "setting": arguments.setting.replace("-", " "), "overlay": not arguments.no_overlay}
+    with progress_bars(arguments.quiet) as progress:
+        summary = command.run(command.Options(**options), progress)
     if not arguments.quiet:
         _say(sys.stdout, summary)
     return 0

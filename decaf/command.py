@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from . import outputs
 from .attention import extract_attention
 from .data import Attention, Tracks
+from .demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from .errors import DecafError
 from .files import write_image, write_json
 from .mllm import find_mllm, load_mllm
@@ -57,15 +58,16 @@ class Options:
 def run(options: Options, progress: Progress) -> str:
     """Runs the command and returns a closing summary in a few lines. Raises DecafError for every input that cannot be used."""
     query = clean_query(options.query)
+    options = replace(options, sam2=sam2_file(options.sam2))
     for path, name in ((options.clip, "CLIP"), (options.sam2, "--sam2")):
         if not path.exists():
             raise DecafError(f"{name} {path} does not exist. Check the path.")
     if options.clip.resolve() in outputs.replaced(options.out):
         raise DecafError(f"CLIP {options.clip} is a result in --out {options.out} and would be overwritten. Give another folder.")
-    device = _device(options.device)
+    device = choose_device(options.device)
     dtype = _dtype(options.dtype, device)
     outputs.prepare_folder(options.out)
-    mllm_folder = find_mllm(options.mllm, progress)
+    folder = mllm_folder(options.mllm, progress)
 
     settings = {
         "setting": options.setting,
@@ -78,7 +80,7 @@ def run(options: Options, progress: Progress) -> str:
     attention_from = {
         "decaf": outputs.versions()["comfyui-decaf"],
         "clip": outputs.stamp(options.clip),
-        "mllm": outputs.stamp(mllm_folder),
+        "mllm": outputs.stamp(folder),
         "query": query,
         **settings,
     }
@@ -93,7 +95,7 @@ def run(options: Options, progress: Progress) -> str:
     # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
     with clock("load SAM 2"):
         sam2 = load_sam2(options.sam2, device=device)
-    attention, record = _attention(options, clip, mllm_folder, device, dtype, attention_from, clock, progress)
+    attention, record = _attention(options, clip, folder, device, dtype, attention_from, clock, progress)
     counts = Counter(record["counts"])
     result = segment_clip(
         None, sam2, clip, query,
@@ -183,7 +185,18 @@ def _overlay(clip: Clip, tracks: Tracks, progress: Progress) -> Iterator[Tensor]
         progress(index + 1, len(clip), "Writing the overlay")
 
 
-def _device(name: str) -> torch.device:
+def mllm_folder(name: str, progress: Progress) -> Path:
+    """The folder of the model that --mllm names: a folder, a repository id or "bundled"."""
+    return MLLM_FOLDER if name == BUNDLED else find_mllm(name, progress)
+
+
+def sam2_file(path: Path) -> Path:
+    """The checkpoint that --sam2 names: a file or "bundled"."""
+    return SAM2_FILE if path == Path(BUNDLED) else path
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names, "auto" the fastest there is. DecafError if there is no such one here."""
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(one for one in ("cuda", "mps", "cpu") if has[one]))

@@ -192,9 +192,9 @@ class Asker:
 
 
 def read(model, asker: Asker, asked: list[tuple[str, str]]):
-    """Questions without pictures: hidden states and wanted tokens, one a question."""
+    """Questions without pictures: hidden states and wanted tokens, of each question its answer and then the end."""
     opening = asker.ids("<|im_start|>user\n")
-    rows = [opening + asker.ids(question) + asker.turn for question, _ in asked]
+    rows = [opening + asker.ids(question) + asker.turn + asker.ids(reply) for question, reply in asked]
     length = max(map(len, rows))
     ids = torch.tensor([row + [asker.end] * (length - len(row)) for row in rows])
     places = torch.arange(length).expand(3, len(rows), -1)
@@ -203,8 +203,8 @@ def read(model, asker: Asker, asked: list[tuple[str, str]]):
     hidden = model.model.language_model(
         inputs_embeds=embed, position_ids=places, attention_mask={"full_attention": mask}, use_cache=False
     ).last_hidden_state
-    last = torch.tensor([len(row) - 1 for row in rows])
-    return hidden[torch.arange(len(rows)), last], torch.tensor([asker.ids(reply)[0] for _, reply in asked])
+    last = torch.tensor([[len(row) - 2, len(row) - 1] for row in rows])
+    return hidden[torch.arange(len(rows))[:, None], last].flatten(0, 1), torch.tensor([id for row in rows for id in (row[-1], asker.end)])
 
 
 def export(model, folder: Path) -> None:
