@@ -1,0 +1,138 @@
+"""The whole method with the bundled models: it masks what was asked for, and not because it masks something."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from decaf import cli
+from decaf.demo import MLLM_FOLDER, SAM2_FILE
+from decaf.demo.evaluate import evaluate, pointing
+from decaf.demo.scenes import make_scene
+from decaf.metrics import region_similarity
+from decaf.mllm import load_mllm
+from decaf.pipeline import segment_clip
+from decaf.tracking import load_sam2
+from decaf.video import clip_from_images
+
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def models():
+    return load_mllm(MLLM_FOLDER), load_sam2(SAM2_FILE)
+
+
+@pytest.fixture(scope="module")
+def asked(models):
+    """Scenes with several objects, each asked for two of them by colour and shape: (scene, query, result)."""
+    found = []
+    for seed in (101, 102, 103):
+        scene = make_scene(seed, length=LENGTH, count=(3, 3), lively=False)
+        clip = clip_from_images(torch.from_numpy(scene.frames))
+        for target in (0, 1):
+            one = scene.things[target]
+            query = next(q for q in scene.queries if q.text == f"the {one.colour} {one.shape}")
+            found.append((scene, query, segment_clip(*models, clip, query.text)))
+    return found
+
+
+def overlaps(scene, result) -> list[float]:
+    """J of the result with each object of the scene."""
+    mask = result.tracks.union()
+    return [float(region_similarity(mask, torch.from_numpy(one)).mean()) for one in scene.masks]
+
+
+def test_the_object_that_was_asked_for_is_masked(asked):
+    right = 0
+    for scene, query, result in asked:
+        found = overlaps(scene, result)
+        right += int(np.argmax(found)) == query.targets[0] and max(found) > 0.4
+    assert right >= len(asked) - 1
+
+
+def test_another_query_gives_another_mask(asked):
+    different = 0
+    for (_, _, one), (_, _, other) in zip(asked[::2], asked[1::2], strict=True):
+        different += float(region_similarity(one.tracks.union(), other.tracks.union()).mean()) < 0.3
+    assert different >= 2
+
+
+def test_attention_points_at_the_object(asked):
+    hits = []
+    for scene, query, result in asked:
+        keys = list(result.fused.clip.key_frames)
+        hits.append(pointing(result.fused.map, torch.from_numpy(scene.truth(query))[keys]))
+    assert np.mean(hits) > 0.75
+
+
+def test_the_same_twice(models, asked):
+    scene, query, result = asked[0]
+    again = segment_clip(*models, clip_from_images(torch.from_numpy(scene.frames)), query.text)
+    assert torch.equal(again.tracks.packed, result.tracks.packed) and torch.equal(again.fused.map, result.fused.map)
+
+
+def test_evaluation_counts_what_it_says(models):
+    found = evaluate(*models, 2, 11, settings=("expression",), length=4)
+    rows = found["queries"]
+    assert {row["seed"] for row in rows} == {11, 12} and sum(row["kind"] == "absent" for row in rows) == 2
+    table = found["settings"]["expression"]
+    assert table["all present"]["queries"] == len(rows) - 2
+    present = [row for row in rows if row["kind"] != "absent"]
+    assert found["summary"]["present_jf"] == pytest.approx(np.mean([(row["j"] + row["f"]) / 2 for row in present]), abs=1e-4)
+    assert found["summary"]["coarse_j_fused"] == pytest.approx(np.mean([row["coarse"]["fused"] for row in present]), abs=1e-4)
+
+
+def test_pointing_counts_frames_that_show_the_target():
+    maps = torch.zeros(3, 4, 4)
+    maps[:, 0, 0] = 1
+    truth = torch.zeros(3, 16, 16, dtype=torch.bool)
+    truth[0, :4, :4] = True  # pointed at
+    truth[1, 8:, 8:] = True  # missed; the third frame does not show it
+    assert pointing(maps, truth) == 0.5
+    assert pointing(torch.zeros(3, 4, 4), truth) == 0
+
+
+def test_the_command_makes_a_clip_and_tells_how_well_it_went(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "--seed", "101", "--frames", "4", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "J&F" in told and str(out / "overlay.mp4") in told
+    for folder in ("clip", "truth", "masks"):
+        assert len(list((out / folder).glob("?????.png"))) == 4
+    assert (np.asarray(Image.open(out / "clip" / "00002.png")) == make_scene(101, length=4).frames[2]).all()
+    assert json.loads((out / "result.json").read_text())["clip"]["frames"] == 4
+
+
+def test_the_command_says_when_it_knows_no_truth(tmp_path, capsys):
+    arguments = ["demo", "--seed", "101", "--frames", "2", "--query", "a horse on the beach", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "not known" in told and "J&F" not in told
+    assert not list((tmp_path / "truth").iterdir())
+
+
+def test_the_command_writes_figures(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert cli.main(["demo", "--evaluate", "1", "--seed", "5", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert set(figures["settings"]) == {"expression", "class name"}
+    assert {"noun_colour_pointing", "absent_empty", "present_lost", "coarse_j_fused"} <= set(figures["summary"])
+    assert "noun_colour_pointing" in capsys.readouterr().out
+
+
+def test_bundled_models_are_named_in_the_other_command_too(tmp_path, capsys):
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    for index, frame in enumerate(make_scene(101, length=2).frames):
+        Image.fromarray(frame).save(clip / f"{index}.png")
+    arguments = ["segment", str(clip), "--query", "the circle", "--mllm", "bundled", "--sam2", "bundled", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 2
+
+
+def test_an_evaluation_of_nothing_is_refused(capsys):
+    assert cli.main(["demo", "--evaluate", "0"]) == 2
+    assert "--evaluate 0" in capsys.readouterr().err
