@@ -156,7 +156,7 @@ def _terminate(number, frame):
 
 
 def _say(stream, text: str) -> None:
-    stream.write(text + "\n")
+    stream.write(text.encode(stream.encoding or "utf-8", "backslashreplace").decode(stream.encoding or "utf-8") + "\n")
     stream.flush()
 
 
@@ -212,9 +212,9 @@ class _Bars:
             self.close()
             self.bar = tqdm(total=total, leave=True, dynamic_ncols=True, file=sys.stderr)
             self.bar.set_description_str(what)
-        self.bar.total = total
-        self.bar.n = done
-        self.bar.refresh()
+        if (self.bar.n, self.bar.total) != (done, total):  # most reports only ask whether to go on
+            self.bar.n, self.bar.total = done, total
+            self.bar.refresh()
 
     def close(self) -> None:
         if self.bar is not None:

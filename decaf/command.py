@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -60,8 +61,13 @@ def run(options: Options, progress: Progress) -> str:
     query = clean_query(options.query)
     options = replace(options, sam2=sam2_file(options.sam2))
     for path, name in ((options.clip, "CLIP"), (options.sam2, "--sam2")):
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises for a name that is too long
             raise DecafError(f"{name} {path} does not exist. Check the path.")
+    for value, name in ((options.point_threshold, "--point-threshold"), (options.score_threshold, "--score-threshold")):
+        if not 0 <= value <= 1:  # told before the language model takes its minutes
+            raise DecafError(f"{name} {value:g} is not between 0 and 1. Give a number such as 0.8.")
+    if options.clip.resolve() == options.out.resolve():
+        raise DecafError(f"--out {options.out} is the clip itself; results would mix with its frames. Give another folder, outside the clip.")
     if options.clip.resolve() in outputs.replaced(options.out):
         raise DecafError(f"CLIP {options.clip} is a result in --out {options.out} and would be overwritten. Give another folder.")
     device = choose_device(options.device)
@@ -218,11 +224,7 @@ def _summary(options: Options, tracks: Tracks, filled: int) -> str:
         return f"{tracks.message} The masks in {options.out} are empty."
     many = f"{len(tracks.tracks)} object" + "s" * (len(tracks.tracks) != 1)
     told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {options.out}."
-    best = max(track.score for track in tracks.tracks)
-    if best <= options.score_threshold:
-        guess = f"the best guess was kept, its score is {best:.2f}"
-        told += f"\nNothing scored above {options.score_threshold:g}; {guess}. Look at {outputs.SHEET}."
-    return told
+    return f"{told}\n{tracks.message} Look at {outputs.SHEET}." if tracks.message else told
 
 
 class _Clock:

@@ -5,9 +5,11 @@ from comfy_api.latest import ComfyExtension, io
 from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFusion
 from .load import DecAFLoadSAM2, LoadMLLM
 from .preview import DecAFAttentionPreview
+from .sample import DecAFSampleClip
 from .segmentation import AttentionToSAM2Prompts, DecAFTracksToMask, SAM2VideoPropagate
 
 NODES: list[type[io.ComfyNode]] = [
+    DecAFSampleClip,
     LoadMLLM,
     ExtractRolloutAttention,
     ObjectBackgroundFusion,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..decaf.demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from ..decaf.errors import DecafError
 from ..decaf.mllm.load import download_mllm, load_mllm, missing_files
 from ..decaf.tracking import load_sam2
@@ -39,7 +40,7 @@ def _local_mllms() -> dict[str, Path]:
 
 def _mllm_choices() -> list[str]:
     # `CHOOSE` is always there: a workflow saved with it is valid on every machine, and nothing is downloaded that nobody picked.
-    return [*_local_mllms(), *(DOWNLOAD + repository for repository in REPOSITORIES), CHOOSE]
+    return [*_local_mllms(), *(DOWNLOAD + repository for repository in REPOSITORIES), BUNDLED, CHOOSE]
 
 
 def _mllm_problem(model: str) -> str | None:
@@ -58,7 +59,7 @@ def _sam2_files() -> dict[str, Path]:
 
 
 def _sam2_problem(model: str) -> str | None:
-    if model in _sam2_files():
+    if model in _sam2_files() or model == BUNDLED:
         return None
     return (
         ("No SAM 2 checkpoint is chosen." if model == CHOOSE else f"There is no checkpoint '{model}' in models/sam2.")
@@ -83,7 +84,7 @@ class LoadMLLM(io.ComfyNode):
                     options=choices,
                     default=CHOOSE if choices[0].startswith(DOWNLOAD) else choices[0],
                     tooltip="A model folder in models/LLM. A 'download' entry fetches the model once, into that folder, when the node "
-                    "runs (several GB; safetensors only); afterwards it needs no network.",
+                    "runs (several GB; safetensors only); afterwards it needs no network. bundled: a tiny one that knows only Make Sample Clip.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -107,7 +108,7 @@ class LoadMLLM(io.ComfyNode):
         if problem:
             raise DecafError(problem)
         report = host.progress()
-        folder = _local_mllms().get(model) or _downloaded(model.removeprefix(DOWNLOAD), report)
+        folder = MLLM_FOLDER if model == BUNDLED else _local_mllms().get(model) or _downloaded(model.removeprefix(DOWNLOAD), report)
         mllm = load_mllm(folder, device=host.offload_device(), dtype=host.model_dtype(dtype), progress=report)
         return io.NodeOutput(host.Managed(mllm))
 
@@ -123,7 +124,7 @@ def _downloaded(repository: str, report) -> Path:
 class DecAFLoadSAM2(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        choices = [*_sam2_files(), CHOOSE]
+        choices = [*_sam2_files(), BUNDLED, CHOOSE]
         return io.Schema(
             node_id="DecAFLoadSAM2",
             display_name="Load SAM 2",
@@ -134,8 +135,9 @@ class DecAFLoadSAM2(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=choices,
-                    default=choices[0],
-                    tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run).",
+                    default=CHOOSE if choices[0] == BUNDLED else choices[0],
+                    tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run). "
+                    "bundled: a tiny one for Make Sample Clip.",
                 ),
             ],
             outputs=[SAM2.Output("sam2", tooltip="The loaded model, under ComfyUI's memory management.")],
@@ -150,4 +152,4 @@ class DecAFLoadSAM2(io.ComfyNode):
         problem = _sam2_problem(model)
         if problem:
             raise DecafError(problem)
-        return io.NodeOutput(host.Managed(load_sam2(_sam2_files()[model], device=host.offload_device())))
+        return io.NodeOutput(host.Managed(load_sam2(SAM2_FILE if model == BUNDLED else _sam2_files()[model], device=host.offload_device())))

@@ -116,6 +116,7 @@ def test_wheel_holds_the_library_alone(tmp_path):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"decaf"}
     packed = {name for name in names if name.startswith("decaf/") and name.endswith(".py")}
     assert packed == {path.relative_to(ROOT).as_posix() for path in (ROOT / "decaf").rglob("*.py")}
+    assert {"decaf/demo/models/mllm/model.safetensors", "decaf/demo/models/sam2.safetensors"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -125,3 +126,9 @@ def test_ci_runs_what_the_readme_tells():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert any(line.split(" ||")[0].strip() == command for line in script)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert local and all((ROOT / link).is_file() for link in local), local

@@ -246,3 +246,32 @@ def case_the_preview_shows_heat_mask_and_points():
 def case_cancel_stops_the_preview():
     clip = images(6)
     with_cancel("DecAFAttentionPreview", frames=clip, fused=fused(6))
+
+
+# -- sample clip -----------------------------------------------------------------------------------------------------------------------
+
+
+def case_a_sample_clip_runs_on_the_bundled_models():
+    clip, query, truth, queries = run("DecAFSampleClip", clip_seed=3, kind="colour", frames=8).args
+    assert clip.shape[0] == truth.shape[0] == 8 and query in queries.splitlines()
+    again = run("DecAFSampleClip", clip_seed=3, kind="colour", frames=8).args
+    assert torch.equal(again[0], clip) and again[1] == query
+    model, tracker = run("LoadMLLM", model="bundled").args[0], run("DecAFLoadSAM2", model="bundled").args[0]
+    found = run("ExtractRolloutAttention", mllm=model, frames=clip, query=query).args
+    fused = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=found[0], background=found[1]).args[0]).args[0]
+    given = run("AttentionToSAM2Prompts", fused=fused).args[0]
+    mask = run("SAM2VideoPropagate", sam2=tracker, frames=clip, prompts=given).args[0]
+    both, either = ((mask > 0) & (truth > 0)).sum(), ((mask > 0) | (truth > 0)).sum()
+    assert both / either > 0.7, f"the mask of '{query}' is elsewhere: IoU {both / either:.2f}"
+
+
+def case_a_clip_without_such_a_query_says_which_it_has():
+    kinds = {kind: None for kind in NODES["DecAFSampleClip"].GET_SCHEMA().inputs[1].options}
+    messages = []
+    for seed in range(12):
+        for kind in kinds:
+            try:
+                run("DecAFSampleClip", clip_seed=seed, kind=kind, frames=1)
+            except ValueError as error:
+                messages.append(str(error))
+    assert messages and all("no query of the kind" in message for message in messages)

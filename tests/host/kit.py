@@ -14,7 +14,7 @@ _MADE: dict = {}
 
 IDS = {
     "LoadMLLM", "ExtractRolloutAttention", "ObjectBackgroundFusion", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate",
-    "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask",
+    "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip",
 }  # fmt: skip
 
 

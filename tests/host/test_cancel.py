@@ -19,7 +19,14 @@ def prompt(**changes) -> dict:
         "sam2": ("DecAFLoadSAM2", {"model": "tiny_sam2.safetensors"}),
         "extract": (
             "ExtractRolloutAttention",
-            {"mllm": ["mllm", 0], "frames": ["clip", 0], "query": "it", "setting": "expression", "max_key_frames": 8, "tokens_per_frame": 64},
+            {
+                "mllm": ["mllm", 0],
+                "frames": ["clip", 0],
+                "query": "it",
+                "setting": "expression",
+                "max_key_frames": 8,
+                "tokens_per_frame": 64,
+            },
         ),
         "contrast": ("ObjectBackgroundFusion", {"object": ["extract", 0], "background": ["extract", 1]}),
         "fused": ("FrameFusion", {"attention": ["contrast", 0]}),
@@ -45,7 +52,10 @@ def warm(server):
 
 @pytest.mark.parametrize(
     "node, change",
-    [("extract", {"extract__tokens_per_frame": 1600, "extract__query": "another thing"}), ("propagate", {"propagate__score_threshold": 0.5})],
+    [
+        ("extract", {"extract__tokens_per_frame": 1600, "extract__query": "another thing"}),
+        ("propagate", {"propagate__score_threshold": 0.5}),
+    ],
 )
 def test_cancel_stops_the_running_node(warm, node, change):
     queued = warm.queue(prompt(**change))

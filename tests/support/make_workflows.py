@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import tiny_models
-import tiny_sam2
 import torch
 from comfy_host import WORKFLOWS, Server, find_host
 from comfy_page import fit_view, load_workflow, open_browser, open_page, press_run, screenshot_graph, set_widgets
@@ -18,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page
 from workflow_specs import WORKFLOWS as SPECS
 
+from decaf.demo.scenes import make_scene
 from decaf.video import write_video
 
 # Nodes stand in columns, one group each; LiteGraph's node position is below its title bar of 30 pixels.
@@ -81,16 +79,15 @@ def build(page: Page, name: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mllm", type=Path, help="model folder to run with for the pictures; default: a random tiny one")
-    parser.add_argument("--sam2", type=Path, help="SAM 2 checkpoint to run with; default: a random tiny one")
-    parser.add_argument("--query", default="the red square")
+    parser.add_argument("--seed", type=int, default=3, help="of the sample clip that the pictures are made of")
     options = parser.parse_args()
+    scene = make_scene(options.seed, length=24)
     host = find_host()
     if isinstance(host, str):
         raise SystemExit(host)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        _fill(base, options)
+        _fill(base, torch.from_numpy(scene.frames))
         with Server(host, base) as server, open_browser() as browser:
             for name in SPECS:
                 file = WORKFLOWS / f"{name}.json"
@@ -98,7 +95,7 @@ def main() -> None:
                     file.write_text(json.dumps(build(page, name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
                 with open_page(browser, server.url, (2600, 1400)) as page:
                     load_workflow(page, file)
-                    set_widgets(page, CHOICES | {"ExtractRolloutAttention": {"query": options.query}})
+                    set_widgets(page, PICTURED | ({} if name == QUICK else {"ExtractRolloutAttention": {"query": scene.queries[0].text}}))
                     if not any(
                         node.type == "CheckpointLoaderSimple" for column in SPECS[name].columns.values() for node in column.values()
                     ):
@@ -109,24 +106,23 @@ def main() -> None:
                     screenshot_graph(page, file.with_suffix(".jpg"), 1600)
 
 
-# What a person chooses in the workflows: widget values by node type.
+# What a person chooses in the workflows: widget values by node type. For the pictures the models that come with the pack.
 CHOICES = {
     "LoadMLLM": {"model": "tiny_qwen2_5_vl"},
     "DecAFLoadSAM2": {"model": "tiny_sam2.safetensors"},
     "LoadVideo": {"file": "clip.mp4"},
     "LoadImage": {"image": "example.png"},
 }
+PICTURED = CHOICES | {"LoadMLLM": {"model": "bundled"}, "DecAFLoadSAM2": {"model": "bundled"}}
+
+QUICK = "decaf_quick_start"
+"""Runs as it is saved: nothing is to be chosen in it."""
 
 
-def _fill(base: Path, options) -> None:
-    """Models and a clip, in the names of `CHOICES`."""
-    models, inputs = base / "models", base / "input"
-    (models / "sam2").mkdir(parents=True)
+def _fill(base: Path, clip: torch.Tensor) -> None:
+    """A clip and a picture, in the names of `CHOICES`."""
+    inputs = base / "input"
     inputs.mkdir()
-    mllm, sam2 = models / "LLM" / CHOICES["LoadMLLM"]["model"], models / "sam2" / CHOICES["DecAFLoadSAM2"]["model"]
-    shutil.copytree(options.mllm, mllm) if options.mllm else tiny_models.make_mllm(mllm, "qwen2_5_vl")
-    shutil.copy(options.sam2, sam2) if options.sam2 else tiny_sam2.make_sam2(sam2)
-    clip = red_square(24, 270, 480)
     write_video(inputs / "clip.mp4", clip, 12, clip.shape[1:3])
     Image.fromarray(clip[8].numpy()).save(inputs / "example.png")
 

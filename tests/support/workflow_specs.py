@@ -54,6 +54,54 @@ _ATTENTION_LINKS = (
 )
 
 WORKFLOWS = {
+    "decaf_quick_start": Workflow(
+        "Quick start",
+        "# Quick start\n\nPress **Run**: no download, no GPU needed. A made-up clip of moving shapes, a query for one of them, and two tiny "
+        "models that come with the pack.\n\n"
+        "Then play: change *clip_seed* or *kind* in Make Sample Clip. The heat map shows where the model looks, Propagate with SAM 2 the mask, "
+        "the last picture the true one.\n\n"
+        "The tiny models know nothing but such clips. For your own, open *decaf_video_to_mask*.",
+        {
+            "1 · Sample clip and bundled models": {
+                "clip": Node("DecAFSampleClip", {}),
+                "mllm": Node("LoadMLLM", {"model": "bundled"}),
+                "sam2": Node("DecAFLoadSAM2", {"model": "bundled"}),
+                "query": Node("PreviewAny", {}, (320, 130)),
+            },
+            "2 · Ask where the object is": {
+                "extract": Node("ExtractRolloutAttention", {}, (380, 320)),
+            },
+            "3 · Attention": {
+                "contrast": Node("ObjectBackgroundFusion", {}, (340, 0)),
+                "fused": Node("FrameFusion", {}, (340, 0)),
+                "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
+            },
+            "4 · Points, then masks": {
+                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
+                "segment": Node("SAM2VideoPropagate", {"preview_fps": 12}, (340, 460)),
+            },
+            "5 · Result and truth": {
+                "report": Node("PreviewAny", {}, (340, 150)),
+                "mask": Node("MaskPreview", {}, (340, 280)),
+                "truth": Node("MaskPreview", {}, (340, 280)),
+            },
+        },
+        (
+            "clip.images > extract.frames",
+            "clip.query > extract.query",
+            "clip.query > query.source",
+            *(link for link in _ATTENTION_LINKS if "answers" not in link),
+            "clip.images > preview.frames",
+            "fused.fused > prompts.fused",
+            "prompts.prompts > preview.prompts",
+            "sam2.sam2 > segment.sam2",
+            "clip.images > segment.frames",
+            "prompts.prompts > segment.prompts",
+            "segment.report > report.source",
+            "segment.mask > mask.mask",
+            "clip.truth > truth.mask",
+        ),
+    ),
     "decaf_video_to_mask": Workflow(
         "Video to mask",
         "# Video to mask\n\nType what you mean, get a mask for every frame.\n\n"
