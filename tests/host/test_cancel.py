@@ -15,6 +15,8 @@ def prompt(**changes) -> dict:
     graph = {
         "image": ("LoadImage", {"image": "example.png"}),
         "clip": ("RepeatImageBatch", {"image": ["image", 0], "amount": 240}),
+        "large": ("ImageScale", {"image": ["image", 0], "upscale_method": "bilinear", "width": 1120, "height": 1120, "crop": "disabled"}),
+        "large_clip": ("RepeatImageBatch", {"image": ["large", 0], "amount": 8}),  # 1,600 visual tokens a frame: many seconds of work
         "mllm": ("LoadMLLM", {"model": "tiny_qwen2_5_vl", "dtype": "fp32"}),
         "sam2": ("DecAFLoadSAM2", {"model": "tiny_sam2.safetensors"}),
         "extract": (
@@ -53,7 +55,7 @@ def warm(server):
 @pytest.mark.parametrize(
     "node, change",
     [
-        ("extract", {"extract__tokens_per_frame": 1600, "extract__query": "another thing"}),
+        ("extract", {"extract__tokens_per_frame": 1600, "extract__frames": ["large_clip", 0]}),
         ("propagate", {"propagate__score_threshold": 0.5}),
     ],
 )
