@@ -2,32 +2,19 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from decaf.data import Attention, ClipInfo, FusedAttention
 from decaf.fusion import coarse_masks, frame_fusion, object_background_fusion, smooth
 from decaf.points import attention_points
 
-
-def pytest_generate_tests(metafunc):
-    folder = metafunc.config.getoption("--golden").resolve() / "fusion"
-    files = sorted(folder.glob("*.safetensors"))
-    none = pytest.param(None, marks=pytest.mark.skip(reason=f"{folder} holds no .safetensors file"))
-    metafunc.parametrize("case", files or [none], ids=[file.stem for file in files] or None, indirect=True)
-
-
-@pytest.fixture
-def case(request):
-    return load_file(request.param)
+GOLDEN = "fusion"
 
 
 def attentions(case):
     height, width = case["input.image_size_hw"].tolist()
     frames = len(case["input.object_frame"])
     clip = ClipInfo(frames, (height, width), tuple(range(frames)), torch.zeros(frames, 16, 16, 3, dtype=torch.uint8))
-    return (
-        Attention(kind, case[f"input.{kind}_video"], case[f"input.{kind}_frame"], clip, "q.", "?") for kind in ("object", "background")
-    )
+    return (Attention(kind, case[f"input.{kind}_video"], case[f"input.{kind}_frame"], clip, "q.", "?") for kind in ("object", "background"))
 
 
 def close(actual, expected):
