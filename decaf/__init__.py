@@ -16,6 +16,7 @@ _WHERE = {
     "DecafError": "errors",
     "Templates": "questions",
     "extract_attention": "attention",
+    "extract_attentions": "attention",
     "key_frames": "attention",
     "object_background_fusion": "fusion",
     "frame_fusion": "fusion",

@@ -1,10 +1,13 @@
-"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone, as in the DecAF paper."""
+"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone, as in the DecAF paper.
+
+Any number of queries share what is expensive: the pictures are encoded and prefilled once, and each question is a short text behind them.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from .data import Attention
 from .errors import DecafError, out_of_memory
 from .mllm.base import MLLM, Visual
 from .mllm.prefill import Prefix, lay_out
+from .presence import presence_score, yes_and_no
 from .progress import Progress, silent, ticking
 from .questions import SETTINGS, Templates, clean_query
 from .rollout import BLOCK_BYTES, last_row_rollout
@@ -35,11 +39,16 @@ def key_frames(length: int, most: int = 16) -> tuple[int, ...]:
     return tuple(np.linspace(0, length - 1, count).astype(int).tolist())
 
 
+def extract_attention(mllm: MLLM, clip: Clip, query: str, **options) -> tuple[Attention, Attention]:
+    """`extract_attentions` for one query: its (object, background)."""
+    return extract_attentions(mllm, clip, [query], **options)[0]
+
+
 @torch.inference_mode()
-def extract_attention(
+def extract_attentions(
     mllm: MLLM,
     clip: Clip,
-    query: str,
+    queries: Sequence[str],
     *,
     setting: str = "expression",
     max_key_frames: int = 16,
@@ -48,11 +57,11 @@ def extract_attention(
     start_layer: int | None = None,
     progress: Progress = silent,
     counts: dict[str, int] | None = None,
-) -> tuple[Attention, Attention]:
-    """Attention rollout of the object and the background question over the clip's key frames.
+) -> list[tuple[Attention, Attention]]:
+    """Attention rollout of the object and the background question over the clip's key frames, for each query.
 
     Args:
-        query: what to look for, in any words.
+        queries: what to look for, in any words. Each pass over the pictures is shared by all of them.
         setting: "expression": the background question leaves out what the query refers to, and nothing is generated (default).
             "class name": the object question is answered, one name is chosen from the answers, the background question leaves that out.
         max_key_frames: frames shown to the model, spread evenly over the clip.
@@ -63,9 +72,11 @@ def extract_attention(
         counts: is added to: frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
             text_tokens_prefilled, tokens_generated, key_frames.
 
-    Returns (object, background). Raises DecafError for a query, setting or clip that cannot be asked about.
+    Returns (object, background) of each query, in their order. Raises DecafError for a query, setting or clip that cannot be asked about.
     """
-    query = clean_query(query)
+    queries = [clean_query(query) for query in queries]
+    if not queries:
+        raise DecafError("There is no query. Give one or more.")
     if setting not in SETTINGS:
         raise DecafError(f'There is no setting "{setting}"; choose one of {", ".join(SETTINGS)}.')
     if tokens_per_frame < 1:
@@ -78,20 +89,35 @@ def extract_attention(
     keys = key_frames(len(clip), max_key_frames)
     frames = [clip[index] for index in keys]
     info = clip_info(clip, keys)
-    run = _Run(mllm, frames, tokens_per_frame, start, templates or Templates(), progress, counts if counts is not None else {})
+    run = _Run(mllm, frames, queries, tokens_per_frame, start, templates or Templates(), progress, counts if counts is not None else {})
     run.count("key_frames", len(keys))
-    asked, video, frame, answers = run.by_expression(query) if setting == "expression" else run.by_class_name(query)
+    asked, passes, answers = run.by_expression() if setting == "expression" else run.by_class_name()
 
-    def record(index: int, kind: str, said: tuple[str, ...]) -> Attention:
-        return Attention(kind, video[index].cpu(), frame[index].cpu(), info, query, asked[index], said)
+    def record(place: int, kind: str) -> Attention:
+        video, *images = [one.maps[place] for one in passes]
+        query = place % len(queries)
+        attention = Attention(kind, video[0].cpu(), torch.cat([image[:, 0] for image in images]).cpu(), info, queries[query], asked[place])
+        if kind == "background":
+            return attention
+        return replace(attention, answers=tuple(answers[query]), presence=passes[0].presence[query] if passes[0].presence else None)
 
-    return record(0, "object", tuple(answers)), record(1, "background", ())
+    return [(record(place, "object"), record(len(queries) + place, "background")) for place in range(len(queries))]
+
+
+@dataclass
+class _Pass:
+    """What one pass over the pictures gave. `maps`: per question (prompts, slots, rows, cols), first the object questions of all queries,
+    then the background questions. `presence`: of each query, of the video only."""
+
+    maps: list[Tensor]
+    presence: list[float]
 
 
 @dataclass
 class _Run:
     mllm: MLLM
     frames: Sequence[Tensor]
+    queries: Sequence[str]
     tokens_per_frame: int
     start: int
     templates: Templates
@@ -118,53 +144,62 @@ class _Run:
 
     # -- the two settings --------------------------------------------------------------------------------------------------------------------
 
-    def by_expression(self, query: str):
-        asked = [self.templates.ask_object(query), self.templates.ask_background(query)]
+    def by_expression(self) -> tuple[list[str], list[_Pass], list[list[str]]]:
+        """Questions, what each pass gave, and the (empty) answers of each query."""
+        asked = [*map(self.templates.ask_object, self.queries), *map(self.templates.ask_background, self.queries)]
 
-        def both(visual: Visual) -> list[Tensor]:
-            prompts, mask, shared = lay_out(self.mllm, visual, asked)
+        def look(visual: Visual) -> _Pass:
+            prompts, mask, shared = lay_out(self.mllm, visual, [*asked, *self.presence_questions(visual)])
             prefix = self.open(visual, prompts, mask, shared)
-            rows = [self.ask(prefix, visual, ids, mask)[0] for ids in prompts]
-            return self.maps(prefix, rows, visual, mask)
+            rows = [self.ask(prefix, visual, ids, mask)[0] for ids in prompts[: len(asked)]]
+            presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
+            return _Pass(self.maps(prefix, rows, visual, mask), presence)
 
-        found = [self.sparing(both, visual) for visual in self.passes()]
-        return asked, *self.gather(found), []
+        return asked, [self.sparing(look, visual) for visual in self.passes()], [[] for _ in self.queries]
 
-    def by_class_name(self, query: str):
+    def by_class_name(self) -> tuple[list[str], list[_Pass], list[list[str]]]:
         """All object questions come before the first background question, so each prefix waits in host memory in between."""
-        question = self.templates.ask_object(query)
-        waiting, found, answers = [], [], []
+        asked = [*map(self.templates.ask_object, self.queries)]
+        waiting: list = []
+        found: list[_Pass] = []
+        answers: list[list[str]] = [[] for _ in self.queries]
 
         def objects(visual: Visual):
-            (ids,), mask, _ = lay_out(self.mllm, visual, [question])
-            shared = int(mask.nonzero()[-1]) + 1  # the background question is not known yet: it shares the pictures
+            prompts, mask, _ = lay_out(self.mllm, visual, [*asked, *self.presence_questions(visual)])
+            shared = int(mask.nonzero()[-1]) + 1  # the background questions are not known yet: they share the pictures
             mask = mask[:shared]
-            prefix = self.open(visual, [ids], mask, shared)
-            rows, said = self.ask(prefix, visual, ids, mask, LONGEST_ANSWER)
-            maps = self.maps(prefix, [rows], visual, mask)
+            prefix = self.open(visual, prompts, mask, shared)
+            told = [self.ask(prefix, visual, ids, mask, LONGEST_ANSWER) for ids in prompts[: len(asked)]]
+            presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
+            maps = self.maps(prefix, [rows for rows, _ in told], visual, mask)
             prefix.to("cpu")
-            return prefix, maps, said
+            return prefix, _Pass(maps, presence), [said for _, said in told]
 
         passes = self.passes()
         for visual in passes:
-            prefix, maps, said = self.sparing(objects, visual)
+            prefix, one, told = self.sparing(objects, visual)
             waiting.append(prefix)
-            found.append(maps)
-            answers += said
-        name = self.choose_name(query, answers)
-        background = self.templates.ask_class_background(name)
+            found.append(one)
+            for query, said in enumerate(told):
+                answers[query] += said
+        names = [self.choose_name(query, said) for query, said in zip(self.queries, answers, strict=True)]
+        backgrounds = [*map(self.templates.ask_class_background, names)]
         self.done = 0
         for place, visual in enumerate(passes):
 
             def behind(seen: Visual, prefix=waiting[place]):
-                (ids,), mask, _ = lay_out(self.mllm, seen, [background])
+                prompts, mask, _ = lay_out(self.mllm, seen, backgrounds)
                 mask = mask[: prefix.length]
                 prefix.to(self.mllm.device)
-                return self.maps(prefix, [self.ask(prefix, seen, ids, mask)[0]], seen, mask)
+                return self.maps(prefix, [self.ask(prefix, seen, ids, mask)[0] for ids in prompts], seen, mask)
 
-            found[place] += self.sparing(behind, visual)
+            found[place].maps += self.sparing(behind, visual)
             waiting[place] = None
-        return [question, background], *self.gather(found), answers
+        return asked + backgrounds, found, answers
+
+    def presence_questions(self, visual: Visual) -> list[str]:
+        """Asked of the video alone: an object that moves, or comes late, is not in every frame."""
+        return [*map(self.templates.ask_presence, self.queries)] if visual.kind == "video" and all(yes_and_no(self.mllm)) else []
 
     def choose_name(self, query: str, answers: list[str]) -> str:
         ids = self.mllm.prompt_ids(None, self.templates.ask_choice(query, answers))
@@ -198,6 +233,12 @@ class _Run:
         self.count("tokens_generated", sum(map(len, said)))
         return rows, [_plain(self.mllm, one) for one in said]
 
+    def presence(self, prefix: Prefix, visual: Visual, ids: Tensor, mask: Tensor) -> float:
+        shared = prefix.length
+        logits = prefix.next_logits(ids[shared:], self.positions(visual, ids, mask)[..., shared:])
+        self.count("text_tokens_prefilled", (len(ids) - shared) * visual.prompts)
+        return presence_score(logits[0], *yes_and_no(self.mllm))
+
     def positions(self, visual: Visual, ids: Tensor, mask: Tensor) -> Tensor:
         whole = torch.cat([mask, torch.zeros(len(ids) - len(mask), dtype=torch.bool)])
         return self.mllm.family.positions(self.mllm, whole, visual)
@@ -207,11 +248,6 @@ class _Run:
         found = last_row_rollout(prefix.rows, rows, mask, block_bytes=self.block_bytes, tick=self.tick)
         seen = mask.to(found[0].device)
         return [visual.to_grid(row[:, : len(mask)][:, seen]) for row in found]
-
-    def gather(self, found: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Per question the video map (slots, rows, cols) and the frame maps (K, rows, cols)."""
-        questions = range(len(found[0]))
-        return [found[0][q][0] for q in questions], [torch.cat([maps[q][:, 0] for maps in found[1:]]) for q in questions]
 
     def sparing(self, step: Callable[[Visual], object], make: Callable[[], Visual]):
         """Run a step; if GPU memory runs out, once more with smaller blocks, and then say what to lower."""

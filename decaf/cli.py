@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .demo.command import add_demo
 from .errors import DecafError
+from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress, silent
 from .questions import Templates
 
@@ -70,7 +71,11 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("clip", metavar="CLIP", type=Path, help="video file, folder of images (in the order of their names), or one image")
 
     needed = segment.add_argument_group("required")
-    needed.add_argument("--query", required=True, metavar="TEXT", help="what to mask, in any language the model knows")
+    needed.add_argument(
+        "--query", required=True, metavar="TEXT", dest="queries", action="append",
+        help="what to mask, in any language the model knows; given again, or with several lines, each query gets its own folder "
+        "query-1, query-2, ... in --out, and the model looks at the clip once for all of them",
+    )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
         help="folder of a Qwen2-VL, Qwen2.5-VL or InternVL3 model, or its repository id, which is downloaded if it is not there yet; "
@@ -108,6 +113,10 @@ def parser() -> argparse.ArgumentParser:
     masks.add_argument(
         "--point-threshold", metavar="X", type=float, default=0.8, help="attention from which a cell becomes a point, 0 to 1"
     )
+    masks.add_argument(
+        "--presence-threshold", metavar="X", type=float, default=PRESENCE_THRESHOLD,
+        help="how sure the model must be, 0 to 1, that the clip shows the object; below it the masks are empty. 0: always mask the best match",
+    )  # fmt: skip
     masks.add_argument("--score-threshold", metavar="X", type=float, default=0.8, help="score above which an object is kept")
 
     compute = segment.add_argument_group("computation")
@@ -240,7 +249,12 @@ def _segment(arguments) -> int:
     from . import command
 
     options = {one.name: getattr(arguments, one.name) for one in fields(command.Options) if hasattr(arguments, one.name)}
-    options |= {"templates": templates, "setting": arguments.setting.replace("-", " "), "overlay": not arguments.no_overlay}
+    options |= {
+        "queries": tuple(arguments.queries),
+        "templates": templates,
+        "setting": arguments.setting.replace("-", " "),
+        "overlay": not arguments.no_overlay,
+    }
     with progress_bars(arguments.quiet) as progress:
         summary = command.run(command.Options(**options), progress)
     if not arguments.quiet:

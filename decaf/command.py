@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import outputs
-from .attention import extract_attention
+from .attention import extract_attentions
 from .data import Attention, Tracks
 from .demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from .errors import DecafError
@@ -25,7 +25,7 @@ from .mllm import find_mllm, load_mllm
 from .pipeline import Result, segment_clip
 from .progress import Progress
 from .questions import Templates, clean_query
-from .tracking import load_sam2
+from .tracking import SAM2, load_sam2
 from .video import Clip, open_clip, write_video
 from .visualize import contact_sheet, mask_overlay
 
@@ -35,10 +35,11 @@ DEFAULT_FPS = Fraction(24)
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `decaf segment`, see `decaf segment --help`. `start_layer` None: half of the layers."""
+    """The command line of `decaf segment`, see `decaf segment --help`. `queries`: each a sentence, or several of them, one a line;
+    `start_layer` None: half of the layers."""
 
     clip: Path
-    query: str
+    queries: tuple[str, ...]
     mllm: str
     sam2: Path
     out: Path
@@ -48,6 +49,7 @@ class Options:
     tokens_per_frame: int
     start_layer: int | None
     point_threshold: float
+    presence_threshold: float
     score_threshold: float
     device: str
     dtype: str
@@ -56,24 +58,27 @@ class Options:
     resume: bool
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One query and the folder of its results. `attention_from`, `made_from`: what they come from, so that a later run can tell."""
+
+    query: str
+    folder: Path
+    attention_from: dict
+    made_from: dict
+
+
 def run(options: Options, progress: Progress) -> str:
     """Runs the command and returns a closing summary in a few lines. Raises DecafError for every input that cannot be used."""
-    query = clean_query(options.query)
+    queries = split_queries(options.queries)
     options = replace(options, sam2=sam2_file(options.sam2))
-    for path, name in ((options.clip, "CLIP"), (options.sam2, "--sam2")):
-        if not os.path.exists(path):  # Path.exists raises for a name that is too long
-            raise DecafError(f"{name} {path} does not exist. Check the path.")
-    for value, name in ((options.point_threshold, "--point-threshold"), (options.score_threshold, "--score-threshold")):
-        if not 0 <= value <= 1:  # told before the language model takes its minutes
-            raise DecafError(f"{name} {value:g} is not between 0 and 1. Give a number such as 0.8.")
-    if options.clip.resolve() == options.out.resolve():
-        raise DecafError(f"--out {options.out} is the clip itself; results would mix with its frames. Give another folder, outside the clip.")
-    if options.clip.resolve() in outputs.replaced(options.out):
-        raise DecafError(f"CLIP {options.clip} is a result in --out {options.out} and would be overwritten. Give another folder.")
+    folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
+    _check(options, folders)
     device = choose_device(options.device)
     dtype = _dtype(options.dtype, device)
-    outputs.prepare_folder(options.out)
-    folder = mllm_folder(options.mllm, progress)
+    for folder in folders:
+        outputs.prepare_folder(folder)
+    mllm = mllm_folder(options.mllm, progress)
 
     settings = {
         "setting": options.setting,
@@ -83,16 +88,16 @@ def run(options: Options, progress: Progress) -> str:
         "start_layer": options.start_layer,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    attention_from = {
-        "decaf": outputs.versions()["comfyui-decaf"],
-        "clip": outputs.stamp(options.clip),
-        "mllm": outputs.stamp(folder),
-        "query": query,
-        **settings,
+    source = {"decaf": outputs.versions()["comfyui-decaf"], "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
+    settings |= {
+        name: getattr(options, name) for name in ("point_threshold", "presence_threshold", "score_threshold", "objects", "overlay")
     }
-    settings |= {name: getattr(options, name) for name in ("point_threshold", "score_threshold", "objects", "overlay")}
-    made_from = attention_from | settings | {"sam2": outputs.stamp(options.sam2)}
-    if options.resume and outputs.is_finished(options.out, made_from):
+    whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
+    jobs = [
+        _Job(query, folder, source | {"query": query}, whole | {"query": query}) for query, folder in zip(queries, folders, strict=True)
+    ]
+    left = [job for job in jobs if not (options.resume and outputs.is_finished(job.folder, job.made_from))]
+    if not left:
         return f"Already finished in {options.out}; nothing to do."
 
     clock = _Clock()
@@ -101,24 +106,101 @@ def run(options: Options, progress: Progress) -> str:
     # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
     with clock("load SAM 2"):
         sam2 = load_sam2(options.sam2, device=device)
-    attention, record = _attention(options, clip, folder, device, dtype, attention_from, clock, progress)
+    attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
+    told = []
+    for job, (attention, record) in zip(left, attentions, strict=True):
+        tracks, filled = _segment(options, job, clip, sam2, attention, record, settings | {"device": str(device)}, clock, progress)
+        told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+    return "\n".join(told)
+
+
+def split_queries(texts: Sequence[str]) -> list[str]:
+    """The queries in `texts`, one a line, as they are asked. DecafError if there is none, or one of them twice."""
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    queries = [clean_query(line) for line in lines or [""]]
+    twice = next((query for place, query in enumerate(queries) if query in queries[:place]), None)
+    if twice:
+        raise DecafError(f'The query "{twice}" is given twice. Give each once.')
+    return queries
+
+
+def _check(options: Options, folders: list[Path]) -> None:
+    for path, name in ((options.clip, "CLIP"), (options.sam2, "--sam2")):
+        if not os.path.exists(path):  # Path.exists raises for a name that is too long
+            raise DecafError(f"{name} {path} does not exist. Check the path.")
+    for name in ("point_threshold", "presence_threshold", "score_threshold"):
+        value = getattr(options, name)
+        if not 0 <= value <= 1:  # told before the language model takes its minutes
+            raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as 0.8.")
+    for folder in {options.out, *folders}:
+        if options.clip.resolve() == folder.resolve():
+            raise DecafError(
+                f"--out {folder} is the clip itself; results would mix with its frames. Give another folder, outside the clip."
+            )
+        if options.clip.resolve() in outputs.replaced(folder):
+            raise DecafError(f"CLIP {options.clip} is a result in --out {folder} and would be overwritten. Give another folder.")
+
+
+def _attentions(
+    options: Options, jobs: list[_Job], clip: Clip, folder: Path, device, dtype, clock: _Clock, progress: Progress
+) -> list[tuple[tuple[Attention, Attention], dict]]:
+    """Per job (object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now,
+    all queries on the same passes over the pictures."""
+    found = {
+        job.folder: outputs.load_attention(job.folder / outputs.ATTENTION, job.attention_from) if options.resume else None for job in jobs
+    }
+    missing = [job for job in jobs if not found[job.folder]]
+    if missing:
+        counts: dict[str, int] = {}
+        with clock("load MLLM"):
+            mllm = load_mllm(folder, device=device, dtype=dtype, progress=progress)
+        start = time.perf_counter()
+        attentions = extract_attentions(
+            mllm, clip, [job.query for job in missing],
+            setting=options.setting, max_key_frames=options.max_key_frames, tokens_per_frame=options.tokens_per_frame,
+            templates=options.templates, start_layer=options.start_layer, progress=progress, counts=counts,
+        )  # fmt: skip
+        record = {"seconds": {"attention": time.perf_counter() - start}, "counts": counts, "queries_at_once": len(missing)}
+        # SAM 2's sweeps need the memory that a language model of many gigabytes holds.
+        del mllm
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        for job, attention in zip(missing, attentions, strict=True):
+            outputs.save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
+    else:
+        attentions, record = [], {}
+    asked = iter(attentions)
+    return [
+        (found[job.folder][0], found[job.folder][1] | {"earlier": True})
+        if found[job.folder]
+        else (next(asked), record | {"earlier": False})
+        for job in jobs
+    ]
+
+
+def _segment(
+    options: Options, job: _Job, clip: Clip, sam2: SAM2, attention, record: dict, settings: dict, clock: _Clock, progress: Progress
+) -> tuple[Tracks, int]:
+    """Masks from one query's attention, and everything written. Returns the tracks, and in how many frames something is masked."""
     counts = Counter(record["counts"])
     result = segment_clip(
-        None, sam2, clip, query,
-        attention=attention, point_threshold=options.point_threshold, score_threshold=options.score_threshold, progress=progress,
+        None, sam2, clip, job.query,
+        attention=attention, point_threshold=options.point_threshold, presence_threshold=options.presence_threshold,
+        score_threshold=options.score_threshold, progress=progress,
     )  # fmt: skip
     counts.update(result.counts)
     # Only now: until there is something better, an earlier result stays whole.
-    outputs.clear(options.out)
+    outputs.clear(job.folder)
     with clock("write"):
-        filled = _write(options, clip, result, progress)
-
+        filled = _write(options, job.folder, clip, result, progress)
     height, width = clip.frame_size
     write_json(
-        options.out / outputs.RESULT,
+        job.folder / outputs.RESULT,
         {
-            "query": query,
+            "query": job.query,
             "message": result.tracks.message,
+            "presence": attention[0].presence,
             "clip": {
                 "name": clip.name,
                 "frames": len(clip),
@@ -131,49 +213,22 @@ def run(options: Options, progress: Progress) -> str:
             "tracks": outputs.track_records(result.tracks),
             "questions": {one.kind: one.question for one in attention},
             "answers": list(attention[0].answers),
-            "settings": settings | {"device": str(device)},
+            "settings": settings,
             "seconds": {name: round(spent, 3) for name, spent in (clock.seconds | record["seconds"] | result.seconds).items()},
             "attention_from_earlier_run": record["earlier"],
+            "queries_at_once": record["queries_at_once"],
             "counts": dict(counts),
             "versions": outputs.versions(),
             "files": [outputs.ATTENTION, outputs.SHEET] + [outputs.OVERLAY] * options.overlay,
-            "made_from": made_from,
+            "made_from": job.made_from,
         },
     )
-    return _summary(options, result.tracks, filled)
+    return result.tracks, filled
 
 
-def _attention(
-    options: Options, clip: Clip, folder: Path, device, dtype, made_from: dict, clock: _Clock, progress: Progress
-) -> tuple[tuple[Attention, Attention], dict]:
-    """(object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now."""
-    path = options.out / outputs.ATTENTION
-    found = outputs.load_attention(path, made_from) if options.resume else None
-    if found:
-        attention, record = found
-        return attention, record | {"earlier": True}
-    counts: dict[str, int] = {}
-    with clock("load MLLM"):
-        mllm = load_mllm(folder, device=device, dtype=dtype, progress=progress)
-    start = time.perf_counter()
-    attention = extract_attention(
-        mllm, clip, options.query,
-        setting=options.setting, max_key_frames=options.max_key_frames, tokens_per_frame=options.tokens_per_frame,
-        templates=options.templates, start_layer=options.start_layer, progress=progress, counts=counts,
-    )  # fmt: skip
-    record = {"seconds": {"attention": time.perf_counter() - start}, "counts": counts}
-    # SAM 2's sweeps need the memory that a language model of many gigabytes holds.
-    del mllm
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    outputs.save_attention(path, attention, made_from, record)
-    return attention, record | {"earlier": False}
-
-
-def _write(options: Options, clip: Clip, result: Result, progress: Progress) -> int:
+def _write(options: Options, folder: Path, clip: Clip, result: Result, progress: Progress) -> int:
     """Writes masks and pictures; returns in how many frames something is masked."""
-    folder, tracks = options.out, result.tracks
+    tracks = result.tracks
     filled = outputs.write_masks(folder / outputs.MASKS, outputs.union_masks(tracks), tracks.length, progress)
     if options.objects:
         for index, track in enumerate(tracks.tracks):
@@ -219,11 +274,11 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _summary(options: Options, tracks: Tracks, filled: int) -> str:
+def _summary(folder: Path, tracks: Tracks, filled: int) -> str:
     if not tracks.tracks:
-        return f"{tracks.message} The masks in {options.out} are empty."
+        return f"{tracks.message} The masks in {folder} are empty."
     many = f"{len(tracks.tracks)} object" + "s" * (len(tracks.tracks) != 1)
-    told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {options.out}."
+    told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {folder}."
     return f"{told}\n{tracks.message} Look at {outputs.SHEET}." if tracks.message else told
 
 

@@ -31,7 +31,8 @@ class Attention:
 
     `kind`: "object", "background", or "contrast" (their normalised difference, 0..1). `video`: (slots, rows, cols), all key frames asked as
     one video; a slot covers one or two key frames. `frame`: (K, rows', cols'), each key frame asked alone. `question`: the text asked.
-    `answers`: what the model said to the video and to each key frame; empty when nothing was generated.
+    `answers`: what the model said to the video and to each key frame; empty when nothing was generated. `presence`: how sure the model is
+    that the clip shows the object, 0..1 (see `decaf.presence`); None if it was not asked.
     """
 
     kind: str
@@ -41,26 +42,31 @@ class Attention:
     query: str
     question: str
     answers: tuple[str, ...] = ()
+    presence: float | None = None
 
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """Video and frame maps in one: `map` (K, rows', cols') float32 in 0..1. All zero means that nothing was attended."""
+    """Video and frame maps in one: `map` (K, rows', cols') float32 in 0..1. All zero means that nothing was attended. `presence` as in
+    `Attention`."""
 
     map: Tensor
     clip: ClipInfo
     query: str = ""
+    presence: float | None = None
 
 
 @dataclass(frozen=True)
 class SAM2Prompts:
     """Points for SAM 2, one object each. `key`: (n,) int64 key indices; `xy`: (n, 2) float32 in 0..1, x to the right, y down;
-    `value`: (n,) float32 fused attention in 0..1 there. Ordered by frame, then row, then column."""
+    `value`: (n,) float32 fused attention in 0..1 there. Ordered by frame, then row, then column. `message`: why there are none, if that was
+    decided."""
 
     key: Tensor
     xy: Tensor
     value: Tensor
     fused: FusedAttention
+    message: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def object_background_fusion(
     frame = contrast(smooth(object.frame, frame_kernel, sigma), smooth(background.frame, frame_kernel, sigma))
     return Attention(
         kind="contrast", video=min_max(video), frame=min_max(frame, per_frame=True), clip=object.clip, query=object.query,
-        question=object.question, answers=object.answers,
+        question=object.question, answers=object.answers, presence=object.presence,
     )  # fmt: skip
 
 
@@ -63,7 +63,8 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAtt
         video = min_max(smooth(video, VIDEO_KERNEL, SIGMA))
         frame = min_max(smooth(frame, FRAME_KERNEL, SIGMA), per_frame=True)
     video = resize(slots_to_frames(video, len(frame)), frame.shape[-2:])
-    return FusedAttention(map=min_max(video_weight * video + (1 - video_weight) * frame), clip=attention.clip, query=attention.query)
+    fused = min_max(video_weight * video + (1 - video_weight) * frame)
+    return FusedAttention(fused, attention.clip, attention.query, attention.presence)
 
 
 def coarse_masks(fused: FusedAttention, size: tuple[int, int] | None = None) -> Tensor:

@@ -74,7 +74,7 @@ def save_attention(path: Path, attention: tuple[Attention, Attention], made_from
     texts = {}
     for one in attention:
         tensors |= {f"{one.kind}.video": one.video.contiguous(), f"{one.kind}.frame": one.frame.contiguous()}
-        texts[one.kind] = {"query": one.query, "question": one.question, "answers": one.answers}
+        texts[one.kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
     clip = attention[0].clip
     about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames}
     metadata = {"made_from": made_from, "clip": about, "texts": texts, "record": record}
@@ -107,6 +107,7 @@ def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attent
             query=metadata["texts"][kind]["query"],
             question=metadata["texts"][kind]["question"],
             answers=tuple(metadata["texts"][kind]["answers"]),
+            presence=metadata["texts"][kind]["presence"],
         )
         for kind in ("object", "background")
     )

@@ -13,6 +13,7 @@ from .errors import DecafError
 from .fusion import frame_fusion, object_background_fusion
 from .mllm import MLLM
 from .points import attention_points
+from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress, silent
 from .questions import Templates, clean_query
 from .tracking import SAM2, segment
@@ -46,6 +47,7 @@ def segment_clip(
     templates: Templates | None = None,
     start_layer: int | None = None,
     point_threshold: float = 0.8,
+    presence_threshold: float = PRESENCE_THRESHOLD,
     score_threshold: float = 0.8,
     progress: Progress = silent,
 ) -> Result:
@@ -55,6 +57,7 @@ def segment_clip(
         mllm: asked about the clip; may be None if `attention` is given.
         attention: (object, background) from `extract_attention` of the same clip and query, to go on from.
         point_threshold: fused attention, 0..1, from which a cell prompts SAM 2.
+        presence_threshold: presence, 0..1, below which nothing is masked; 0 always masks the best match.
         score_threshold: score, 0..1, above which a tracklet is kept; if none is, the best one is kept.
         The rest as in `extract_attention`.
 
@@ -78,7 +81,7 @@ def segment_clip(
     with _timed(seconds, "fusion"):
         contrast = object_background_fusion(*attention)
         fused = frame_fusion(contrast)
-        prompts = attention_points(fused, threshold=point_threshold)
+        prompts = attention_points(fused, threshold=point_threshold, presence_threshold=presence_threshold)
     with _timed(seconds, "segmentation"):
         tracks = segment(sam2, clip, prompts, score_threshold=score_threshold, progress=progress, counts=counts)
     return Result(*attention, contrast, fused, prompts, tracks, counts, seconds)

@@ -35,6 +35,7 @@ class Templates:
     `object`: asked of the clip and of every key frame. `background`: its counterpart in the setting *expression*, which excludes what the
     expression refers to. `class_background`: its counterpart in the setting *class name*, which excludes one object name.
     `choose`: asked without pictures, to choose that name from the query and the answers to the object question.
+    `presence`: asked of the clip, to be answered with yes or no (see `decaf.presence`).
     """
 
     object: str = "{query} Which object is this about? Answer with a single word."
@@ -46,11 +47,12 @@ class Templates:
         "Somebody looked for this in a video: {query} Looking at the video and at single frames of it, these names were given for the object: "
         "{answers}. Which one name fits best? Answer with the name alone."
     )
+    presence: str = "Somebody is looking for this: {query} Can it be seen here? Answer yes or no."
 
     def __post_init__(self):
-        needs = {"object": ("{query}",), "background": ("{query}",), "class_background": ("{object}",), "choose": ("{query}", "{answers}")}
+        needs = {"class_background": ("{object}",), "choose": ("{query}", "{answers}")}
         for one in fields(self):
-            for field in needs[one.name]:
+            for field in needs.get(one.name, ("{query}",)):
                 if field not in getattr(self, one.name):
                     raise DecafError(f'The question template "{one.name}" does not contain {field}; write {field} where it belongs.')
 
@@ -59,6 +61,9 @@ class Templates:
 
     def ask_background(self, query: str) -> str:
         return self.background.replace("{query}", query)
+
+    def ask_presence(self, query: str) -> str:
+        return self.presence.replace("{query}", query)
 
     def ask_class_background(self, name: str) -> str:
         return self.class_background.replace("{object}", name)

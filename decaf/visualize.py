@@ -116,6 +116,8 @@ def _facts(clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None, track
     facts = [clip.name, _count(len(clip), "frame"), f"{clip.frame_size[1]} x {clip.frame_size[0]}", _count(len(fused.map), "key frame")]
     if prompts is not None:
         facts.append(_count(len(prompts.key), "point"))
+    if fused.presence is not None:
+        facts.append(f"presence {fused.presence:.2f}")
     if tracks is not None:
         facts.append(_count(len(tracks.tracks), "object") + (f": {tracks.message}" if tracks.message else ""))
     return " · ".join(facts)

@@ -164,7 +164,7 @@ def test_bad_wording(line, tmp_path, capsys, options, text, told):
 
 def test_nothing_found_is_an_answer(line, tmp_path, monkeypatch, capsys):
     """No point at all: masks of full length, all empty, and a sentence."""
-    monkeypatch.setattr(command, "extract_attention", flat(command.extract_attention))
+    monkeypatch.setattr(command, "extract_attentions", flat(command.extract_attentions))
     assert cli.main(line("--objects")) == 0
     found = masks(tmp_path / "out" / "masks")
     assert len(found) == FRAMES and not np.any(found)
@@ -180,10 +180,60 @@ def flat(extract):
     from dataclasses import replace
 
     def same(*args, **kwargs):
-        one, other = extract(*args, **kwargs)
-        return one, replace(other, video=one.video.clone(), frame=one.frame.clone())
+        return [(one, replace(other, video=one.video.clone(), frame=one.frame.clone())) for one, other in extract(*args, **kwargs)]
 
     return same
+
+
+# -- several queries --------------------------------------------------------------------------------------------------
+
+
+def test_several_queries_share_the_pictures(line, tmp_path, monkeypatch, capsys):
+    """One folder each, the same masks as asked alone, and the vision tower sees every frame once for all of them."""
+    alone = {}
+    for query in ("the red square", "the blue slope"):
+        assert cli.main(line(query=query)) == 0
+        alone[query] = masks(tmp_path / "out" / "masks"), read(tmp_path / "out")
+    meter = Meter(monkeypatch)
+    assert cli.main(line("--query", "the blue slope", query="the red square\n\n")) == 0
+    assert "the blue slope. " in capsys.readouterr().out
+    for folder, (query, (expected, one)) in zip(("query-1", "query-2"), alone.items(), strict=True):
+        result = read(tmp_path / "out" / folder)
+        assert result["query"] == query + "." and result["queries_at_once"] == 2
+        assert np.array_equal(masks(tmp_path / "out" / folder / "masks"), expected)
+        assert result["presence"] == pytest.approx(one["presence"], abs=1e-6)
+        for name in ("frames_encoded_video", "frames_encoded_image", "visual_tokens_prefilled"):
+            assert result["counts"][name] == one["counts"][name]
+    assert meter.prefilled == sum(result["counts"][name] for name in ("visual_tokens_prefilled", "text_tokens_prefilled"))
+
+
+def test_resume_asks_only_the_new_query(line, tmp_path, monkeypatch):
+    assert cli.main(line(query="the red square\nthe blue slope")) == 0
+    kept = (tmp_path / "out" / "query-1" / "result.json").stat().st_mtime_ns
+    assert cli.main(line("--resume", query="the red square\nthe thin line")) == 0
+    assert (tmp_path / "out" / "query-1" / "result.json").stat().st_mtime_ns == kept
+    assert (read(tmp_path / "out" / "query-2")["query"], read(tmp_path / "out" / "query-2")["queries_at_once"]) == ("the thin line.", 1)
+
+
+def test_a_query_given_twice(line, capsys):
+    assert cli.main(line("--query", "the red square.")) == 2
+    assert '"the red square." is given twice' in capsys.readouterr().err
+
+
+# -- is it there at all? ----------------------------------------------------------------------------------------------
+
+
+def test_presence_threshold(line, tmp_path, capsys):
+    """Below the threshold all masks are empty and a sentence says why; 0 masks the best match. The attention is the same."""
+    assert cli.main(line("--presence-threshold", "0")) == 0
+    result = read(tmp_path / "out")
+    assert 0 < result["presence"] < 1 and result["tracks"] and result["frames_with_mask"]
+    assert cli.main(line("--resume", "--presence-threshold", "1")) == 0
+    absent = read(tmp_path / "out")
+    assert absent["attention_from_earlier_run"] and absent["presence"] == result["presence"]
+    assert absent["tracks"] == [] and not np.any(masks(tmp_path / "out" / "masks"))
+    assert 'does not see "the red square" in the clip' in absent["message"] and "presence threshold to 0" in absent["message"]
+    assert absent["message"] in capsys.readouterr().out
 
 
 # -- stopping and resuming --------------------------------------------------------------------------------------------

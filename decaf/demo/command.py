@@ -65,6 +65,7 @@ def _show(arguments, progress) -> str:
 
     from .. import command, outputs
     from ..files import write_image
+    from ..presence import THRESHOLD as PRESENCE_THRESHOLD
     from ..questions import Templates, clean_query
     from ..video import open_clip
     from .scenes import make_scene
@@ -84,9 +85,10 @@ def _show(arguments, progress) -> str:
         truth = torch.from_numpy(scene.truth(known))
         outputs.write_masks(folder / "truth", iter(truth), len(truth))
     options = command.Options(
-        clip=folder / "clip", query=query, mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
+        clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
         setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
-        point_threshold=0.8, score_threshold=0.8, device=arguments.device, dtype="auto", objects=False, overlay=True, resume=False,
+        point_threshold=0.8, presence_threshold=PRESENCE_THRESHOLD, score_threshold=0.8, device=arguments.device, dtype="auto",
+        objects=False, overlay=True, resume=False,
     )  # fmt: skip
     lines = [f'Clip {arguments.seed}, "{query}"', command.run(options, progress)]
     if known is None:

@@ -48,6 +48,13 @@ class Prefix:
         self.cache.crop(self.length - self.cache.get_seq_length())  # negative: how many to drop
         return rows, answers
 
+    def next_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, vocabulary) of the token after a question, (n,) token ids after the prefix."""
+        embed, head = self.mllm.model.get_input_embeddings(), self.mllm.model.get_output_embeddings()
+        _, hidden = self._run(embed(ids.to(self.mllm.device).expand(self.cache_batch, -1)), positions)
+        self.cache.crop(self.length - self.cache.get_seq_length())
+        return head(hidden[:, -1])
+
     @property
     def cache_batch(self) -> int:
         return next(iter(self.rows.queries.values())).shape[0]

@@ -81,7 +81,8 @@ def segment(
     check_same_clip(clip, prompts.fused.clip)
     counts = counts if counts is not None else {}
     if len(prompts.key) == 0:
-        return _nothing(clip, "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map.")
+        unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
+        return _nothing(clip, prompts.message or unattended)
     limits = _Limits(max(1, _PIXELS_AT_ONCE // sam2.image_size**2), _FEATURE_BYTES)
     tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:

@@ -224,7 +224,7 @@ def _tokenizer(tokens: list[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     words = "system\nuser\nassistant\nsystem user assistant You are a helpful assistant."
-    corpus = [f"{words} Frame the object in this video? the main object a word or phrase."] * 4
+    corpus = [f"{words} Frame the object in this video? the main object a word or phrase. yes no"] * 4
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=512, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
