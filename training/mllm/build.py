@@ -56,7 +56,7 @@ def fixed_texts() -> list[str]:
     """What never changes in a prompt: a token each, so that prompts are short."""
     templates = Templates()
     pieces = ["user\n", "assistant\n"]
-    for template in (templates.object, templates.background, templates.class_background, templates.choose):
+    for template in (templates.object, templates.background, templates.class_background, templates.choose, templates.presence):
         pieces += [piece for piece in re.split(r"\{\w+\}", template) if len(piece) > 1]
     return list(dict.fromkeys(pieces))
 
@@ -72,9 +72,7 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     words = [*COLOURS, *SHAPES, *map(plural, SHAPES), *BACKGROUNDS, *NUMBERS]
     words += "none the all object thing one shape largest biggest smallest leftmost rightmost topmost bottommost to left right of".split()
-    words += (
-        "above below moving that moves stays still stops appears last disappears up down a an in on is which who whose with and".split()
-    )
+    words += "above below moving that moves stays still stops appears last disappears up down a an in on is which who whose with and yes no".split()
     corpus = [text for word in words for text in (word, " " + word)] * 4
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(

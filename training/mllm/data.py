@@ -24,16 +24,18 @@ TRAINING_SEEDS = 1 << 40
 
 TEMPLATES = Templates()
 WEIGHTS = {
-    "noun": 3.0,
-    "colour": 2.5,
-    "size": 1.5,
+    "noun": 1.5,
+    "colour": 1.5,
+    "size": 2.0,
     "position": 2.0,
-    "relation": 2.0,
-    "motion": 2.0,
-    "time": 1.5,
+    "relation": 2.5,
+    "motion": 3.0,
+    "time": 2.5,
     "counting": 1.0,
-    "absent": 2.0,
+    "absent": 1.5,
 }
+GUESSED = 0.3
+"""Share of a single frame's questions about motion and time that are asked: only a clip could tell."""
 
 
 FIRST = ("noun", "colour", "absent")
@@ -68,7 +70,7 @@ def answer(scene: Scene, query: Query) -> str:
 
 def draw_shape(rng: np.random.Generator, stage: str) -> tuple[bool, int, int, int]:
     """(video, rows, cols, frames) of a batch. `rows`, `cols`: the video grid; single frames are shown at twice that."""
-    video = rng.random() < 0.5
+    video = rng.random() < 0.55
     if stage == "full" and rng.random() < 0.6:
         rows, cols = [(10, 13), (10, 13), (12, 12), (10, 10), (13, 10), (9, 16)][rng.integers(6)]
         return video, rows, cols, int(rng.choice([2, 4, 8, 16])) if video else 1
@@ -131,14 +133,25 @@ def _questions(rng, scene: Scene, count: int, frame: int | None, kinds) -> list[
     names = [name for name in by_kind if name in kinds]
     weights = np.array([WEIGHTS[name] for name in names])
     pairs = []
-    while len(pairs) < count - 2:
+
+    def visible(query: Query) -> bool:
+        return frame is None or scene.masks[list(query.targets), frame].any((1, 2)).all()
+
+    while len(pairs) < count - 4:
         kind = names[rng.choice(len(names), p=weights / weights.sum())]
         query = by_kind[kind][rng.integers(len(by_kind[kind]))]
-        shown = frame is None or not query.targets or scene.masks[list(query.targets), frame].any((1, 2)).all()
+        shown = not query.targets or visible(query)
         if not shown and kind not in ("noun", "colour"):
+            continue
+        if frame is not None and kind in ("motion", "time") and rng.random() > GUESSED:
             continue
         reply = answer(scene, query) if shown else "none"
         pairs.append((kind, TEMPLATES.ask_object(clean_query(query.text)), reply))
+    for place in range(2):
+        some = [query for query in scene.queries if query.kind in names and bool(query.targets) == bool(place)]
+        query = some[rng.integers(len(some))]
+        there = bool(query.targets) and visible(query)
+        pairs.append(("present" if there else "missing", TEMPLATES.ask_presence(clean_query(query.text)), "yes" if there else "no"))
     query = scene.queries[rng.integers(len(scene.queries))]
     pairs.append(("background", TEMPLATES.ask_background(clean_query(query.text)), scene.background))
     one = scene.things[rng.integers(len(scene.things))]

@@ -47,6 +47,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--floor", type=float, default=0.1, help="share of the rate that is left in the end")
     parser.add_argument("--labels", type=float, default=0.3, help="weight of the token labels beside the answers")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time; the stage can be gone on with")
+    parser.add_argument("--muon", action="store_true", help="matrices are updated by Muon, the rest by AdamW as without")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -98,7 +99,11 @@ def main() -> None:
     weights = [*model.named_parameters(), *((f"head.{name}", value) for name, value in head.named_parameters())]
     decayed = [value for name, value in weights if value.ndim > 1 and "embed_tokens" not in name]
     plain = [value for name, value in weights if value.ndim < 2 or "embed_tokens" in name]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98))
+    matrices = [value for value in decayed if value.ndim == 2] if given.muon else []
+    rest = [value for value in decayed if not any(value is one for one in matrices)]
+    optimizers = [torch.optim.AdamW([{"params": rest, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98))]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
     state = {"stage": "", "step": 0, "total": 0, "seconds": 0.0}
     kept = given.run / "checkpoint.pt"
     if kept.exists():
@@ -107,7 +112,8 @@ def main() -> None:
         head.load_state_dict(saved["head"])
         state = saved["state"]
         if state["stage"] == given.stage:
-            optimizer.load_state_dict(saved["optimizer"])
+            for optimizer, kept_state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(kept_state)
     if state["stage"] != given.stage:
         state |= {"stage": given.stage, "step": 0}
 
@@ -125,7 +131,15 @@ def main() -> None:
 
     def save() -> None:
         part = kept.with_suffix(".part")
-        torch.save({"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, part)
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "head": head.state_dict(),
+                "optimizers": [one.state_dict() for one in optimizers],
+                "state": state,
+            },
+            part,
+        )
         part.replace(kept)
         export(model, folder)
 
@@ -135,7 +149,7 @@ def main() -> None:
         through = state["step"] / given.steps
         fall = max(0.0, (through - given.hold) / (1 - given.hold))
         rate = given.rate * min(1, (state["step"] + 1) / 100) * (given.floor + (1 - given.floor) * 0.5 * (1 + math.cos(math.pi * fall)))
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         start = time.time()
         batch = queue.get()
@@ -160,10 +174,12 @@ def main() -> None:
         weight = given.labels if questions else 1.0
         if weight:
             loss = loss + weight * label_loss(head, seen, batch.labels, batch.video, hits)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
+        head.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([value for _, value in weights], 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         state["step"] += 1
         state["total"] += 1
         state["seconds"] += time.time() - start
