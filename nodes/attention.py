@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..decaf import fusion
-from ..decaf.attention import extract_attention
+from ..decaf.attention import extract_attentions
 from ..decaf.errors import DecafError
 from ..decaf.questions import SETTINGS, Templates, clean_query
 from . import host
@@ -35,8 +35,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     default="",
                     multiline=True,
                     placeholder="the dog that gets the ball first",
-                    tooltip="What to mask: a name, a description, or a sentence that needs thinking. The language may be any that the "
-                    "model reads.",
+                    tooltip="What to mask: a name, a description, or a sentence that needs thinking, in any language that the model reads. "
+                    "One query a line: several are asked together, faster than one after the other, and everything behind runs for each.",
                 ),
                 io.Combo.Input(
                     "setting",
@@ -92,10 +92,13 @@ class ExtractRolloutAttention(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Attention.Output("object", tooltip="Where the model looks for the object."),
-                Attention.Output("background", tooltip="Where it looks for everything else."),
+                Attention.Output("object", is_output_list=True, tooltip="Where the model looks for the object; one for each query."),
+                Attention.Output("background", is_output_list=True, tooltip="Where it looks for everything else; one for each query."),
                 io.String.Output(
-                    "answers", tooltip="What was asked, and what the model said where it was made to answer (setting 'class name')."
+                    "answers",
+                    is_output_list=True,
+                    tooltip="What was asked, and what the model said: how sure it is that the object is there, and, in the setting "
+                    "'class name', its name.",
                 ),
             ],
         )
@@ -104,7 +107,7 @@ class ExtractRolloutAttention(io.ComfyNode):
     def validate_inputs(cls, query, setting, object_question="", background_question=""):
         try:
             if query is not None:  # None: linked, its value is not known yet
-                clean_query(query)
+                _queries(query)
             _templates(setting, object_question, background_question)
         except DecafError as error:
             return str(error)
@@ -115,10 +118,10 @@ class ExtractRolloutAttention(io.ComfyNode):
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
     ) -> io.NodeOutput:
         clip = host.clip_of(frames)
-        object, background = extract_attention(
+        found = extract_attentions(
             mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES))),
             clip,
-            query,
+            _queries(query),
             setting=setting,
             max_key_frames=max_key_frames,
             tokens_per_frame=tokens_per_frame,
@@ -126,7 +129,13 @@ class ExtractRolloutAttention(io.ComfyNode):
             start_layer=None if start_layer < 0 else start_layer,
             progress=host.progress(),
         )
-        return io.NodeOutput(object, background, "\n".join(_said(object) + _said(background)))
+        objects, backgrounds = map(list, zip(*found, strict=True))
+        return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
+
+
+def _queries(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [clean_query(line) for line in lines or [text]]
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -144,7 +153,8 @@ def _memory(mllm, tokens: int) -> int:
 
 
 def _said(attention) -> list[str]:
-    return [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
+    lines = [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
+    return lines if attention.presence is None else [f"presence of the object in the clip: {attention.presence:.2f}", *lines]
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

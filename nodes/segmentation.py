@@ -10,6 +10,7 @@ from comfy_api.latest import InputImpl, io, ui
 from ..decaf import points
 from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
+from ..decaf.presence import THRESHOLD as PRESENCE_THRESHOLD
 from ..decaf.tracking import segment
 from ..decaf.video import write_video
 from ..decaf.visualize import mask_overlay
@@ -41,6 +42,16 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                     tooltip="Attention from which on a spot becomes a point. Lower: more candidates, also weaker ones, and more time. "
                     "Higher: fewer, surer ones.",
                 ),
+                io.Float.Input(
+                    "presence_threshold",
+                    default=PRESENCE_THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How sure the model must be that the object is in the clip at all; below it there are no points, and the mask is "
+                    "empty. 0: always mask the best match.",
+                ),
             ],
             outputs=[
                 Prompts.Output("prompts", tooltip="The points and their attention, for Propagate with SAM 2."),
@@ -53,14 +64,23 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                     "key_frame",
                     tooltip="Number of the best key frame in the clip, counted from 0: the frame that positive_points belong to.",
                 ),
+                io.Float.Output(
+                    "presence", tooltip="How sure the model is that the object is in the clip, 0 to 1; 1 if it could not be asked."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, fused, threshold) -> io.NodeOutput:
-        prompts = points.attention_points(fused, threshold=threshold)
+    def execute(cls, fused, threshold, presence_threshold=PRESENCE_THRESHOLD) -> io.NodeOutput:
+        prompts = points.attention_points(fused, threshold=threshold, presence_threshold=presence_threshold)
         best = points.best_key_frame(prompts)
-        return io.NodeOutput(prompts, points.points_json(prompts, best), points.attention_boxes(prompts), fused.clip.key_frames[best])
+        return io.NodeOutput(
+            prompts,
+            points.points_json(prompts, best),
+            points.attention_boxes(prompts),
+            fused.clip.key_frames[best],
+            1.0 if fused.presence is None else fused.presence,
+        )
 
 
 class SAM2VideoPropagate(io.ComfyNode):

@@ -8,21 +8,38 @@ import comfy.model_management as mm
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl, Types
-from kit import NODES, SETTINGS, attention, error_of, extract, fused, images, mllm, prompts, refused, run, sam2, segment, video, with_cancel
+from kit import (
+    NODES,
+    SETTINGS,
+    attention,
+    error_of,
+    extract,
+    extract_all,
+    fused,
+    images,
+    mllm,
+    prompts,
+    refused,
+    run,
+    sam2,
+    segment,
+    video,
+    with_cancel,
+)
 
 # -- attention -------------------------------------------------------------------------------------------------------------------------
 
 
 def case_three_families_give_two_attentions():
     for family in ("qwen2_vl", "qwen2_5_vl", "internvl"):
-        object, background, answers = extract(images(3), family, max_key_frames=2).args
+        object, background, answers = extract(images(3), family, max_key_frames=2)
         assert object.kind == "object" and background.kind == "background"
         assert object.frame.shape[0] == 2 and object.clip.key_frames == (0, 2) and "the bright square" in answers
         assert object.frame.isfinite().all() and object.video.device.type == "cpu"
 
 
 def case_class_name_generates_an_answer():
-    object, _, answers = extract(images(1), setting="class name").args
+    object, _, answers = extract(images(1), setting="class name")
     assert len(object.answers) == 2 and answers.count("\n") >= 2
 
 
@@ -46,7 +63,7 @@ def case_a_video_in_memory_is_taken():
 def case_a_video_in_memory_is_not_encoded_to_be_read_again():
     memory = InputImpl.VideoFromComponents(Types.VideoComponents(images=images(4), frame_rate=Fraction(12)))
     memory.get_stream_source = lambda: 1 / 0
-    assert extract(memory, max_key_frames=2).args[0].clip.length == 4
+    assert extract(memory, max_key_frames=2)[0].clip.length == 4
 
 
 def case_a_host_that_does_not_tell_of_trimming_gives_frames():
@@ -54,7 +71,7 @@ def case_a_host_that_does_not_tell_of_trimming_gives_frames():
         def get_components(self):
             return video().get_components()
 
-    assert extract(Older(), max_key_frames=2).args[0].clip.length == len(video().get_components().images)
+    assert extract(Older(), max_key_frames=2)[0].clip.length == len(video().get_components().images)
 
 
 def case_frames_of_odd_kinds_are_taken():
@@ -90,6 +107,26 @@ def case_queries_are_checked_when_they_are_queued():
     assert NODES["ExtractRolloutAttention"].validate_inputs(query=None, setting="expression") is True  # linked
     assert NODES["ExtractRolloutAttention"].validate_inputs(query="赤い四角 العربية", setting="class name") is True
     assert extract(images(1), query="赤い四角 العربية")[0].frame.isfinite().all()
+
+
+def case_one_query_a_line():
+    objects, backgrounds, answers = extract_all(images(3), query="the bright square\n\n  the slope? \n")
+    assert [one.query for one in objects] == [one.query for one in backgrounds] == ["the bright square.", "the slope?"]
+    assert len(answers) == 2 and "the slope?" in answers[1]
+    alone = extract(images(3), query="the slope?")[0]
+    torch.testing.assert_close(objects[1].frame, alone.frame, rtol=1e-4, atol=1e-9)
+    assert "2,000" in refused("ExtractRolloutAttention", query="the square\n" + "x" * 3000, setting="expression")
+
+
+def case_presence_decides_whether_there_are_points():
+    there = fused(4)
+    assert 0 < there.presence < 1
+    made, coords, boxes, _, presence = run("AttentionToSAM2Prompts", fused=there, threshold=0.9, presence_threshold=0.0).args
+    assert len(made.key) and coords != "[]" and presence == there.presence
+    made, coords, boxes, *_ = run("AttentionToSAM2Prompts", fused=there, threshold=0.9, presence_threshold=1.0).args
+    assert len(made.key) == 0 and coords == "[]" and not any(boxes)
+    mask, tracks, _, _, report = segment(4, made).args
+    assert not mask.any() and "does not see" in report and "presence threshold to 0" in report
 
 
 def case_own_questions_are_asked_and_checked():
@@ -133,7 +170,7 @@ def case_sigma_and_video_weight_count():
 
 
 def case_prompts_come_in_the_forms_that_others_take():
-    made, points, boxes, frame = run("AttentionToSAM2Prompts", fused=fused(6), threshold=0.6).args
+    made, points, boxes, frame, _ = run("AttentionToSAM2Prompts", fused=fused(6), threshold=0.6).args
     dots = json.loads(points)
     assert dots and all(0 <= dot["x"] < 96 and 0 <= dot["y"] < 72 and isinstance(dot["x"], int) for dot in dots)
     assert len(boxes) == 4 and all(set(box) == {"x", "y", "width", "height"} for one in boxes for box in one)
@@ -164,7 +201,7 @@ def case_sam3_takes_our_points():
             return type("Segmenter", (), {"forward_segment": staticmethod(forward_segment)})()
 
     model = ModelPatcher(Stand(), mm.get_torch_device(), mm.unet_offload_device())
-    made, points, boxes, frame = run("AttentionToSAM2Prompts", fused=fused(6), threshold=0.6).args
+    made, points, boxes, frame, _ = run("AttentionToSAM2Prompts", fused=fused(6), threshold=0.6).args
     clip = images(6)
     masks, _ = SAM3_Detect.execute(model, clip[frame : frame + 1], positive_coords=points).args
     coordinates, labels = asked[0][0]["point_coords"][0], asked[0][0]["point_labels"][0]
@@ -188,7 +225,7 @@ def case_masks_have_the_length_and_size_of_the_clip():
 
 def case_a_video_brings_its_frame_rate():
     clip = video()
-    object, background, _ = extract(clip, max_key_frames=1).args
+    object, background, _ = extract(clip, max_key_frames=1)
     fused = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=object, background=background)[0])[0]
     given = run("AttentionToSAM2Prompts", fused=fused, threshold=1.0)[0]
     result = run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=given)
@@ -257,7 +294,7 @@ def case_a_sample_clip_runs_on_the_bundled_models():
     again = run("DecAFSampleClip", clip_seed=3, kind="colour", frames=8).args
     assert torch.equal(again[0], clip) and again[1] == query
     model, tracker = run("LoadMLLM", model="bundled").args[0], run("DecAFLoadSAM2", model="bundled").args[0]
-    found = run("ExtractRolloutAttention", mllm=model, frames=clip, query=query).args
+    found = [one[0] for one in run("ExtractRolloutAttention", mllm=model, frames=clip, query=query).args]
     fused = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=found[0], background=found[1]).args[0]).args[0]
     given = run("AttentionToSAM2Prompts", fused=fused).args[0]
     mask = run("SAM2VideoPropagate", sam2=tracker, frames=clip, prompts=given).args[0]

@@ -72,14 +72,20 @@ def sam2():
 
 
 def extract(frames, family="qwen2_5_vl", **inputs):
+    """(object, background, answers) of the first query."""
+    return tuple(output[0] for output in extract_all(frames, family, **inputs))
+
+
+def extract_all(frames, family="qwen2_5_vl", **inputs):
+    """Lists of them, one for each query."""
     inputs = {"query": "the bright square", "tokens_per_frame": 32, "max_key_frames": 4} | inputs
-    return run("ExtractRolloutAttention", mllm=mllm(family), frames=frames, **inputs)
+    return run("ExtractRolloutAttention", mllm=mllm(family), frames=frames, **inputs).args
 
 
 def attention(length):
     """Object and background attention of images(length), extracted once."""
     if ("attention", length) not in _MADE:
-        _MADE["attention", length] = extract(images(length)).args[:2]
+        _MADE["attention", length] = extract(images(length))[:2]
     return _MADE["attention", length]
 
 
