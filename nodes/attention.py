@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .. import decaf
 from ..decaf import fusion
-from ..decaf.attention import extract_attentions
 from ..decaf.errors import DecafError
 from ..decaf.questions import SETTINGS, Templates, clean_query
 from . import host
@@ -118,7 +118,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
     ) -> io.NodeOutput:
         clip = host.clip_of(frames)
-        found = extract_attentions(
+        found = decaf.extract_attentions(  # imports transformers only now
             mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES))),
             clip,
             _queries(query),

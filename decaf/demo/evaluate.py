@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attention import extract_attention
+from ..attention import extract_attentions
 from ..data import Attention, FusedAttention
 from ..fusion import coarse_masks, frame_fusion, object_background_fusion
 from ..metrics import contour_accuracy, region_similarity
@@ -18,7 +18,7 @@ from ..pipeline import segment_clip
 from ..progress import Progress, silent
 from ..questions import SETTINGS
 from ..tracking import SAM2
-from ..video import clip_from_images
+from ..video import Clip, clip_from_images
 from .asking import KINDS, Query
 from .scenes import Scene, make_scene
 
@@ -34,12 +34,13 @@ _RESAMPLED = 2000
 
 @dataclass
 class Row:
-    """One query in one setting, figures 0..1. `coarse`: J by the names of MAPS; `j`, `f`, `empty`: of SAM 2's masks, None without SAM 2."""
+    """One query in one setting, figures 0..1. `presence` as in `Attention`; `coarse`: J by the names of MAPS; `j`, `f`, `empty`: of SAM 2's masks, None without SAM 2."""
 
     setting: str
     kind: str
     query: str
     seed: int
+    presence: float | None
     pointing: float = float("nan")
     coarse: dict[str, float] = field(default_factory=dict)
     j: float | None = None
@@ -70,8 +71,10 @@ def evaluate(
     for number in range(scenes):
         progress(number, scenes, "Evaluating")
         scene = make_scene(seed + number, length=length)
-        for query in _chosen(scene, seed + number):
-            rows += [_measure(mllm, sam2, scene, query, setting, seed + number) for setting in settings]
+        clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
+        for setting in settings:
+            found = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting)
+            rows += [_measure(sam2, clip, scene, *one, setting, seed + number) for one in zip(queries, found, strict=True)]
     progress(scenes, scenes, "Evaluating")
     tables = {setting: _table([row for row in rows if row.setting == setting]) for setting in settings}
     first = [row for row in rows if row.setting == settings[0]]
@@ -88,10 +91,10 @@ def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
             yield by_kind[kind][rng.integers(len(by_kind[kind]))]
 
 
-def _measure(mllm: MLLM, sam2: SAM2 | None, scene: Scene, query: Query, setting: str, seed: int) -> Row:
-    row = Row(setting, query.kind, query.text, seed)
-    clip = clip_from_images(torch.from_numpy(scene.frames))
-    attention = extract_attention(mllm, clip, query.text, setting=setting)
+def _measure(
+    sam2: SAM2 | None, clip: Clip, scene: Scene, query: Query, attention: tuple[Attention, Attention], setting: str, seed: int
+) -> Row:
+    row = Row(setting, query.kind, query.text, seed, attention[0].presence)
     contrast = object_background_fusion(*attention)
     maps = _maps(attention[0], contrast)
     keys = list(attention[0].clip.key_frames)

@@ -171,3 +171,8 @@ def case_dropping_the_result_frees_the_model():
     mm.cleanup_models_gc()
     gc.collect()
     assert module() is None
+
+
+def case_importing_the_pack_imports_nothing_heavy():
+    """ComfyUI starts no later for it: what computes is imported when a node runs."""
+    assert not SETTINGS["imported"] & {"transformers", "sam2", "torchvision", "huggingface_hub", "scipy"}, SETTINGS["imported"]

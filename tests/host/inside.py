@@ -39,11 +39,13 @@ async def nodes(pack):
 
 
 def main():
+    before = set(sys.modules)
     pack = load_pack()
+    imported = {name.partition(".")[0] for name in set(sys.modules) - before}
     import kit
 
     kit.NODES.update(asyncio.run(nodes(pack)))
-    kit.SETTINGS.update(settings)
+    kit.SETTINGS.update(settings, imported=imported)
     modules = [importlib.import_module(file.stem) for file in sorted(Path(__file__).parent.glob("cases_*.py"))]
     cases = [(name, case) for module in modules for name, case in vars(module).items() if name.startswith("case_")]
     for name, case in cases:
