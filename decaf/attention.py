@@ -6,7 +6,7 @@ Any number of queries share what is expensive: the pictures are encoded and pref
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .data import Attention
+from .devices import free_memory
 from .errors import DecafError, out_of_memory
 from .mllm.base import MLLM, Visual
 from .mllm.prefill import Prefix, lay_out
@@ -124,6 +125,7 @@ class _Run:
     progress: Progress
     counts: dict[str, int]
     block_bytes: int | None = None
+    at_once: int = 0
     done: int = 0
 
     def count(self, name: str, number: int) -> None:
@@ -133,14 +135,26 @@ class _Run:
         """Gives the caller a chance to cancel without any progress made."""
         self.progress(self.done, len(self.frames) + 1, "Attention")
 
-    def passes(self) -> list[Callable[[], Visual]]:
-        """The video, then the key frames in batches that take no more tokens than the video did: they need no more memory either."""
+    def look_at_all(self, step: Callable[[Visual], object]) -> Iterator[tuple[slice | None, object]]:
+        """Does `step` for the video, then for the key frames in batches. Yields the frames of the batch (None: the video) and the result.
+
+        A batch is as large as half of the free memory allows. Where that is not known, it takes no more tokens than the video did: it needs
+        no more memory either. If memory runs out all the same, it is halved.
+        """
         family, most = self.mllm.family, self.tokens_per_frame
         video = family.video(self.mllm, self.frames, most)
+        yield None, self.sparing(step, video)
         per_image = family.images(self.mllm, self.frames[:1], most).tokens
-        batch = max(1, video.tokens // per_image)
-        parts = [self.frames[i : i + batch] for i in range(0, len(self.frames), batch)]
-        return [lambda: video, *(lambda part=part: family.images(self.mllm, part, most) for part in parts)]
+        free = free_memory(self.mllm.device)
+        fitting = 0 if free is None else free // 2 // (per_image * self.mllm.bytes_per_token(self.start))
+        self.at_once = max(1, video.tokens // per_image, fitting)
+        first = 0
+        while first < len(self.frames):
+            batch = slice(first, min(first + self.at_once, len(self.frames)))
+            result = self.sparing(step, family.images(self.mllm, self.frames[batch], most))
+            if result is not None:
+                yield batch, result
+                first = batch.stop
 
     # -- the two settings --------------------------------------------------------------------------------------------------------------------
 
@@ -155,12 +169,12 @@ class _Run:
             presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
             return _Pass(self.maps(prefix, rows, visual, mask), presence)
 
-        return asked, [self.sparing(look, visual) for visual in self.passes()], [[] for _ in self.queries]
+        return asked, [found for _, found in self.look_at_all(look)], [[] for _ in self.queries]
 
     def by_class_name(self) -> tuple[list[str], list[_Pass], list[list[str]]]:
         """All object questions come before the first background question, so each prefix waits in host memory in between."""
         asked = [*map(self.templates.ask_object, self.queries)]
-        waiting: list = []
+        waiting: list[tuple[slice | None, Prefix]] = []
         found: list[_Pass] = []
         answers: list[list[str]] = [[] for _ in self.queries]
 
@@ -175,26 +189,26 @@ class _Run:
             prefix.to("cpu")
             return prefix, _Pass(maps, presence), [said for _, said in told]
 
-        passes = self.passes()
-        for visual in passes:
-            prefix, one, told = self.sparing(objects, visual)
-            waiting.append(prefix)
+        for batch, (prefix, one, told) in self.look_at_all(objects):
+            waiting.append((batch, prefix))
             found.append(one)
             for query, said in enumerate(told):
                 answers[query] += said
         names = [self.choose_name(query, said) for query, said in zip(self.queries, answers, strict=True)]
         backgrounds = [*map(self.templates.ask_class_background, names)]
         self.done = 0
-        for place, visual in enumerate(passes):
+        family, most = self.mllm.family, self.tokens_per_frame
+        for one in found:
+            batch, prefix = waiting.pop(0)
 
-            def behind(seen: Visual, prefix=waiting[place]):
+            def behind(seen: Visual, prefix=prefix):
                 prompts, mask, _ = lay_out(self.mllm, seen, backgrounds)
                 mask = mask[: prefix.length]
                 prefix.to(self.mllm.device)
                 return self.maps(prefix, [self.ask(prefix, seen, ids, mask)[0] for ids in prompts], seen, mask)
 
-            found[place].maps += self.sparing(behind, visual)
-            waiting[place] = None
+            seen = family.video(self.mllm, self.frames, most) if batch is None else family.images(self.mllm, self.frames[batch], most)
+            one.maps += self.sparing(behind, seen, divisible=False)
         return asked + backgrounds, found, answers
 
     def presence_questions(self, visual: Visual) -> list[str]:
@@ -249,18 +263,22 @@ class _Run:
         seen = mask.to(found[0].device)
         return [visual.to_grid(row[:, : len(mask)][:, seen]) for row in found]
 
-    def sparing(self, step: Callable[[Visual], object], make: Callable[[], Visual]):
-        """Run a step; if GPU memory runs out, once more with smaller blocks, and then say what to lower."""
-        visual = make()
+    def sparing(self, step: Callable[[Visual], object], visual: Visual, divisible: bool = True):
+        """Run a step. If GPU memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more
+        with smaller blocks, and then say what to lower."""
         self.tick()
         try:
             result = step(visual)
         except torch.OutOfMemoryError as error:
-            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks.")
-            self.block_bytes = (self.block_bytes or BLOCK_BYTES["cuda"]) // 16
             error.__traceback__ = None  # its frames hold the tensors of the failed try
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if divisible and visual.prompts > 1:
+                self.at_once = -(-visual.prompts // 2)
+                log.warning("GPU memory ran out with %d key frames at once; trying again with %d.", visual.prompts, self.at_once)
+                return None
+            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks.")
+            self.block_bytes = (self.block_bytes or BLOCK_BYTES["cuda"]) // 16
             try:
                 result = step(visual)
             except torch.OutOfMemoryError as again:

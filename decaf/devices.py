@@ -1,4 +1,4 @@
-"""Which devices there are."""
+"""Which devices there are, and what room they have."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def usable_device(name: str | torch.device) -> torch.device:
             f"PyTorch {torch.__version__} cannot use the device {name} here ({reason}). Choose another, for example cpu."
         ) from error
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that PyTorch could still allocate on a GPU, what it keeps cached included; None for a device that has no memory of its own."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -119,7 +119,7 @@ class ExtractRolloutAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         clip = host.clip_of(frames)
         found = decaf.extract_attentions(  # imports transformers only now
-            mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES))),
+            mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
             clip,
             _queries(query),
             setting=setting,
@@ -143,13 +143,9 @@ def _templates(setting: str, object_question: str | None, background_question: s
     return Templates(**{name: text.strip() for name, text in own.items() if text and text.strip()})
 
 
-def _memory(mllm, tokens: int) -> int:
-    """Bytes that a prefill of `tokens` visual tokens needs beside the weights, generously: keys and values of all layers in 16 bits,
-    a block of attention rows in 32, and a gigabyte."""
-    text = mllm.model.config.get_text_config()
-    cache = tokens * text.hidden_size * text.num_hidden_layers * 2
-    block = 256 * tokens * text.num_attention_heads * 4 * 3
-    return cache + block + 2**30
+def _memory(mllm, tokens: int, start_layer: int) -> int:
+    """Bytes that a prefill of `tokens` visual tokens needs beside the weights, and a gigabyte for blocks of attention rows."""
+    return tokens * mllm.bytes_per_token(max(start_layer, 0)) + 2**30
 
 
 def _said(attention) -> list[str]:

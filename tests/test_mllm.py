@@ -285,6 +285,42 @@ def test_out_of_memory_twice_says_what_to_lower(mllm_folder, monkeypatch):
         extract_attention(load_mllm(mllm_folder("qwen2_5_vl")), clip_of(3), QUERY, tokens_per_frame=40)
 
 
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
+    """Room for all of them: one batch. Out of memory: halves, without asking anything twice; the maps are the same."""
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    expected = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40)
+    batches, room = [], {}
+    encode = mllm.family.encode
+
+    def limited(mllm, visual):
+        if visual.kind == "image":
+            batches.append(visual.prompts)
+            if visual.prompts > room["frames"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return encode(mllm, visual)
+
+    monkeypatch.setattr(mllm.family, "encode", limited)
+    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
+    for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
+        batches.clear()
+        found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40)
+        assert batches == tried
+        for one, other in zip(found, expected, strict=True):
+            assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+            assert one.answers == other.answers
+
+
+def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1)
+    prompts = []
+    encode = mllm.family.encode
+    monkeypatch.setattr(mllm.family, "encode", lambda mllm, visual: prompts.append(visual.prompts) or encode(mllm, visual))
+    extract_attention(mllm, clip_of(4), QUERY, tokens_per_frame=40)
+    assert prompts == [1, 1, 1, 1, 1]
+
+
 def test_out_of_memory_in_the_background_question_leaves_no_trace_in_the_prefix(mllm_folder, monkeypatch):
     """In the setting *class name* the prefix outlives the failed try, some of whose layers have already been extended."""
     import decaf.attention

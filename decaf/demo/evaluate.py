@@ -34,7 +34,8 @@ _RESAMPLED = 2000
 
 @dataclass
 class Row:
-    """One query in one setting, figures 0..1. `presence` as in `Attention`; `coarse`: J by the names of MAPS; `j`, `f`, `empty`: of SAM 2's masks, None without SAM 2."""
+    """One query in one setting, figures 0..1. `presence` as in `Attention`; `coarse`: J by the names of MAPS; `j`, `f`, `empty`: of SAM 2's
+    masks, None without SAM 2."""
 
     setting: str
     kind: str
