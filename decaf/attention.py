@@ -26,6 +26,9 @@ from .video import Clip, clip_info
 
 log = logging.getLogger(__name__)
 
+ENOUGH_TOKENS = 8192
+"""Visual tokens that keep a GPU busy: larger batches of frames are not made, they would only take memory from other models."""
+
 LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
 
@@ -146,8 +149,8 @@ class _Run:
         yield None, self.sparing(step, video)
         per_image = family.images(self.mllm, self.frames[:1], most).tokens
         free = free_memory(self.mllm.device)
-        fitting = 0 if free is None else free // 2 // (per_image * self.mllm.bytes_per_token(self.start))
-        self.at_once = max(1, video.tokens // per_image, fitting)
+        fitting = 0 if free is None else min(ENOUGH_TOKENS, free // 2 // self.mllm.bytes_per_token(self.start))
+        self.at_once = max(1, max(video.tokens, fitting) // per_image)
         first = 0
         while first < len(self.frames):
             batch = slice(first, min(first + self.at_once, len(self.frames)))
