@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -96,6 +97,10 @@ def progress() -> Progress:
     return report
 
 
+_opened: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""Clips of video files by the VIDEO that ComfyUI keeps for the graph: the next node, or the next query, decodes nothing again. Gone with it."""
+
+
 def clip_of(frames) -> Clip:
     """The clip behind an IMAGE or VIDEO socket.
 
@@ -107,7 +112,15 @@ def clip_of(frames) -> Clip:
     window = getattr(frames, "get_active_trim_window", lambda: None)()
     whole_file = isinstance(frames, InputImpl.VideoFromFile) and window == (0.0, 0.0)
     source = frames.get_stream_source() if whole_file else None
-    return open_clip(source) if isinstance(source, str) else clip_from_images(frames.get_components().images)
+    if not isinstance(source, str):
+        return clip_from_images(frames.get_components().images)
+    if not os.path.isfile(source):
+        return open_clip(source)  # which says so
+    state = os.stat(source)
+    stamp = source, state.st_mtime_ns, state.st_size
+    if _opened.get(frames, (None,))[0] != stamp:
+        _opened[frames] = stamp, open_clip(source)
+    return _opened[frames][1]
 
 
 def frame_rate(frames, otherwise: float) -> Fraction:

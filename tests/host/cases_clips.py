@@ -1,5 +1,6 @@
 """What the nodes make of clips: attention, prompts, masks, pictures. Run by inside.py; each raises when something is wrong."""
 
+import gc
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +50,28 @@ def case_video_and_its_frames_give_the_same():
     assert from_file.key_frames == from_frames.key_frames == (0, 3, 7, 11)
     # ComfyUI enlarges the colour planes in another way, which shows along edges.
     assert (from_file.thumbnails.float() - from_frames.thumbnails.float()).abs().mean() < 2
+
+
+def case_the_next_query_does_not_decode_again():
+    import sys
+
+    host = sys.modules["pack_under_test.nodes.host"]
+    path = Path(SETTINGS["scratch"]) / "again.mp4"
+    path.write_bytes(Path(video().get_stream_source()).read_bytes())
+    clip, opened, open_clip = InputImpl.VideoFromFile(str(path)), [], host.open_clip
+    host.open_clip = lambda source: opened.append(source) or open_clip(source)
+    try:
+        first = extract(clip, tokens_per_frame=16)[0]
+        again = extract(clip, query="the slope", tokens_per_frame=16)[0]
+        assert len(opened) == 1 and torch.equal(first.clip.thumbnails, again.clip.thumbnails)
+        path.write_bytes(path.read_bytes() + b"another file by now")
+        extract(clip, tokens_per_frame=16)
+        assert len(opened) == 2
+    finally:
+        host.open_clip = open_clip
+    del clip
+    gc.collect()
+    assert not [one for one in host._opened if one.get_stream_source() == str(path)]
 
 
 def case_a_trimmed_video_is_trimmed():
