@@ -125,6 +125,10 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="of the language model's weights; auto is float32 on a CPU, else bfloat16",
     )  # fmt: skip
+    compute.add_argument(
+        "--sam2-dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="in which SAM 2 computes; auto is bfloat16 on a GPU that has it, as SAM 2 was trained, else float32",
+    )  # fmt: skip
 
     output = segment.add_argument_group("output")
     output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")

@@ -53,6 +53,7 @@ class Options:
     score_threshold: float
     device: str
     dtype: str
+    sam2_dtype: str
     objects: bool
     overlay: bool
     resume: bool
@@ -75,7 +76,7 @@ def run(options: Options, progress: Progress) -> str:
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
     _check(options, folders)
     device = choose_device(options.device)
-    dtype = _dtype(options.dtype, device)
+    dtype, sam2_dtype = _dtype(options.dtype, device), mixed_dtype(options.sam2_dtype, device)
     for folder in folders:
         outputs.prepare_folder(folder)
     mllm = mllm_folder(options.mllm, progress)
@@ -92,6 +93,7 @@ def run(options: Options, progress: Progress) -> str:
     settings |= {
         name: getattr(options, name) for name in ("point_threshold", "presence_threshold", "score_threshold", "objects", "overlay")
     }
+    settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
         _Job(query, folder, source | {"query": query}, whole | {"query": query}) for query, folder in zip(queries, folders, strict=True)
@@ -105,7 +107,7 @@ def run(options: Options, progress: Progress) -> str:
         clip = open_clip(options.clip)
     # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
     with clock("load SAM 2"):
-        sam2 = load_sam2(options.sam2, device=device)
+        sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
     attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
     told = []
     for job, (attention, record) in zip(left, attentions, strict=True):
@@ -272,6 +274,13 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return getattr(torch, name)
+
+
+def mixed_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What --sam2-dtype names: "auto" is bfloat16 on a GPU that has it, as SAM 2 was trained, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def _summary(folder: Path, tracks: Tracks, filled: int) -> str:

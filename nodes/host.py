@@ -78,6 +78,13 @@ def model_dtype(name: str) -> torch.dtype:
     return torch.float16 if mm.should_use_fp16(device) else torch.float32
 
 
+def mixed_dtype(name: str) -> torch.dtype:
+    """The dtype that a model of fp32 weights computes in; "auto" is bf16 where ComfyUI would use it on this machine."""
+    if name in DTYPES:
+        return DTYPES[name]
+    return torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32
+
+
 def progress() -> Progress:
     """A callback that shows a step on the node and stops it when the user has pressed Cancel."""
     bar = comfy.utils.ProgressBar(1)

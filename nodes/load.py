@@ -139,6 +139,15 @@ class DecAFLoadSAM2(io.ComfyNode):
                     tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run). "
                     "bundled: a tiny one for Make Sample Clip.",
                 ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", *host.DTYPES],
+                    default="auto",
+                    advanced=True,
+                    optional=True,
+                    tooltip="auto: mixed with bf16 where the GPU is good at it, as SAM 2 was trained, else fp32. The weights stay fp32. "
+                    "fp32 is slower and differs along edges.",
+                ),
             ],
             outputs=[SAM2.Output("sam2", tooltip="The loaded model, under ComfyUI's memory management.")],
         )
@@ -148,8 +157,9 @@ class DecAFLoadSAM2(io.ComfyNode):
         return True if model is None else _sam2_problem(model) or True
 
     @classmethod
-    def execute(cls, model) -> io.NodeOutput:
+    def execute(cls, model, precision="auto") -> io.NodeOutput:
         problem = _sam2_problem(model)
         if problem:
             raise DecafError(problem)
-        return io.NodeOutput(host.Managed(load_sam2(SAM2_FILE if model == BUNDLED else _sam2_files()[model], device=host.offload_device())))
+        file = SAM2_FILE if model == BUNDLED else _sam2_files()[model]
+        return io.NodeOutput(host.Managed(load_sam2(file, device=host.offload_device(), dtype=host.mixed_dtype(precision))))

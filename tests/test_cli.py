@@ -185,6 +185,16 @@ def flat(extract):
     return same
 
 
+def test_sam2_computes_in_the_dtype_that_is_asked_for(line, tmp_path, monkeypatch):
+    loaded = []
+    load_sam2 = command.load_sam2
+    monkeypatch.setattr(command, "load_sam2", lambda *args, **kwargs: loaded.append(load_sam2(*args, **kwargs)) or loaded[-1])
+    assert cli.main(line("--no-overlay")) == 0
+    assert cli.main(line("--no-overlay", "--resume", "--sam2-dtype", "bfloat16")) == 0
+    assert [one.dtype for one in loaded] == [torch.float32, torch.bfloat16]
+    assert read(tmp_path / "out")["settings"]["sam2_dtype"] == "bfloat16"
+
+
 # -- several queries --------------------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ def _show(arguments, progress) -> str:
     options = command.Options(
         clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
         setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
-        point_threshold=0.8, presence_threshold=PRESENCE_THRESHOLD, score_threshold=0.8, device=arguments.device, dtype="auto",
+        point_threshold=0.8, presence_threshold=PRESENCE_THRESHOLD, score_threshold=0.8, device=arguments.device, dtype="auto", sam2_dtype="auto",
         objects=False, overlay=True, resume=False,
     )  # fmt: skip
     lines = [f'Clip {arguments.seed}, "{query}"', command.run(options, progress)]

@@ -176,3 +176,8 @@ def case_dropping_the_result_frees_the_model():
 def case_importing_the_pack_imports_nothing_heavy():
     """ComfyUI starts no later for it: what computes is imported when a node runs."""
     assert not SETTINGS["imported"] & {"transformers", "sam2", "torchvision", "huggingface_hub", "scipy"}, SETTINGS["imported"]
+
+
+def case_sam2_computes_in_the_precision_that_is_chosen():
+    for precision, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16), ("fp32", torch.float32)):  # auto: of a CPU
+        assert run("DecAFLoadSAM2", model="bundled", precision=precision)[0].value.dtype == dtype
