@@ -33,9 +33,6 @@ OVERLAY = "overlay.mp4"
 MASKS = "masks"
 OBJECTS = "objects"
 
-_BLOCK = 32
-"""Frames whose masks are unpacked at a time: 32 full HD masks are 66 MB."""
-
 
 def prepare_folder(folder: Path) -> None:
     """Makes the folder and tries it, so that hours of work do not end at a folder that takes no files. DecafError if it does not."""
@@ -167,14 +164,12 @@ _UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result)\.part\.(png|mp4|j
 
 def union_masks(tracks: Tracks) -> Iterator[Tensor]:
     """The mask of all objects, frame by frame: (H, W) bool."""
-    for start in range(0, tracks.length, _BLOCK):
-        yield from tracks.union(start, min(start + _BLOCK, tracks.length))
+    return (tracks.union(frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
     """The mask of the object at place `index`, frame by frame: (H, W) bool."""
-    for start in range(0, tracks.length, _BLOCK):
-        yield from tracks.masks(index, start, min(start + _BLOCK, tracks.length))
+    return (tracks.masks(index, frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent) -> int:

@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 from decaf.attention import key_frames
-from decaf.data import FusedAttention, Track, Tracks, pack_bits
+from decaf.data import FusedAttention, Track, Tracks
 from decaf.drawing import OBJECT_COLOURS, heat_colours
 from decaf.lettering import font_for, plain, wrapped
+from decaf.mask_store import MaskStore
 from decaf.points import attention_points
 from decaf.video import clip_from_images, clip_info
 from decaf.visualize import contact_sheet, cut_out, heat_overlay, mask_overlay, point_overlay
@@ -24,11 +25,14 @@ def made(size=(90, 160), frames=8, query="the red box.", objects=2):
     maps = torch.zeros(len(keys), 9, 16)
     maps[:, 2:5, 4:9] = 1
     fused = FusedAttention(maps, clip_info(clip, keys), query)
-    mask = torch.zeros(frames, height, width, dtype=torch.bool)
-    mask[:, box[0], box[1]] = True
-    packed = pack_bits(mask)[None].repeat(objects, 1, 1, 1)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[box] = True
+    store = MaskStore(objects, frames, size)
+    for place in range(objects):
+        for frame in range(frames):
+            store.put(place, frame, mask)
     records = tuple(Track(place + 1, 0, (0.4, 0.4), 0.9, 0.9, 0.9) for place in range(objects))
-    return clip, fused, attention_points(fused), Tracks(packed, size, records, "" if objects else "Nothing was found.")
+    return clip, fused, attention_points(fused), Tracks(store, records, "" if objects else "Nothing was found.")
 
 
 FRAME = torch.full((60, 80, 3), 100, dtype=torch.uint8)
@@ -137,7 +141,7 @@ def near(colour, other):
 def test_sheet_of_nothing_found_says_so():
     clip, fused, _, tracks = made(objects=0)
     fused = FusedAttention(fused.map * 0, fused.clip, fused.query)
-    without = contact_sheet(clip, fused, attention_points(fused), Tracks(tracks.packed, tracks.frame_size, ()))
+    without = contact_sheet(clip, fused, attention_points(fused), Tracks(tracks.store, ()))
     said = contact_sheet(clip, fused, attention_points(fused), tracks)
     assert without.size == said.size and without.tobytes() != said.tobytes()
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..clip_info import check_same_clip
 from ..clips import Clip
-from ..data import SAM2Prompts, Track, Tracks, pack_bits, unpack_bits
+from ..data import SAM2Prompts, Track, Tracks
 from ..errors import DecafError, out_of_memory
+from ..mask_store import MaskStore, pack_bits, unpack_bits
 from ..progress import Progress, silent, ticking
 from .build import SAM2
 from .candidates import Candidate, CandidatePrompts
@@ -63,7 +64,7 @@ def segment(
 
     `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
-    the best one. `max_tracks`: keep at most so many, the best (each costs T * H * W / 8 bytes). `counts`: "sam2_key_encodings" and
+    the best one. `max_tracks`: keep at most so many, the best. `counts`: "sam2_key_encodings" and
     "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame.
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
@@ -87,13 +88,13 @@ def segment(
     if not tracklets:
         return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
     tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
-    packed = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
-    if not packed.any():
+    store = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
+    if not store.any():
         return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
     message = ""
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
-    return Tracks(packed, tuple(clip.frame_size), tuple(tracks), message)
+    return Tracks(store, tuple(tracks), message)
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:
@@ -113,8 +114,7 @@ def _check_prompts(prompts: SAM2Prompts) -> None:
 
 
 def _nothing(clip: Clip, message: str) -> Tracks:
-    height, width = clip.frame_size
-    return Tracks(torch.zeros(0, len(clip), height, -(-width // 8), dtype=torch.uint8), (height, width), (), message)
+    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message)
 
 
 class _KeyFrames(Sequence):
@@ -207,19 +207,20 @@ def _propagate(
     limits: _Limits,
     progress: Progress,
     counts: MutableMapping[str, int],
-) -> Tensor:
-    """(N, T, H, bytes) packed masks of all objects on all frames of the clip."""
-    height, width = clip.frame_size
+) -> MaskStore:
+    """Masks of all objects on all frames of the clip."""
+    width = clip.frame_size[1]
     prompter = FixedPrompts([(track.frame, unpack_bits(mask, width)) for track, mask in zip(tracks, masks, strict=True)])
     meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
     encoder = FrameEncoder(sam2, clip, limits.feature_bytes, meter.encoding)
-    packed = torch.zeros(len(tracks), len(clip), height, -(-width // 8), dtype=torch.uint8)
+    store = MaskStore(len(tracks), len(clip), clip.frame_size)
     with ticking(sam2.model, meter.working):
         for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
-                packed[swept.ids[part], swept.frame] = pack_bits(found)
+                for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
+                    store.put(id_, swept.frame, mask)
             meter.frame_done()
-    return packed
+    return store
 
 
 def _retry_smaller(sam2: SAM2, limits: _Limits, run: Callable[[_Limits], object]) -> object:
