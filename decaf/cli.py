@@ -123,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"
     )
+    output.add_argument(
+        "--verbose", action="store_true", help="instead of progress bars, a line every ten seconds with what is done and the memory held"
+    )
     output.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
     add_demo(commands, _Help)
     return top
@@ -241,7 +244,8 @@ def _segment(arguments) -> int:
 
     options = {one.name: getattr(arguments, one.name) for one in fields(command.Options) if hasattr(arguments, one.name)}
     options |= {"templates": templates, "setting": arguments.setting.replace("-", " "), "overlay": not arguments.no_overlay}
-    with progress_bars(arguments.quiet) as progress:
+    logging.getLogger(__package__).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
+    with progress_bars(arguments.quiet or arguments.verbose) as progress:
         summary = command.run(command.Options(**options), progress)
     if not arguments.quiet:
         _say(sys.stdout, summary)

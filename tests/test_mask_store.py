@@ -81,7 +81,9 @@ def test_memory_is_that_of_outlines_and_bounded():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device here that is always full")
 def test_a_full_disk_is_told(monkeypatch):
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: open("/dev/full", "w+b"))
+    full = open("/dev/full", "w+b")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: full)
     store = MaskStore(1, 2, (9, 9), held=1)
     with pytest.raises(DecafError, match="could not be kept .*No space left.*TMPDIR"):
         store.put(0, 0, disc((9, 9), 4, 4, 3))
+    full.raw.close()
