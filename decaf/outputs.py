@@ -8,22 +8,22 @@ from __future__ import annotations
 import json
 import platform
 import re
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .data import Attention, ClipInfo, Tracks
 from .errors import DecafError
-from .files import atomic_write, write_image
+from .files import atomic_write
 from .progress import Progress, silent
 
 RESULT = "result.json"
@@ -176,10 +176,34 @@ def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Pro
     """Writes `00000.png`, `00001.png`, ...: 8-bit, 255 inside. Returns how many of the masks are not empty."""
     filled = 0
     for index, mask in enumerate(masks):
-        write_image(folder / f"{index:05d}.png", Image.fromarray(mask.numpy().astype(np.uint8) * 255))
-        filled += bool(mask.any())
+        pixels = mask.numpy()
+        with atomic_write(folder / f"{index:05d}.png") as part:
+            part.write_bytes(mask_png(pixels))
+        filled += bool(pixels.any())
         progress(index + 1, total, "Writing masks")
     return filled
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """(H, W) bool -> a PNG file, 8-bit grey, 255 inside.
+
+    Every row is stored as its difference from the one above, which is zero but along outlines, and compressed as runs. A general encoder
+    tries five filters a row and takes four times as long, on thousands of frames longer than SAM 2.
+    """
+    height, width = mask.shape
+    rows = np.empty((height, 1 + width), np.uint8)
+    rows[:, 0] = 2  # the filter "up"
+    white = mask.view(np.uint8) * np.uint8(255)
+    rows[0, 1:] = white[0]
+    np.subtract(white[1:], white[:-1], out=rows[1:, 1:])
+    deflate = zlib.compressobj(strategy=zlib.Z_RLE)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
+        b"IDAT": deflate.compress(rows) + deflate.flush(),
+        b"IEND": b"",
+    }
+    chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def track_records(tracks: Tracks) -> list[dict]:
@@ -189,7 +213,7 @@ def track_records(tracks: Tracks) -> list[dict]:
     for index, track in enumerate(tracks.tracks):
         pixels = frames = 0
         for mask in object_masks(tracks, index):
-            count = int(torch.count_nonzero(mask))
+            count = int(np.count_nonzero(mask.numpy()))
             pixels += count
             frames += count > 0
         area = pixels / (height * width * tracks.length)

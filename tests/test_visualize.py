@@ -1,5 +1,8 @@
 """Pictures: what is drawn is where it should be, at any size of frame and for any query."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +12,7 @@ from decaf.data import FusedAttention, Track, Tracks
 from decaf.drawing import OBJECT_COLOURS, heat_colours
 from decaf.lettering import font_for, plain, wrapped
 from decaf.mask_store import MaskStore
+from decaf.outputs import mask_png
 from decaf.points import attention_points
 from decaf.video import clip_from_images, clip_info
 from decaf.visualize import contact_sheet, cut_out, heat_overlay, mask_overlay, point_overlay
@@ -187,3 +191,24 @@ def test_sheet_shows_the_frames_that_have_points():
     assert {1, 2} <= set(_shown(16, 6, [1, 2])) and len(_shown(16, 6, [1, 2])) == 6
     assert set(_shown(16, 6, list(range(10)))) <= set(range(10))
     assert _shown(3, 6, [1]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (60, 80)])
+def test_mask_files(size):
+    """Any reader takes them: grey, eight bits, white inside."""
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.5
+    for one in (mask, ~mask, mask & ~mask, mask | ~mask):
+        with Image.open(io.BytesIO(mask_png(one.numpy()))) as picture:
+            assert picture.mode == "L" and torch.equal(torch.from_numpy(np.array(picture)), one.to(torch.uint8) * 255)
+
+
+def test_outline_of_an_object_at_the_border():
+    """Drawn along the object's edge, not along the frame's, also when the object fills its box."""
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    mask[:20, 30:50] = True
+    drawn = mask_overlay(FRAME, [mask])
+    colour = torch.tensor(OBJECT_COLOURS[0], dtype=torch.uint8)
+    solid = (drawn == colour).all(-1)
+    expected = mask.clone()
+    expected[:19, 31:49] = False
+    assert torch.equal(solid, expected)
