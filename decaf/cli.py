@@ -34,7 +34,7 @@ Writes into the folder --out:
   objects/0/00000.png .. one folder per object (with --objects)
   overlay.mp4            the clip with the objects coloured in (without --no-overlay)
   attention.png          key frames with attention, coarse mask, points and final mask
-  result.json            settings, seconds per stage, counts, scores of each object
+  result.json            settings, seconds per stage, memory per step, counts, scores of each object
   attention.safetensors  the attention maps; with --resume the language model is not asked again
 """
 

@@ -170,7 +170,7 @@ def test_many_points_in_small_batches(models, monkeypatch):
     clip = moving_shapes(6, 48, 64, 3)
     prompts = make_prompts(clip, 30, 3)
     whole = segment(ours, clip, prompts, score_threshold=0.3)
-    monkeypatch.setattr("decaf.tracking.segmentation._PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("decaf.tracking.segmentation._PIXELS_AT_ONCE_ON_CPU", 2 * 64 * 64)
     monkeypatch.setattr("decaf.tracking.masks._BYTES_AT_ONCE", 1)
     small = segment(ours, clip, prompts, score_threshold=0.3)
     assert [(t.frame, t.xy) for t in small.tracks] == [(t.frame, t.xy) for t in whole.tracks] and len(whole.tracks) > 2

@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 # Of SAM 2's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
 _PIXELS_AT_ONCE = 4 << 20
 _FEATURE_BYTES = 512 << 20
-_FEATURE_BYTES_ON_CPU = 256 << 20  # beside a clip's decoded frames; fifteen of sixteen key frames at 1024 x 1024 are 240 MB
+# On the CPU beside the clip's decoded frames: one object, and features of fifteen of sixteen key frames at 1024 x 1024.
+_PIXELS_AT_ONCE_ON_CPU = 1 << 20
+_FEATURE_BYTES_ON_CPU = 256 << 20
 _TOO_LARGE = "Choose a smaller SAM 2 model, or free the GPU memory that other models hold."
 
 
@@ -84,8 +86,9 @@ def segment(
     counts = counts if counts is not None else {}
     if len(prompts.key) == 0:
         return _nothing(clip, "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map.")
-    feature_bytes = _FEATURE_BYTES_ON_CPU if sam2.device.type == "cpu" else _FEATURE_BYTES
-    limits = _Limits(max(1, _PIXELS_AT_ONCE // sam2.image_size**2), feature_bytes)
+    on_cpu = sam2.device.type == "cpu"
+    pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
+    limits = _Limits(max(1, pixels // sam2.image_size**2), _FEATURE_BYTES_ON_CPU if on_cpu else _FEATURE_BYTES)
     tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
         return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
