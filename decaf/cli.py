@@ -35,7 +35,7 @@ Writes into the folder --out:
   objects/0/00000.png .. one folder per object (with --objects)
   overlay.mp4            the clip with the objects coloured in (without --no-overlay)
   attention.png          key frames with attention, coarse mask, points and final mask
-  result.json            settings, seconds per stage, counts, scores of each object
+  result.json            settings, seconds per stage, memory per step, counts, scores of each object
   attention.safetensors  the attention maps; with --resume the language model is not asked again
 """
 
@@ -135,6 +135,9 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     output.add_argument(
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"
+    )
+    output.add_argument(
+        "--verbose", action="store_true", help="instead of progress bars, a line every ten seconds with what is done and the memory held"
     )
     output.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
     add_demo(commands, _Help)
@@ -259,7 +262,8 @@ def _segment(arguments) -> int:
         "setting": arguments.setting.replace("-", " "),
         "overlay": not arguments.no_overlay,
     }
-    with progress_bars(arguments.quiet) as progress:
+    logging.getLogger(__package__).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
+    with progress_bars(arguments.quiet or arguments.verbose) as progress:
         summary = command.run(command.Options(**options), progress)
     if not arguments.quiet:
         _say(sys.stdout, summary)

@@ -20,8 +20,8 @@ from .errors import DecafError
 
 log = logging.getLogger(__name__)
 
-BUDGET = 1 << 30
-"""Bytes of decoded frames that a clip of files holds."""
+BUDGET = 384 << 20
+"""Bytes of decoded frames that a clip of files holds: 64 of full HD."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga"}
 

@@ -21,6 +21,7 @@ from .data import Attention, Tracks
 from .demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from .errors import DecafError
 from .files import write_image, write_json
+from .memory_log import MemoryLog
 from .mllm import find_mllm, load_mllm
 from .pipeline import Result, segment_clip
 from .progress import Progress
@@ -71,6 +72,11 @@ class _Job:
 
 def run(options: Options, progress: Progress) -> str:
     """Runs the command and returns a closing summary in a few lines. Raises DecafError for every input that cannot be used."""
+    with MemoryLog(progress) as watched:
+        return _run(options, watched)
+
+
+def _run(options: Options, progress: MemoryLog) -> str:
     queries = split_queries(options.queries)
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
@@ -102,7 +108,7 @@ def run(options: Options, progress: Progress) -> str:
     if not left:
         return f"Already finished in {options.out}; nothing to do."
 
-    clock = _Clock()
+    clock = _Clock(progress)
     with clock("open clip"):
         clip = open_clip(options.clip)
     # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
@@ -217,6 +223,7 @@ def _segment(
             "answers": list(attention[0].answers),
             "settings": settings,
             "seconds": {name: round(spent, 3) for name, spent in (clock.seconds | record["seconds"] | result.seconds).items()},
+            "peak_resident_bytes": progress.peaks or None,
             "attention_from_earlier_run": record["earlier"],
             "queries_at_once": record["queries_at_once"],
             "counts": dict(counts),
@@ -294,11 +301,13 @@ def _summary(folder: Path, tracks: Tracks, filled: int) -> str:
 class _Clock:
     """Seconds per stage."""
 
-    def __init__(self):
+    def __init__(self, memory: MemoryLog):
         self.seconds: dict[str, float] = {}
+        self._memory = memory
 
     @contextmanager
     def __call__(self, stage: str):
+        self._memory.step(stage)
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start

@@ -5,11 +5,12 @@ A frame is named in two ways: by its *clip index* (0..T-1, a frame of the clip) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
+
+from .mask_store import MaskStore
 
 
 @dataclass(frozen=True)
@@ -88,37 +89,27 @@ class Track:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Masks of all kept objects over the whole clip. `packed`: (N, T, H, ceil(W / 8)) uint8, eight pixels a byte, the leftmost pixel in the
-    highest bit. `tracks`: N records in the same order. N may be 0: nothing was found, and `message` says so in a sentence. It also says so
-    if the only track is a best guess that passed no threshold."""
+    """Masks of all kept objects over the whole clip. `store`: masks of N objects on T frames. `tracks`: N records in the same order. N may
+    be 0: nothing was found, and `message` says so in a sentence. It also says so if the only track is a best guess that passed no
+    threshold."""
 
-    packed: Tensor
-    frame_size: tuple[int, int]
+    store: MaskStore
     tracks: tuple[Track, ...]
     message: str = ""
 
     @property
     def length(self) -> int:
-        return self.packed.shape[1]
+        return self.store.length
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.store.frame_size
 
     def masks(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Masks of the object at place `index`: (stop - start, H, W) bool."""
-        return unpack_bits(self.packed[index, start:stop], self.frame_size[1])
+        return self.union(start, stop, [index])
 
-    def union(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """(stop - start, H, W) bool: pixels of any object."""
-        packed = self.packed[:, start:stop]
-        merged = torch.zeros_like(packed[0]) if len(packed) else packed.new_zeros(packed.shape[1:])
-        for one in packed:
-            merged |= one
-        return unpack_bits(merged, self.frame_size[1])
-
-
-def pack_bits(masks: Tensor) -> Tensor:
-    """(..., H, W) bool on any device -> (..., H, ceil(W / 8)) uint8 on the CPU."""
-    return torch.from_numpy(np.packbits(masks.cpu().numpy(), axis=-1))
-
-
-def unpack_bits(packed: Tensor, width: int) -> Tensor:
-    """(..., H, ceil(width / 8)) uint8 on the CPU -> (..., H, width) bool."""
-    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(bool))
+    def union(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """(stop - start, H, W) bool: pixels of any object, or of any at these places."""
+        places = range(len(self.tracks)) if objects is None else objects
+        return self.store.union(places, range(self.length)[start:stop])

@@ -26,7 +26,7 @@ class VideoFile(Clip):
 
     Opening decodes it once, which is the only way to know how many frames there are and that all of them can be decoded; the frames are
     held if they fit `budget` bytes. Otherwise the most recently used ones are held, a step forward decodes on, and a step backward decodes
-    a run of frames that fills half the budget, from the last place before it where decoding can start.
+    a run of frames that fills the budget, from the last place before it where decoding can start.
     """
 
     def __init__(self, path: Path, *, budget: int = BUDGET):
@@ -85,7 +85,7 @@ class VideoFile(Clip):
         frame = self._cache.get(index)
         if frame is None:
             backward = index == self._last - 1
-            first = max(index + 1 - max(self._cache.capacity // 2, 1), 0) if backward else index
+            first = max(index + 1 - self._cache.capacity, 0) if backward else index
             for place, decoded in self._decode(first, index + 1):
                 frame = self._upright(decoded)
                 self._cache.put(place, frame)

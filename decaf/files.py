@@ -49,10 +49,10 @@ def write_json(path: str | os.PathLike, value: object) -> None:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def write_image(path: str | os.PathLike, image) -> None:
-    """Writes a PIL image in the format of the suffix, all or nothing."""
+def write_image(path: str | os.PathLike, image, **options) -> None:
+    """Writes a PIL image in the format of the suffix, all or nothing. `options`: of that format's encoder."""
     with atomic_write(path) as part:
-        image.save(part)
+        image.save(part, **options)
 
 
 def _full_disk(error: BaseException | None) -> BaseException | None:

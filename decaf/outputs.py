@@ -9,13 +9,13 @@ import json
 import platform
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -32,9 +32,6 @@ SHEET = "attention.png"
 OVERLAY = "overlay.mp4"
 MASKS = "masks"
 OBJECTS = "objects"
-
-_BLOCK = 32
-"""Frames whose masks are unpacked at a time: 32 full HD masks are 66 MB."""
 
 
 def prepare_folder(folder: Path) -> None:
@@ -168,22 +165,22 @@ _UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result)\.part\.(png|mp4|j
 
 def union_masks(tracks: Tracks) -> Iterator[Tensor]:
     """The mask of all objects, frame by frame: (H, W) bool."""
-    for start in range(0, tracks.length, _BLOCK):
-        yield from tracks.union(start, min(start + _BLOCK, tracks.length))
+    return (tracks.union(frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
     """The mask of the object at place `index`, frame by frame: (H, W) bool."""
-    for start in range(0, tracks.length, _BLOCK):
-        yield from tracks.masks(index, start, min(start + _BLOCK, tracks.length))
+    return (tracks.masks(index, frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent) -> int:
     """Writes `00000.png`, `00001.png`, ...: 8-bit, 255 inside. Returns how many of the masks are not empty."""
     filled = 0
     for index, mask in enumerate(masks):
-        write_image(folder / f"{index:05d}.png", Image.fromarray(mask.numpy().astype(np.uint8) * 255))
-        filled += bool(mask.any())
+        pixels = mask.numpy()
+        # Runs suit masks: smaller and sooner than the usual search for repeats, which on thousands of frames takes longer than SAM 2.
+        write_image(folder / f"{index:05d}.png", Image.fromarray(pixels.view(np.uint8) * np.uint8(255)), compress_type=zlib.Z_RLE)
+        filled += bool(pixels.any())
         progress(index + 1, total, "Writing masks")
     return filled
 
@@ -195,7 +192,7 @@ def track_records(tracks: Tracks) -> list[dict]:
     for index, track in enumerate(tracks.tracks):
         pixels = frames = 0
         for mask in object_masks(tracks, index):
-            count = int(torch.count_nonzero(mask))
+            count = int(np.count_nonzero(mask.numpy()))
             pixels += count
             frames += count > 0
         area = pixels / (height * width * tracks.length)

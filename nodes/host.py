@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 import weakref
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import InputImpl, io, ui
 
+from ..decaf.data import Tracks
 from ..decaf.progress import Progress
 from ..decaf.video import Clip, clip_from_images, open_clip
 
@@ -143,6 +145,14 @@ def as_image(pixels: torch.Tensor) -> torch.Tensor:
 def as_mask(masks: torch.Tensor) -> torch.Tensor:
     """(T, H, W) bool -> MASK float 0 or 1 on the device where ComfyUI keeps results."""
     return masks.to(mm.intermediate_device(), torch.float32)
+
+
+def tracks_mask(tracks: Tracks, objects: Sequence[int] | None = None) -> torch.Tensor:
+    """MASK of all objects, or of those at these places, together. Filled frame by frame: it is the only thing of its size."""
+    mask = torch.empty(tracks.length, *tracks.frame_size, dtype=torch.float32, device=mm.intermediate_device())
+    for frame in range(tracks.length):
+        mask[frame] = tracks.union(frame, frame + 1, objects)[0]
+    return mask
 
 
 def temp_file(suffix: str) -> tuple[Path, ui.SavedResult]:

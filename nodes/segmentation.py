@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from comfy_api.latest import InputImpl, io, ui
 
@@ -144,7 +142,7 @@ class SAM2VideoPropagate(io.ComfyNode):
         tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
         fps = host.frame_rate(frames, preview_fps)
         overlay, shown = _overlay(clip, tracks, fps, report)
-        return io.NodeOutput(host.as_mask(tracks.union()), tracks, overlay, float(fps), describe(tracks), ui=shown)
+        return io.NodeOutput(host.tracks_mask(tracks), tracks, overlay, float(fps), describe(tracks), ui=shown)
 
 
 def _overlay(clip, tracks: TracksRecord, fps, report):
@@ -202,7 +200,7 @@ class DecAFTracksToMask(io.ComfyNode):
                 f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
             )
         kept = [places[number] for number in wanted if number in places]
-        return io.NodeOutput(host.as_mask(replace(tracks, packed=tracks.packed[kept]).union()))
+        return io.NodeOutput(host.tracks_mask(tracks, kept))
 
 
 def _numbers(text: str) -> list[int]:

@@ -20,7 +20,7 @@ FusedAttention = io.Custom("DECAF_FUSED_ATTENTION")
 # decaf.data.SAM2Prompts: n points, each with its key frame, x and y in 0..1 and attention in 0..1; and the fused attention they come from.
 Prompts = io.Custom("DECAF_PROMPTS")
 
-# decaf.data.Tracks: bit-packed masks (N, T, H, ceil(W / 8)) of N objects over all T frames, with id, prompt frame and scores of each.
+# decaf.data.Tracks: compressed masks of N objects over all T frames, with id, prompt frame and scores of each.
 Tracks = io.Custom("DECAF_TRACKS")
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_models import FAMILIES
 
 from decaf import cli, command, outputs
+from decaf.memory_log import resident_bytes
 from decaf.video import open_clip, write_video
 
 FRAMES, SIZE, KEYS = 9, (96, 128), 4
@@ -120,6 +121,9 @@ def test_everything_is_written_and_counted(line, family, tmp_path, monkeypatch, 
     assert result["clip"] == {"name": "square.mp4", "frames": FRAMES, "width": 128, "height": 96, "fps": 25.0}
     assert set(result["questions"]) == {"object", "background"}
     assert {"attention", "fusion", "segmentation", "write"} <= set(result["seconds"])
+    if resident_bytes() is not None:
+        assert {"open clip", "load MLLM", "Attention", "SAM 2: tracking through the clip", "write"} <= set(result["peak_resident_bytes"])
+        assert 50e6 < min(result["peak_resident_bytes"].values()) <= max(result["peak_resident_bytes"].values()) < 20e9
     assert {"python", "comfyui-decaf", "torch", "transformers", "sam2"} == set(result["versions"])
     assert result["settings"]["score_threshold"] == 0.8
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -417,7 +421,7 @@ def test_errors_are_one_line(line, tmp_path, capsys):
     assert capsys.readouterr().err == f"decaf: CLIP {tmp_path / 'none.mp4'} does not exist. Check the path.\n"
 
 
-def test_progress_is_drawn_on_a_terminal_only(line, monkeypatch, capsys):
+def test_progress_is_drawn_on_a_terminal_only(line, monkeypatch, capsys, caplog):
     assert cli.main(line("--no-overlay")) == 0
     assert "%" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -427,3 +431,7 @@ def test_progress_is_drawn_on_a_terminal_only(line, monkeypatch, capsys):
     assert cli.main(line("--no-overlay")) == 0
     shown = capsys.readouterr().err
     assert "Attention: 100%" in shown and "Writing masks: 100%" in shown
+    assert "MB held" not in caplog.text
+    assert cli.main(line("--no-overlay", "--verbose")) == 0
+    assert "%" not in capsys.readouterr().err
+    assert ("MB held" in caplog.text) == (resident_bytes() is not None)

@@ -11,8 +11,9 @@ from moving_shapes import moving_shapes
 
 from decaf.clip_info import clip_info
 from decaf.clips import clip_from_images
-from decaf.data import FusedAttention, SAM2Prompts, pack_bits
+from decaf.data import FusedAttention, SAM2Prompts
 from decaf.errors import DecafError
+from decaf.mask_store import pack_bits
 from decaf.tracking import load_sam2, segment
 from decaf.tracking.candidates import suppress
 
@@ -54,6 +55,11 @@ def make_prompts(clip, count, seed=0, keys=None):
     return SAM2Prompts(key, torch.rand(count, 2, generator=random), 0.8 + 0.2 * torch.rand(count, generator=random), fused)
 
 
+def dense(tracks):
+    """(N, T, H, W) bool"""
+    return torch.stack([tracks.masks(place) for place in range(len(tracks.tracks))])
+
+
 CASES = [
     # model's seed and version; length, height, width, points, score threshold
     (1, "2.1", 1, 64, 64, 3, 0.8),
@@ -74,7 +80,7 @@ def test_equals_the_slow_way(models, tmp_path, seed, version, length, height, wi
 
     counts = {}
     tracks = segment(ours, clip, prompts, score_threshold=threshold, counts=counts)
-    assert tracks.packed.shape == (len(kept), length, height, -(-width // 8)) and tracks.frame_size == (height, width)
+    assert len(tracks.tracks) == len(kept) and (tracks.length, tracks.frame_size) == (length, (height, width))
     for number, (track, theirs) in enumerate(zip(tracks.tracks, kept, strict=True)):
         assert track.id == number
         assert track.frame == prompts.fused.clip.key_frames[theirs["key"]]
@@ -117,7 +123,7 @@ def test_no_points(models):
     ours, _ = models()
     clip = moving_shapes(3, 40, 50)
     tracks = segment(ours, clip, make_prompts(clip, 0))
-    assert tracks.packed.shape == (0, 3, 40, 7) and tracks.tracks == () and "Nothing found" in tracks.message
+    assert (tracks.length, tracks.frame_size) == (3, (40, 50)) and tracks.tracks == () and "Nothing found" in tracks.message
     assert tracks.union().shape == (3, 40, 50) and not tracks.union().any()
 
 
@@ -131,7 +137,7 @@ def test_empty_masks(models):
         tracks = segment(ours, clip, make_prompts(clip, 4))
     finally:
         bias.copy_(before)
-    assert tracks.packed.shape == (0, 3, 40, 7) and "empty mask at all 4 points" in tracks.message
+    assert (tracks.length, tracks.frame_size) == (3, (40, 50)) and tracks.tracks == () and "empty mask at all 4 points" in tracks.message
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (3, 1), (16, 400), (400, 16)])
@@ -139,7 +145,7 @@ def test_frames_of_odd_shape(models, height, width):
     ours, _ = models()
     clip = clip_from_images(torch.rand(3, height, width, 3, generator=torch.Generator().manual_seed(0)))
     tracks = segment(ours, clip, make_prompts(clip, 3), score_threshold=0.0)
-    assert tracks.packed.shape[1:] == (3, height, -(-width // 8)) and len(tracks.tracks) > 0
+    assert tracks.union().shape == (3, height, width) and len(tracks.tracks) > 0
 
 
 def test_a_constant_map(models):
@@ -164,7 +170,7 @@ def test_many_points_in_small_batches(models, monkeypatch):
     clip = moving_shapes(6, 48, 64, 3)
     prompts = make_prompts(clip, 30, 3)
     whole = segment(ours, clip, prompts, score_threshold=0.3)
-    monkeypatch.setattr("decaf.tracking.segmentation._PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("decaf.tracking.segmentation._PIXELS_AT_ONCE_ON_CPU", 2 * 64 * 64)
     monkeypatch.setattr("decaf.tracking.masks._BYTES_AT_ONCE", 1)
     small = segment(ours, clip, prompts, score_threshold=0.3)
     assert [(t.frame, t.xy) for t in small.tracks] == [(t.frame, t.xy) for t in whole.tracks] and len(whole.tracks) > 2
@@ -199,7 +205,7 @@ def test_progress_and_cancel(models):
             segment(ours, clip, prompts, progress=cancel)
         assert len(seen) == stop + 1
     again = segment(ours, clip, prompts)
-    assert torch.equal(again.packed, expected.packed)
+    assert torch.equal(dense(again), dense(expected))
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -225,7 +231,7 @@ def test_out_of_gpu_memory(models, monkeypatch, failures):
     tracks = segment(ours, clip, prompts, score_threshold=0.3)
     assert max(sizes) > 1
     assert [t.xy for t in tracks.tracks] == [t.xy for t in expected.tracks]
-    assert ((tracks.packed ^ expected.packed) != 0).float().mean() < 0.001
+    assert (dense(tracks) != dense(expected)).float().mean() < 0.001
 
 
 def packed(*spans):

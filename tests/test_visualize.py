@@ -1,13 +1,16 @@
 """Pictures: what is drawn is where it should be, at any size of frame and for any query."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from decaf.attention import key_frames
-from decaf.data import FusedAttention, Track, Tracks, pack_bits
+from decaf.data import FusedAttention, Track, Tracks
 from decaf.drawing import OBJECT_COLOURS, heat_colours
 from decaf.lettering import font_for, plain, wrapped
+from decaf.mask_store import MaskStore
+from decaf.outputs import write_masks
 from decaf.points import attention_points
 from decaf.video import clip_from_images, clip_info
 from decaf.visualize import contact_sheet, cut_out, heat_overlay, mask_overlay, point_overlay
@@ -24,11 +27,14 @@ def made(size=(90, 160), frames=8, query="the red box.", objects=2):
     maps = torch.zeros(len(keys), 9, 16)
     maps[:, 2:5, 4:9] = 1
     fused = FusedAttention(maps, clip_info(clip, keys), query)
-    mask = torch.zeros(frames, height, width, dtype=torch.bool)
-    mask[:, box[0], box[1]] = True
-    packed = pack_bits(mask)[None].repeat(objects, 1, 1, 1)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[box] = True
+    store = MaskStore(objects, frames, size)
+    for place in range(objects):
+        for frame in range(frames):
+            store.put(place, frame, mask)
     records = tuple(Track(place + 1, 0, (0.4, 0.4), 0.9, 0.9, 0.9) for place in range(objects))
-    return clip, fused, attention_points(fused), Tracks(packed, size, records, "" if objects else "Nothing was found.")
+    return clip, fused, attention_points(fused), Tracks(store, records, "" if objects else "Nothing was found.")
 
 
 FRAME = torch.full((60, 80, 3), 100, dtype=torch.uint8)
@@ -137,7 +143,7 @@ def near(colour, other):
 def test_sheet_of_nothing_found_says_so():
     clip, fused, _, tracks = made(objects=0)
     fused = FusedAttention(fused.map * 0, fused.clip, fused.query)
-    without = contact_sheet(clip, fused, attention_points(fused), Tracks(tracks.packed, tracks.frame_size, ()))
+    without = contact_sheet(clip, fused, attention_points(fused), Tracks(tracks.store, ()))
     said = contact_sheet(clip, fused, attention_points(fused), tracks)
     assert without.size == said.size and without.tobytes() != said.tobytes()
 
@@ -183,3 +189,26 @@ def test_sheet_shows_the_frames_that_have_points():
     assert {1, 2} <= set(_shown(16, 6, [1, 2])) and len(_shown(16, 6, [1, 2])) == 6
     assert set(_shown(16, 6, list(range(10)))) <= set(range(10))
     assert _shown(3, 6, [1]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (60, 80)])
+def test_mask_files(size, tmp_path):
+    """Grey, eight bits, white inside."""
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.5
+    masks = [mask, ~mask, mask & ~mask, mask | ~mask]
+    assert write_masks(tmp_path, iter(masks), 4) == sum(bool(one.any()) for one in masks)
+    for index, one in enumerate(masks):
+        with Image.open(tmp_path / f"{index:05d}.png") as picture:
+            assert picture.mode == "L" and torch.equal(torch.from_numpy(np.array(picture)), one.to(torch.uint8) * 255)
+
+
+def test_outline_of_an_object_at_the_border():
+    """Drawn along the object's edge, not along the frame's, also when the object fills its box."""
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    mask[:20, 30:50] = True
+    drawn = mask_overlay(FRAME, [mask])
+    colour = torch.tensor(OBJECT_COLOURS[0], dtype=torch.uint8)
+    solid = (drawn == colour).all(-1)
+    expected = mask.clone()
+    expected[:19, 31:49] = False
+    assert torch.equal(solid, expected)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import SAM2Prompts, pack_bits, unpack_bits
+from ..data import SAM2Prompts
 from ..errors import DecafError
+from ..mask_store import pack_bits, unpack_bits
 from .build import SAM2
 from .frames import Features, inference
 from .masks import pairwise_iou, video_masks

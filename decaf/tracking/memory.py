@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -28,9 +27,6 @@ class MemoryPlan:
         self.prompt, self._length = prompt, length
         self._memories = memories
         self._pointers = min(length, pointers)
-        steps = [Step(t, False) for t in range(prompt + 1, length)] + [Step(t, True) for t in range(prompt - 1, -1, -1)]
-        self._last_memory = {frame: step for step in steps for _, frame in self.memories(step)}
-        self._last_pointer = {frame: step for step in steps for _, frame in self.pointers(step)}
 
     def memories(self, step: Step) -> list[tuple[int, int]]:
         """(temporal position code, frame) of the spatial memories after the prompt's own, in SAM 2's order: the most distant first."""
@@ -50,24 +46,25 @@ class MemoryPlan:
         """Has `frame` an output of tracking when `step` comes? The prompt's frame never has: it is listed apart."""
         return frame != self.prompt and (step.frame < frame < self._length if step.backward else self.prompt < frame < step.frame)
 
+    def _last(self, frame: int, reach: int) -> Step | None:
+        """The last step that looks at the output of `frame`, if any does, when outputs are looked at from up to `reach` frames away."""
+        start = max(frame - reach, 0)
+        if start < min(frame, self.prompt):
+            return Step(start, True)
+        return Step(min(frame + reach, self._length - 1), False) if self.prompt < frame < self._length - 1 else None
+
     def needs_memory(self, frame: int) -> bool:
-        return frame in self._last_memory
+        return self._last(frame, self._memories - 1) is not None
 
     def needs_pointer(self, frame: int) -> bool:
-        return frame in self._last_pointer
+        return self._last(frame, self._pointers - 1) is not None
 
     def memory_is_dead(self, frame: int, step: Step) -> bool:
         """Is no step after `step` going to look at the memory of `frame`?"""
-        return frame != self.prompt and self._last_memory[frame] == step
+        return frame != self.prompt and self._last(frame, self._memories - 1) == step
 
     def pointer_is_dead(self, frame: int, step: Step) -> bool:
-        return frame != self.prompt and self._last_pointer[frame] == step
-
-
-@functools.lru_cache(maxsize=64)
-def memory_plan(prompt: int, length: int, memories: int, pointers: int) -> MemoryPlan:
-    """Plans are alike for all objects of one prompt frame."""
-    return MemoryPlan(prompt, length, memories, pointers)
+        return frame != self.prompt and self._last(frame, self._pointers - 1) == step
 
 
 @dataclass

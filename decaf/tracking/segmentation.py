@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..clip_info import check_same_clip
 from ..clips import Clip
-from ..data import SAM2Prompts, Track, Tracks, pack_bits, unpack_bits
+from ..data import SAM2Prompts, Track, Tracks
 from ..errors import DecafError, out_of_memory
+from ..mask_store import MaskStore, pack_bits, unpack_bits
 from ..progress import Progress, silent, ticking
 from .build import SAM2
 from .candidates import Candidate, CandidatePrompts
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 # Of SAM 2's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
 _PIXELS_AT_ONCE = 4 << 20
 _FEATURE_BYTES = 512 << 20
+# On the CPU beside the clip's decoded frames: one object, and features of fifteen of sixteen key frames at 1024 x 1024.
+_PIXELS_AT_ONCE_ON_CPU = 1 << 20
+_FEATURE_BYTES_ON_CPU = 256 << 20
 _TOO_LARGE = "Choose a smaller SAM 2 model, or free the GPU memory that other models hold."
 
 
@@ -63,7 +67,7 @@ def segment(
 
     `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
-    the best one. `max_tracks`: keep at most so many, the best (each costs T * H * W / 8 bytes). `counts`: "sam2_key_encodings" and
+    the best one. `max_tracks`: keep at most so many, the best. `counts`: "sam2_key_encodings" and
     "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame.
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
@@ -83,18 +87,20 @@ def segment(
     if len(prompts.key) == 0:
         unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
         return _nothing(clip, prompts.message or unattended)
-    limits = _Limits(max(1, _PIXELS_AT_ONCE // sam2.image_size**2), _FEATURE_BYTES)
+    on_cpu = sam2.device.type == "cpu"
+    pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
+    limits = _Limits(max(1, pixels // sam2.image_size**2), _FEATURE_BYTES_ON_CPU if on_cpu else _FEATURE_BYTES)
     tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
         return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
     tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
-    packed = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
-    if not packed.any():
+    store = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
+    if not store.any():
         return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
     message = ""
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
-    return Tracks(packed, tuple(clip.frame_size), tuple(tracks), message)
+    return Tracks(store, tuple(tracks), message)
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:
@@ -114,8 +120,7 @@ def _check_prompts(prompts: SAM2Prompts) -> None:
 
 
 def _nothing(clip: Clip, message: str) -> Tracks:
-    height, width = clip.frame_size
-    return Tracks(torch.zeros(0, len(clip), height, -(-width // 8), dtype=torch.uint8), (height, width), (), message)
+    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message)
 
 
 class _KeyFrames(Sequence):
@@ -208,19 +213,20 @@ def _propagate(
     limits: _Limits,
     progress: Progress,
     counts: MutableMapping[str, int],
-) -> Tensor:
-    """(N, T, H, bytes) packed masks of all objects on all frames of the clip."""
-    height, width = clip.frame_size
+) -> MaskStore:
+    """Masks of all objects on all frames of the clip."""
+    width = clip.frame_size[1]
     prompter = FixedPrompts([(track.frame, unpack_bits(mask, width)) for track, mask in zip(tracks, masks, strict=True)])
     meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
     encoder = FrameEncoder(sam2, clip, limits.feature_bytes, meter.encoding)
-    packed = torch.zeros(len(tracks), len(clip), height, -(-width // 8), dtype=torch.uint8)
+    store = MaskStore(len(tracks), len(clip), clip.frame_size)
     with ticking(sam2.model, meter.working):
         for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
-                packed[swept.ids[part], swept.frame] = pack_bits(found)
+                for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
+                    store.put(id_, swept.frame, mask)
             meter.frame_done()
-    return packed
+    return store
 
 
 def _retry_smaller(sam2: SAM2, limits: _Limits, run: Callable[[_Limits], object]) -> object:

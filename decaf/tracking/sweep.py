@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .attention import MemoryTokens, attend
 from .build import SAM2
 from .frames import Features, FrameEncoder, inference
-from .memory import Step, TrackedObject, memory_plan
+from .memory import MemoryPlan, Step, TrackedObject
 from .package import sam2_package
 
 MEMORY_DTYPE = torch.bfloat16
@@ -109,7 +109,7 @@ class Sweep:
             swept = Swept(step.frame, [each.id for each in objects], swept.logits[stay]) if stay else None
         if not arrivals.masks:
             return swept, objects
-        plan = memory_plan(step.frame, self._length, self._model.num_maskmem, self._model.max_obj_ptrs_in_encoder)
+        plan = MemoryPlan(step.frame, self._length, self._model.num_maskmem, self._model.max_obj_ptrs_in_encoder)
         new = [TrackedObject(id_, plan) for id_ in arrivals.masks]
         logits = [swept.logits] if swept is not None else []
         with inference(self._sam2):
@@ -240,22 +240,23 @@ class Sweep:
         model = self._model
         per_pointer = model.hidden_dim // model.mem_dim  # a pointer is as wide as several memory tokens
         spatial = self._memory_position.flatten(2).transpose(1, 2)[0]
-        distance_codes = self._distance_codes()
+        group = [objects[i] for i in places]
+        distances = [[abs(step.frame - one.prompt), *(distance for distance, _ in one.plan.pointers(step))] for one in group]
+        pointer_codes = self._distance_codes(distances).repeat_interleave(per_pointer, 1)
         tokens, positions = [], []
-        for one in (objects[i] for i in places):
+        for one, codes in zip(group, pointer_codes, strict=True):
             memories = [(0, one.prompt), *one.plan.memories(step)]
-            pointers = [(abs(step.frame - one.prompt), one.prompt), *one.plan.pointers(step)]
-            flat_pointers = torch.cat([one.pointers[frame] for _, frame in pointers]).view(-1, model.mem_dim)
+            pointers = [one.prompt, *(frame for _, frame in one.plan.pointers(step))]
+            flat_pointers = torch.cat([one.pointers[frame] for frame in pointers]).view(-1, model.mem_dim)
             tokens.append(torch.cat([*(one.memories[frame] for _, frame in memories), flat_pointers]))
             memory_codes = [spatial + model.maskmem_tpos_enc[model.num_maskmem - code - 1, 0] for code, _ in memories]
-            pointer_codes = distance_codes[[distance for distance, _ in pointers]].repeat_interleave(per_pointer, 0)
-            positions.append(torch.cat([*memory_codes, pointer_codes]))
-        return MemoryTokens(places, torch.stack(tokens), torch.stack(positions), len(pointers) * per_pointer)
+            positions.append(torch.cat([*memory_codes, codes]))
+        return MemoryTokens(places, torch.stack(tokens), torch.stack(positions), pointer_codes.shape[1])
 
-    def _distance_codes(self) -> Tensor:
-        """(length, channels): position codes of object pointers by distance in frames. All zero in SAM 2.0, which has none."""
+    def _distance_codes(self, distances: list[list[int]]) -> Tensor:
+        """Distances in frames, n objects of p pointers -> their position codes (n, p, channels). All zero in SAM 2.0, which has none."""
         model = self._model
         if not model.add_tpos_enc_to_obj_ptrs:
-            return self._memory_position.new_zeros(self._length, model.mem_dim)
-        distances = torch.arange(self._length, device=self._sam2.device) / (min(self._length, model.max_obj_ptrs_in_encoder) - 1)
-        return model.obj_ptr_tpos_proj(sam2_package().get_1d_sine_pe(distances, dim=model.hidden_dim))
+            return self._memory_position.new_zeros(len(distances), len(distances[0]), model.mem_dim)
+        shares = torch.tensor(distances, device=self._sam2.device) / (min(self._length, model.max_obj_ptrs_in_encoder) - 1)
+        return model.obj_ptr_tpos_proj(sam2_package().get_1d_sine_pe(shares, dim=model.hidden_dim))
