@@ -116,14 +116,19 @@ def visual_runs(visual: Tensor) -> list[tuple[int, int]]:
 
 
 @cache
-def fused_kernel() -> ModuleType | None:
-    """The fused kernel's module, or None where Triton is missing, as on Windows, or does not import."""
+def _triton_module() -> ModuleType | None:
     try:
         from . import rollout_kernel
-    except Exception as error:  # a Triton that does not fit the other packages fails in its own ways
+    except Exception as error:  # also a Triton that is there but does not fit the machine
         log.info("Without Triton the attention rollout is slower (%s: %s).", type(error).__name__, error)
         return None
     return rollout_kernel
+
+
+def fused_kernel(device: torch.device) -> ModuleType | None:
+    """`rollout_kernel`, if it can be used on the device. Triton is missing on Windows, for one."""
+    module = _triton_module() if device.type == "cuda" else None
+    return module if module and module.supported(device) else None
 
 
 @torch.no_grad()
@@ -149,7 +154,7 @@ def last_row_rollout(
     layers = sorted(prefix.queries, reverse=True)
     batch, heads, length, _ = prefix.queries[layers[0]].shape
     device = prefix.queries[layers[0]].device
-    if device.type == "cuda" and (kernel := fused_kernel()) and kernel.supported(device):
+    if kernel := fused_kernel(device):
         found = kernel.roll_out(prefix, suffixes, visual, tick)
         if found is not None:
             return found

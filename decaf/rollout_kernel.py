@@ -30,8 +30,8 @@ broken = False
 
 
 def supported(device: torch.device) -> bool:
-    """Whether to try. Triton's matrix products need compute capability 8.0; on older GPUs its compiler may abort the process."""
-    return not broken and device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether to try on this CUDA device. Below compute capability 8.0 Triton's compiler may abort the process; on AMD nothing was checked."""
+    return not broken and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def blocks(width: int, itemsize: int, major: int) -> tuple[int, int, int, int]:
@@ -71,7 +71,8 @@ def _with_keys(scores, bias, peak, total, best, scale):
     return higher, total, best
 
 
-@triton.jit
+# Without this, prompts whose lengths happen to divide by 16 and a single question would each compile a kernel of their own.
+@triton.jit(do_not_specialize=["shared"])
 def _row_statistics(
     queries,  # (B * H, N, WIDTH)
     keys,  # (B * KV, N, WIDTH)
@@ -134,7 +135,7 @@ def _with_queries(attention, blocks, sums, VECTORS: tl.constexpr):
     return added
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shared", "count"])
 def _row_products(
     queries,
     keys,
