@@ -6,15 +6,19 @@ With `A_lh` the softmax attention of head h in layer l over the prompt, V-Max we
 
 Only the last prompt token's row of that product is wanted, so a row vector is carried down the layers instead of multiplying L x L matrices:
 `v <- 1/2 mean_h(w_lh v A_lh) + 1/2 v`. Rows of `A_lh` are made from queries and keys a block at a time and thrown away, so the extra memory
-is one block of rows and grows linearly with the prompt.
+is one block of rows and grows linearly with the prompt. On NVIDIA GPUs with Triton a fused kernel does the same without writing even that;
+what stands here is its fallback and its oracle.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,6 +27,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .errors import DecafError
+
+log = logging.getLogger(__name__)
 
 CAPTURE = "decaf_capture"
 """Name of the attention implementation that a text tower must be set to before `capture_attention` can see it."""
@@ -109,6 +115,22 @@ def visual_runs(visual: Tensor) -> list[tuple[int, int]]:
     return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
 
 
+@cache
+def _triton_module() -> ModuleType | None:
+    try:
+        from . import rollout_kernel
+    except Exception as error:  # also a Triton that is there but does not fit the machine
+        log.info("Without Triton the attention rollout is slower (%s: %s).", type(error).__name__, error)
+        return None
+    return rollout_kernel
+
+
+def fused_kernel(device: torch.device) -> ModuleType | None:
+    """`rollout_kernel`, if it can be used on the device. Triton is missing on Windows, for one."""
+    module = _triton_module() if device.type == "cuda" else None
+    return module if module and module.supported(device) else None
+
+
 @torch.no_grad()
 def last_row_rollout(
     prefix: Rows,
@@ -124,14 +146,18 @@ def last_row_rollout(
         prefix: what all prompts begin with; holds all visual tokens. Its attention rows are formed once for all suffixes.
         suffixes: one per question. Lengths may differ.
         visual: (P,) bool over the prefix's positions, the same for every prompt of the batch.
-        block_bytes: size of a block of attention rows in bytes; the result does not depend on it but for rounding.
-        tick: called once per block; may raise to stop.
+        block_bytes: size of a block of attention rows in bytes; the result does not depend on it but for rounding. The fused kernel has none.
+        tick: called at least once per layer; may raise to stop.
 
     Returns: per suffix the row (B, P + n) in float32. Not normalised: rows of weighted attention do not sum to one.
     """
     layers = sorted(prefix.queries, reverse=True)
     batch, heads, length, _ = prefix.queries[layers[0]].shape
     device = prefix.queries[layers[0]].device
+    if kernel := fused_kernel(device):
+        found = kernel.roll_out(prefix, suffixes, visual, tick)
+        if found is not None:
+            return found
     runs = visual_runs(visual)
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])

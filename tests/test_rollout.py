@@ -2,40 +2,10 @@
 
 import pytest
 import torch
-from dense_rollout import dense_attention, dense_row
+from dense_rollout import dense_rows, random_rows, relative
 
 from decaf.errors import DecafError
-from decaf.rollout import Rows, _attention, capture_attention, last_row_rollout, visual_runs
-
-LAYERS = 4
-
-
-def random_rows(batch, heads, groups, lengths, dim=16, dtype=torch.float32):
-    """Queries and keys of a prompt in pieces: a prefix and one suffix per further length; and whole prompts, prefix + each suffix."""
-    pieces = []
-    for length in lengths:
-        rows = Rows(dim**-0.5)
-        for layer in range(LAYERS):
-            rows.queries[layer] = (torch.randn(batch, heads, length, dim) * 2).to(dtype)
-            rows.keys[layer] = (torch.randn(batch, groups, length, dim) * 2).to(dtype)
-        pieces.append(rows)
-    return pieces[0], pieces[1:]
-
-
-def dense_rows(prefix, suffix, visual, start=0):
-    attentions = {
-        layer: dense_attention(
-            torch.cat([prefix.queries[layer], suffix.queries[layer]], 2), torch.cat([prefix.keys[layer], suffix.keys[layer]], 2), prefix.scale
-        )
-        for layer in prefix.queries
-    }
-    length = next(iter(attentions.values())).shape[-1]
-    seen = torch.cat([visual, torch.zeros(length - len(visual), dtype=torch.bool)])
-    return dense_row([attentions[layer] for layer in sorted(attentions)], seen, start)
-
-
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+from decaf.rollout import _attention, capture_attention, last_row_rollout, visual_runs
 
 
 @pytest.mark.parametrize("heads, groups", [(4, 4), (6, 2), (7, 1)])
@@ -92,7 +62,9 @@ def test_every_block_can_be_cancelled():
     assert len(calls) == 7
 
 
-@pytest.mark.parametrize("extra, word", [({"sliding_window": 4}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"s_aux": 1}, "sinks")])
+@pytest.mark.parametrize(
+    "extra, word", [({"sliding_window": 4}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"s_aux": 1}, "sinks")]
+)
 def test_other_attention_is_refused_by_name(extra, word):
     module = torch.nn.Module()
     module.layer_idx = 0

@@ -2,6 +2,8 @@
 
 import torch
 
+from decaf.rollout import Rows
+
 
 def dense_row(attentions, visual, start):
     """attentions: per layer (B, H, L, L) after softmax; visual (L,) bool -> last row (B, L) of the rollout of layers >= start."""
@@ -21,3 +23,34 @@ def dense_attention(queries, keys, scale):
     scores = queries @ keys.transpose(2, 3) * scale
     length = scores.shape[-1]
     return scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+
+
+def random_rows(batch, heads, groups, lengths, dim=16, dtype=torch.float32, layers=4):
+    """Queries and keys of a prompt in pieces: a prefix and one suffix per further length."""
+    pieces = []
+    for length in lengths:
+        rows = Rows(dim**-0.5)
+        for layer in range(layers):
+            rows.queries[layer] = (torch.randn(batch, heads, length, dim) * 2).to(dtype)
+            rows.keys[layer] = (torch.randn(batch, groups, length, dim) * 2).to(dtype)
+        pieces.append(rows)
+    return pieces[0], pieces[1:]
+
+
+def dense_rows(prefix, suffix, visual, start=0):
+    """What `last_row_rollout` should give for one prompt."""
+    attentions = {
+        layer: dense_attention(
+            torch.cat([prefix.queries[layer], suffix.queries[layer]], 2),
+            torch.cat([prefix.keys[layer], suffix.keys[layer]], 2),
+            prefix.scale,
+        )
+        for layer in prefix.queries
+    }
+    length = next(iter(attentions.values())).shape[-1]
+    seen = torch.cat([visual, torch.zeros(length - len(visual), dtype=torch.bool)])
+    return dense_row([attentions[layer] for layer in sorted(attentions)], seen, start)
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())

@@ -1,0 +1,149 @@
+"""The fused rollout kernel: its numbers, and what happens where it cannot be used."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dense_rollout import dense_rows, random_rows, relative
+
+from decaf import rollout
+
+SCRIPT = Path(__file__).parent / "support" / "interpreted_rollout.py"
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs an NVIDIA GPU of compute capability 8.0"
+)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The kernel's module, chosen for CPU tensors too."""
+    pytest.importorskip("triton")
+    from decaf import rollout_kernel
+
+    monkeypatch.setattr(rollout_kernel, "broken", False)
+    monkeypatch.setattr(rollout, "fused_kernel", lambda device: None if rollout_kernel.broken else rollout_kernel)
+    return rollout_kernel
+
+
+@pytest.fixture
+def case():
+    prefix, suffixes = random_rows(2, 4, 2, (40, 6, 3))
+    return prefix, suffixes, torch.arange(40) >= 8
+
+
+def test_numbers_under_the_interpreter():
+    pytest.importorskip("triton")
+    errors = json.loads(subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True, text=True).stdout)
+    assert len(errors) > 5 and len(errors["nine questions"]) == 9
+    assert {name: most for name, found in errors.items() if not (most := max(found)) < 2e-6} == {}
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "batch, heads, groups, lengths, width",
+    [
+        (1, 28, 4, (1500, 40, 33), 128),
+        (1, 4, 4, (37, 9), 16),
+        (3, 6, 2, (300, 20, 31), 64),
+        (1, 4, 1, (333, *range(1, 10)), 80),
+        (2, 4, 2, (200, 150, 7), 32),
+        (1, 2, 1, (130, 5, 5), 256),
+    ],
+)
+def test_numbers_on_a_gpu(monkeypatch, dtype, batch, heads, groups, lengths, width):
+    from decaf import rollout_kernel
+
+    carried = []
+    carry = rollout_kernel._pass_layer
+    monkeypatch.setattr(rollout_kernel, "_pass_layer", lambda *args: carried.append(None) or carry(*args))
+    prefix, suffixes = random_rows(batch, heads, groups, lengths, width, dtype, layers=2)
+    visual = torch.zeros(lengths[0], dtype=torch.bool)
+    visual[[*range(5, 15), *range(18, 28), *range(33, lengths[0] - 2)]] = True
+    found = rollout.last_row_rollout(prefix.to("cuda"), [suffix.to("cuda") for suffix in suffixes], visual)
+    assert len(carried) == 2 and not rollout_kernel.broken
+    for row, suffix in zip(found, suffixes, strict=True):
+        assert row.is_cuda and relative(row.cpu(), dense_rows(prefix, suffix, visual)) < 1e-5
+
+
+@needs_gpu
+def test_results_repeat_to_the_last_bit():
+    prefix, suffixes = random_rows(1, 8, 2, (700, 40, 33), 128, torch.bfloat16)
+    prefix, suffixes = prefix.to("cuda"), [suffix.to("cuda") for suffix in suffixes]
+    first, second = (rollout.last_row_rollout(prefix, suffixes, torch.arange(700) > 9) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+def test_which_devices_get_the_kernel(monkeypatch):
+    pytest.importorskip("triton")
+    from decaf import rollout_kernel
+
+    monkeypatch.setattr(rollout_kernel, "broken", False)
+    gpu = torch.device("cuda")
+    for capability, chosen in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert (rollout.fused_kernel(gpu) is rollout_kernel) == chosen
+    assert rollout.fused_kernel(torch.device("cpu")) is None
+    monkeypatch.setattr(rollout_kernel, "broken", True)
+    assert rollout.fused_kernel(gpu) is None
+
+
+@pytest.mark.parametrize("broken", [ImportError("No module named 'triton'"), RuntimeError("this Triton does not start")])
+def test_without_triton_nothing_is_lost_but_speed(monkeypatch, broken):
+    import builtins
+
+    original = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.split(".")[0] == "triton":
+            raise broken
+        return original(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "decaf.rollout_kernel", raising=False)
+    monkeypatch.delattr("decaf.rollout_kernel", raising=False)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    rollout._triton_module.cache_clear()
+    try:
+        assert rollout.fused_kernel(torch.device("cuda")) is None
+    finally:
+        rollout._triton_module.cache_clear()
+
+
+def test_a_kernel_that_does_not_launch_is_left_alone_after_one_warning(kernel, case, caplog):
+    """Triton refuses tensors of the CPU, with or without a GPU."""
+    prefix, suffixes, visual = case
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            for row, suffix in zip(rollout.last_row_rollout(prefix, suffixes, visual), suffixes, strict=True):
+                assert relative(row, dense_rows(prefix, suffix, visual)) < 1e-5
+    assert kernel.broken
+    assert len([record for record in caplog.records if "fused attention rollout" in record.message]) == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Triton Error [CUDA]: out of memory")])
+def test_a_full_memory_does_not_rule_the_kernel_out(kernel, case, monkeypatch, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(kernel, "_pass_layer", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        rollout.last_row_rollout(*case)
+    assert not kernel.broken
+
+
+def test_every_layer_can_be_cancelled(kernel, case, monkeypatch):
+    calls = []
+
+    def tick():
+        calls.append(None)
+        if len(calls) == 3:
+            raise RuntimeError("cancelled")
+
+    monkeypatch.setattr(kernel, "_pass_layer", lambda queries, keys, rows, *rest: rows)
+    with pytest.raises(RuntimeError, match="cancelled"):
+        rollout.last_row_rollout(*case, tick=tick)
+    assert len(calls) == 3 and not kernel.broken
