@@ -9,39 +9,65 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Cost:
-    """`seconds` of wall time; `bytes` of host memory at the peak, above what stood there before the work began."""
+    """`seconds` of wall time; `bytes` of memory at the peak, above what stood there before the work began: the host's on a CPU, the
+    device's on a GPU."""
 
     seconds: float
     bytes: int
 
 
-def _peak() -> int:
+class Failed(Exception):
+    """The process ended without a result."""
+
+
+class Different(Exception):
+    """The two sides do not give the same result: there is nothing to compare."""
+
+
+def _peak(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _work(connection, prepare: Callable, run: Callable, arguments: tuple) -> None:
-    inputs = prepare(*arguments)
-    before = _peak()
+def _work(connection, threads: int, prepare: Callable, run: Callable, device: str, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    inputs = prepare(device, *arguments)
+    if device == "cuda":  # kernels are compiled and libraries loaded by the first call
+        run(*inputs)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = _peak(device)
     start = time.perf_counter()
     result = run(*inputs)
-    connection.send((time.perf_counter() - start, _peak() - before, result))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    connection.send((time.perf_counter() - start, _peak(device) - before, result))
     connection.close()
 
 
-def measure(prepare: Callable, run: Callable, *arguments) -> tuple[Cost, object]:
-    """Cost of `run(*prepare(*arguments))`, the preparation not counted, and what it returned. All must be importable by name."""
+def measure(prepare: Callable, run: Callable, device: str, *arguments) -> tuple[Cost, object]:
+    """Cost of `run(*prepare(device, *arguments))`, the preparation not counted, and what it returned.
+
+    Both functions must be importable by name, and the result must go through a pipe. Raises Failed when there is none, most often for want
+    of memory.
+    """
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, prepare, run, arguments))
+    work = (theirs, torch.get_num_threads(), prepare, run, device, arguments)
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=work)
     process.start()
     theirs.close()
     try:
         seconds, size, result = ours.recv()
     except EOFError:
-        raise SystemExit(f"{run.__module__}.{run.__name__} of {arguments} ended without a result; is there enough memory?") from None
+        raise Failed(f"{run.__module__}.{run.__name__} of {arguments} ended without a result; is there enough memory?") from None
     finally:
         process.join()
     return Cost(seconds, size), result

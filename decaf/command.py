@@ -67,7 +67,9 @@ def run(options: Options, progress: Progress) -> str:
         if not 0 <= value <= 1:  # told before the language model takes its minutes
             raise DecafError(f"{name} {value:g} is not between 0 and 1. Give a number such as 0.8.")
     if options.clip.resolve() == options.out.resolve():
-        raise DecafError(f"--out {options.out} is the clip itself; results would mix with its frames. Give another folder, outside the clip.")
+        raise DecafError(
+            f"--out {options.out} is the clip itself; results would mix with its frames. Give another folder, outside the clip."
+        )
     if options.clip.resolve() in outputs.replaced(options.out):
         raise DecafError(f"CLIP {options.clip} is a result in --out {options.out} and would be overwritten. Give another folder.")
     device = choose_device(options.device)

@@ -25,7 +25,9 @@ class DecAFSampleClip(io.ComfyNode):
             "models, offline.",
             search_aliases=["decaf", "demo", "sample video", "synthetic clip", "test clip"],
             inputs=[
-                io.Int.Input("clip_seed", default=3, min=0, max=2**31 - 1, tooltip="Which clip. The same number gives the same clip and query."),
+                io.Int.Input(
+                    "clip_seed", default=3, min=0, max=2**31 - 1, tooltip="Which clip. The same number gives the same clip and query."
+                ),
                 io.Combo.Input(
                     "kind",
                     options=[ANY, *KINDS],

@@ -25,7 +25,9 @@ def random_rows(batch, heads, groups, lengths, dim=16, dtype=torch.float32):
 def dense_rows(prefix, suffix, visual, start=0):
     attentions = {
         layer: dense_attention(
-            torch.cat([prefix.queries[layer], suffix.queries[layer]], 2), torch.cat([prefix.keys[layer], suffix.keys[layer]], 2), prefix.scale
+            torch.cat([prefix.queries[layer], suffix.queries[layer]], 2),
+            torch.cat([prefix.keys[layer], suffix.keys[layer]], 2),
+            prefix.scale,
         )
         for layer in prefix.queries
     }
@@ -92,7 +94,9 @@ def test_every_block_can_be_cancelled():
     assert len(calls) == 7
 
 
-@pytest.mark.parametrize("extra, word", [({"sliding_window": 4}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"s_aux": 1}, "sinks")])
+@pytest.mark.parametrize(
+    "extra, word", [({"sliding_window": 4}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"s_aux": 1}, "sinks")]
+)
 def test_other_attention_is_refused_by_name(extra, word):
     module = torch.nn.Module()
     module.layer_idx = 0

@@ -57,7 +57,9 @@ class InternVL(Family):
     def _tile(mllm: MLLM) -> tuple[int, int]:
         """Side of a tile in pixels and in tokens."""
         config = mllm.model.config
-        size, patch = (value if isinstance(value, int) else value[0] for value in (config.vision_config.image_size, config.vision_config.patch_size))
+        size, patch = (
+            value if isinstance(value, int) else value[0] for value in (config.vision_config.image_size, config.vision_config.patch_size)
+        )
         return size, int(size // patch * config.downsample_ratio)
 
     def _tile_text(self, mllm: MLLM, tiles: int) -> str:
