@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decaf.rollout import Rows, last_row_rollout
 
-from .measure import Different, Failed, measure
+from .measure import Different, Failed, figures, measure, ratio
 
 SUFFIX = 40
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -20,22 +20,19 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 @dataclass(frozen=True)
 class Shape:
-    """`layers` of a decoder, of which the upper half is rolled out. `measured`: how many of them are prefilled, and half as many rolled out
-    (at least one); they are all alike, so the rest costs as much."""
+    """`layers` of a decoder, of which the upper half is rolled out. `prefilled`, `rolled`: how many are run here; all are alike, so a whole
+    model's costs follow."""
 
     layers: int
     heads: int
     key_heads: int
     width: int
     inner: int
-    measured: int
-
-    @property
-    def rolled(self) -> int:
-        return max(1, self.measured // 2)
+    prefilled: int
+    rolled: int
 
 
-SHAPES = {"cpu": Shape(28, 28, 4, 128, 18944, 1), "cuda": Shape(28, 28, 4, 128, 18944, 28)}
+SHAPES = {"cpu": Shape(28, 28, 4, 128, 18944, 1, 2), "cuda": Shape(28, 28, 4, 128, 18944, 28, 14)}
 
 
 def _dtype(device: str) -> torch.dtype:
@@ -93,7 +90,7 @@ def prepare_prefill(device: str, shape: Shape, tokens: int) -> tuple:
         vocab_size=64,
         hidden_size=shape.heads * shape.width,
         intermediate_size=shape.inner,
-        num_hidden_layers=shape.measured,
+        num_hidden_layers=shape.prefilled,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_heads,
     )
@@ -141,22 +138,21 @@ def _length(device: str, shape: Shape, tokens: int, repeats: int) -> dict:
         both.append(measure(prepare_rows, streamed, device, shape, tokens, 2)[0])
         plain.append(measure(prepare_prefill, prefill, device, shape, tokens)[0])
     # Of a whole model: the prefill runs all layers, the rollout the upper half.
-    whole, upper = shape.layers / shape.measured, shape.layers / 2 / shape.rolled
+    whole, upper = shape.layers / shape.prefilled, shape.layers / 2 / shape.rolled
     row = {
         "tokens": tokens,
         "layers_rolled_out": shape.rolled,
-        "streamed_seconds": median(cost.seconds for cost in ours),
-        "streamed_bytes": median(cost.bytes for cost in ours),
+        **figures("streamed", ours),
         "prefill_seconds_whole_model": whole * median(cost.seconds for cost in plain),
         "both_questions_seconds_whole_model": upper * median(cost.seconds for cost in both),
-        "over_prefill": median(upper * b.seconds / (whole * p.seconds) for b, p in zip(both, plain, strict=True)),
+        "over_prefill": upper / whole * ratio(both, plain),
     }
     if len(theirs) == repeats:
+        row |= figures("dense", theirs)
         row |= {
-            "dense_seconds": median(cost.seconds for cost in theirs),
-            "dense_bytes": median(cost.bytes for cost in theirs),
-            "speedup": median(t.seconds / o.seconds for o, t in zip(ours, theirs, strict=True)),
-            "memory_ratio": median(o.bytes / t.bytes for o, t in zip(ours, theirs, strict=True)),
+            "speedup": ratio(theirs, ours),
+            "speedup_in_cpu_seconds": ratio(theirs, ours, "cpu_seconds"),
+            "memory_ratio": ratio(ours, theirs, "bytes"),
             "relative_error": max(errors),
         }
     return row
