@@ -146,6 +146,7 @@ def _length(device: str, shape: Shape, tokens: int, repeats: int) -> dict:
         "prefill_seconds_whole_model": whole * median(cost.seconds for cost in plain),
         "both_questions_seconds_whole_model": upper * median(cost.seconds for cost in both),
         "over_prefill": upper / whole * ratio(both, plain),
+        "over_prefill_in_cpu_seconds": upper / whole * ratio(both, plain, "cpu_seconds"),
     }
     if len(theirs) == repeats:
         row |= figures("dense", theirs)
