@@ -1,41 +1,69 @@
-"""`python -m benchmarks [--json FILE] [--quick]`: a table of costs, ours against the plain formula, in one run on this machine's CPU."""
+"""`python -m benchmarks`: tables of what the stages cost, ours against the plain way, in one run on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from pathlib import Path
 
 import torch
 
-from . import rollout
+from . import mllm, rollout, sam2
+from .measure import Different, Failed
+from .sam2 import Case
+
+STAGES = ("rollout", "mllm", "sam2")
+
+
+def sam2_cases(device: str, quick: bool) -> list[Case]:
+    sizes = [(32, 1), (100, 3)] if quick else [(length, count) for length in (32, 100, 300) for count in (1, 3, 8)]
+    if device == "cpu":
+        return [Case("bundled", length, count) for length, count in sizes]
+    return [Case(shape, length, count, (480, 854)) for shape in ("tiny", "large") for length, count in sizes]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="one run each, fewer lengths")
+    parser.add_argument("--quick", action="store_true", help="one run each, fewer sizes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--stage", default=",".join(STAGES), metavar="NAMES", help="some of rollout,mllm,sam2 (default: all)")
     arguments = parser.parse_args()
-    tokens, repeats = ([800, 3300], 1) if arguments.quick else ([800, 1700, 3300], 3)
-    rows = rollout.run(tokens, layers=2, repeats=repeats)
+    stages = arguments.stage.split(",")
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        parser.error(f"there is no stage {unknown[0]}; choose from {', '.join(STAGES)}")
+    device, quick = arguments.device, arguments.quick
+    found = {"summary": {}, "machine": machine(device)}
 
-    out = sys.stdout
-    out.write(f"Rollout of 2 layers, {rollout.HEADS} heads: streamed last row against the dense formula (same result to 1e-5)\n")
-    out.write(f"{'tokens':>8}{'streamed s':>12}{'dense s':>10}{'speedup':>9}{'streamed MB':>13}{'dense MB':>10}{'memory ratio':>14}\n")
-    for row in rows:
-        out.write(
-            f"{row['tokens']:>8}{row['streamed_seconds']:>12.2f}{row['dense_seconds']:>10.2f}{row['speedup']:>8.1f}x"
-            f"{row['streamed_bytes'] / 1e6:>13.0f}{row['dense_bytes'] / 1e6:>10.0f}{row['memory_ratio']:>14.3f}\n"
-        )
-    if arguments.json:
-        summary = {}
-        for row in rows:
-            summary[f"rollout_speedup_{row['tokens']}"] = row["speedup"]
-            summary[f"rollout_memory_ratio_{row['tokens']}"] = row["memory_ratio"]
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({"summary": summary, "rollout": rows, "machine": machine}, indent=2) + "\n", encoding="utf-8")
+    def add(stage: str, rows: list[dict], summary: dict, table: list[str]) -> None:
+        found[stage] = rows
+        found["summary"] |= summary
+        sys.stdout.write("\n".join(table) + "\n\n")
+        sys.stdout.flush()
+        if arguments.json:  # after every stage: a later one may fail
+            arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    try:
+        if "rollout" in stages:
+            rows = rollout.run(device, [800, 3300] if quick else [800, 1700, 3300, 6600], 1 if quick else 3)
+            add("rollout", rows, rollout.summary(rows), rollout.table(rows, rollout.SHAPES[device]))
+        if "mllm" in stages:
+            shapes = ["3b", "7b"] if device == "cuda" else ["100m, fewer tokens" if quick else "100m"]
+            rows = mllm.run(device, shapes, 1 if quick else 3)
+            add("mllm", rows, mllm.summary(rows), mllm.table(rows))
+        if "sam2" in stages:
+            rows = sam2.run(device, sam2_cases(device, quick), 1 if quick else 3)
+            add("sam2", rows, sam2.summary(rows), sam2.table(rows))
+    except (Different, Failed) as error:
+        raise SystemExit(str(error)) from None
+
+
+def machine(device: str) -> dict:
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ def test_places_sizes_and_motions_are_as_said(scenes):
                 "stays still": lambda: x == y == 0,
                 "appears last": lambda: all(one.first > thing.first for thing in others),
                 "disappears": lambda: all(one.last < thing.last for thing in others),
-                "below": lambda: any(query.text.endswith(f"{thing.colour} one") and one.centres[0, 1] > thing.centres[0, 1] for thing in others),
+                "below": lambda: any(
+                    query.text.endswith(f"{thing.colour} one") and one.centres[0, 1] > thing.centres[0, 1] for thing in others
+                ),
             }
             for words, holds in truth.items():
                 if words in query.text:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .attention import MemoryTokens, attend
 from .build import SAM2
 from .frames import Features, FrameEncoder, inference
+from .heads import NoPrompt, decode
 from .memory import MemoryPlan, Step, TrackedObject
 from .package import sam2_package
 
@@ -76,6 +77,7 @@ class Sweep:
         self._batch = 1 if one_by_one else batch
         self._one_by_one = one_by_one
         self._memory_position: Tensor | None = None  # (1, channels, h, w), the same for all memories
+        self._no_prompt: NoPrompt | None = None
 
     def run(self, prompter: Prompter) -> Iterator[Swept]:
         """The forward frames, then the backward ones. Nothing is held when the iterator is dropped."""
@@ -134,8 +136,7 @@ class Sweep:
         low = out["pred_masks"]
         if self._length > 1:
             # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
-            high = F.interpolate(low, size=(model.image_size,) * 2, mode="bilinear", align_corners=False)
-            memories = self._memorise(features, high, out["object_score_logits"], from_prompt=True)
+            memories = self._memorise(features, low, out["object_score_logits"], from_prompt=True)
             for each, memory, pointer in zip(objects, memories, out["obj_ptr"], strict=True):
                 each.memories[frame], each.pointers[frame] = memory.clone(), pointer.clone()
         return low
@@ -151,16 +152,14 @@ class Sweep:
             resized.append(mask)
         return torch.cat(resized)
 
-    def _memorise(self, features: Features, high: Tensor, score: Tensor, *, from_prompt: bool) -> Tensor:
-        """(n, 1, S, S) mask logits and (n, 1) object scores -> memories (n, h * w, channels)."""
+    def _memorise(self, features: Features, low: Tensor, score: Tensor, *, from_prompt: bool) -> Tensor:
+        """(n, 1, h, w) mask logits and (n, 1) object scores -> memories (n, h' * w', channels)."""
+        model = self._model
+        high = F.interpolate(low, size=(model.image_size,) * 2, mode="bilinear", align_corners=False)
         levels, _ = features.flat(len(high))
-        memories, positions = self._model._encode_new_memory(levels, features.sizes, high, score, from_prompt)
-        self._keep_position(positions)
+        memories, positions = model._encode_new_memory(levels, features.sizes, high, score, from_prompt)
+        self._memory_position = positions[-1][:1]
         return memories.to(MEMORY_DTYPE).flatten(2).transpose(1, 2)
-
-    def _keep_position(self, positions: list[Tensor]) -> None:
-        if self._memory_position is None:
-            self._memory_position = positions[-1][:1].clone()
 
     # ---- a tracked frame -------------------------------------------------------------------------------------------------------------
 
@@ -176,10 +175,12 @@ class Sweep:
         model = self._model
         fine, _ = features.maps(len(objects))
         conditioned = self._conditioned(objects, step, features)
-        *_, low, high, pointers, score = model._forward_sam_heads(conditioned, None, None, fine, model._use_multimask(False, None))
+        if self._no_prompt is None:
+            self._no_prompt = NoPrompt.of(model)
+        low, pointers, score = decode(model, conditioned, fine, self._no_prompt)
         wanted = [i for i, each in enumerate(objects) if each.plan.needs_memory(step.frame)]
         if wanted:
-            memories = self._memorise(features, high[wanted], score[wanted], from_prompt=False)
+            memories = self._memorise(features, low[wanted], score[wanted], from_prompt=False)
             for i, memory in zip(wanted, memories, strict=True):
                 objects[i].memories[step.frame] = memory.clone()  # a view would keep the memories of the whole batch
         for each, pointer in zip(objects, pointers, strict=True):

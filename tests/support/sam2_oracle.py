@@ -10,17 +10,35 @@ from decaf.tracking.package import sam2_package
 
 
 def predictor_class():
-    """The package's predictor, which also remembers the predicted IoUs that it otherwise drops."""
+    """The package's predictor, which also remembers the predicted IoUs that it otherwise drops, and counts the images that it encodes."""
     sam2_package()  # imports the package without leaving Hydra initialised
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
     class Predictor(SAM2VideoPredictor):
+        encodings = 0
+
+        def forward_image(self, *args, **kwargs):
+            self.encodings += 1
+            return super().forward_image(*args, **kwargs)
+
         def _forward_sam_heads(self, *args, **kwargs):
             out = super()._forward_sam_heads(*args, **kwargs)
             self.predicted_ious = out[2]
             return out
 
     return Predictor
+
+
+def predictor_of(model):
+    """A predictor with the modules, weights and settings of a `SAM2Base`."""
+    kind = predictor_class()
+    predictor = kind.__new__(kind)
+    predictor.__dict__.update(model.__dict__)
+    predictor.fill_hole_area = 0
+    predictor.non_overlap_masks = False
+    predictor.clear_non_cond_mem_around_input = False
+    predictor.add_all_frames_to_correct_as_cond = False
+    return predictor
 
 
 def start(predictor, frames, folder: Path):
@@ -47,7 +65,7 @@ def point_mask(predictor, state, frame: int, xy) -> tuple[torch.Tensor, float]:
     """(H, W) logits and the predicted IoU of the mask at one point."""
     predictor.reset_state(state)
     _, _, logits = predictor.add_new_points_or_box(state, frame, 0, points=xy[None], labels=[1], normalize_coords=False)
-    return logits[0, 0], float(predictor.predicted_ious.max())
+    return logits[0, 0].cpu(), float(predictor.predicted_ious.max())
 
 
 def iou(a, b) -> float:
@@ -82,30 +100,36 @@ def tracklets(predictor, state, prompts, nms_iou: float) -> list[dict]:
 
 def segment(predictor, frames, prompts, folder: Path, *, nms_iou=0.7, score_threshold=0.8):
     """Kept tracklets (with "consistency" and "final") and (n, T, H, W) logits of the final propagation."""
-    key_frames = prompts.fused.clip.key_frames
-    found = tracklets(predictor, start(predictor, [frames[t] for t in key_frames], folder / "keys"), prompts, nms_iou)
+    keys = start(predictor, [frames[t] for t in prompts.fused.clip.key_frames], folder / "keys")
+    return segment_started(predictor, keys, start(predictor, frames, folder / "clip"), prompts, nms_iou, score_threshold)
+
+
+def segment_started(predictor, keys, clip, prompts, nms_iou: float, score_threshold: float):
+    """`segment` of key frames and clip that the predictor has read already."""
+    found = tracklets(predictor, keys, prompts, nms_iou)
     attention = prompts.fused.map
     consistency = []
     for tracklet in found:
         total = gain = 0.0
         for key, cells in enumerate(attention):
             covered = F.interpolate(tracklet["masks"][key][None, None].float(), size=cells.shape, mode="area")[0, 0]
+            mean, highest = float(cells.mean()), float(cells.max())
             for cell, part in zip(cells.flatten().tolist(), covered.flatten().tolist(), strict=True):
-                if cell > float(cells.mean()):
+                if cell > mean:
                     total += cell
                     gain += cell * part
                 else:
-                    gain -= float(cells.max()) * part
+                    gain -= highest * part
         consistency.append(gain / total)
     best = max([c for c in consistency if c > 0], default=1.0)
     for tracklet, value in zip(found, consistency, strict=True):
         tracklet["consistency"] = value / best if value > 0 else value
         tracklet["final"] = (tracklet["score"] + tracklet["consistency"]) / 3
     kept = [t for t in found if t["final"] > score_threshold] or [max(found, key=lambda t: t["final"])]
-    state = start(predictor, frames, folder / "clip")
+    key_frames = prompts.fused.clip.key_frames
     logits = [None] * len(kept)
     for key in sorted({t["key"] for t in kept}):
         group = [i for i, t in enumerate(kept) if t["key"] == key]
-        for i, one in zip(group, propagate(predictor, state, key_frames[key], [kept[i]["masks"][key] for i in group]), strict=True):
+        for i, one in zip(group, propagate(predictor, clip, key_frames[key], [kept[i]["masks"][key] for i in group]), strict=True):
             logits[i] = one
     return kept, torch.stack(logits)

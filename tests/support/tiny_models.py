@@ -85,20 +85,38 @@ _INTERNVL_CHAT = """\
 """
 
 
-def make_mllm(
-    folder, family: str, seed: int = 0, layers: int = 4, heads: int = 4, kv_heads: int = 2, hidden: int = 64, tile: int = 112
-) -> Path:
-    """Writes a random model of `family` (one of FAMILIES) into `folder` and returns it.
+def make_mllm(folder, family: str, seed: int = 0, **shape) -> Path:
+    """Writes a random model of `family` (one of FAMILIES) into `folder` and returns it. `shape`: arguments of `write_files`."""
+    write_files(folder, family, **shape)
+    _write_weights(Path(folder), "internvl" if family == "internvl" else "qwen", seed)
+    return Path(folder)
+
+
+def write_files(
+    folder,
+    family: str,
+    *,
+    layers: int = 4,
+    heads: int = 4,
+    kv_heads: int = 2,
+    hidden: int = 64,
+    tile: int = 112,
+    text: dict | None = None,
+    vision: dict | None = None,
+    known: str = "",
+) -> None:
+    """Everything of a model folder but the weights.
 
     `layers`, `heads`, `kv_heads`, `hidden`: of the text tower. `tile`: side of InternVL's square tiles in pixels, a multiple of 28
-    (the real one is 448); a tile becomes (tile / 28)^2 tokens.
+    (the real one is 448); a tile becomes (tile / 28)^2 tokens. `text`, `vision`: further entries of a Qwen model's configuration.
+    `known`: text whose words become one token each, as most words are to a real tokenizer.
     """
     if family not in FAMILIES:
         raise ValueError(f"family {family!r} is none of {FAMILIES}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _QWEN_TOKENS + (_INTERNVL_TOKENS if family == "internvl" else [])
-    tokenizer = _tokenizer(tokens)
+    tokenizer = _tokenizer(tokens, known)
     size = tokenizer.get_vocab_size()
     text = {
         "vocab_size": size + -size % 64,
@@ -121,8 +139,9 @@ def make_mllm(
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "torch_dtype": "bfloat16",
+        **(text or {}),
     }
-    config = _internvl_config(text, tokenizer, tile) if family == "internvl" else _qwen_config(family, text, tokenizer)
+    config = _internvl_config(text, tokenizer, tile) if family == "internvl" else _qwen_config(family, text, vision or {}, tokenizer)
     _write_json(folder / "config.json", config)
     _write_json(
         folder / "generation_config.json",
@@ -137,11 +156,9 @@ def make_mllm(
         _write_internvl_processor(folder, tile)
     else:
         _write_qwen_processor(folder, family)
-    _write_weights(folder, "internvl" if family == "internvl" else "qwen", seed)
-    return folder
 
 
-def _qwen_config(family: str, text: dict, tokenizer: Tokenizer) -> dict:
+def _qwen_config(family: str, text: dict, more_vision: dict, tokenizer: Tokenizer) -> dict:
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     spatial = half * 3 // 8
     vision = {
@@ -172,7 +189,7 @@ def _qwen_config(family: str, text: dict, tokenizer: Tokenizer) -> dict:
         **text,
         **{f"{name}_token_id": number for name, number in named.items()},
         "rope_scaling": {"type": "mrope", "mrope_section": [half - 2 * spatial, spatial, spatial]},
-        "vision_config": vision,
+        "vision_config": vision | more_vision,
         "transformers_version": "4.41.2",
     }
 
@@ -214,7 +231,7 @@ def _internvl_config(text: dict, tokenizer: Tokenizer, tile: int) -> dict:
     }
 
 
-def _tokenizer(tokens: list[str]) -> Tokenizer:
+def _tokenizer(tokens: list[str], known: str) -> Tokenizer:
     """Byte-level, so any text can be encoded, with a few dozen merges, so that some words are one token and others several."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -224,10 +241,10 @@ def _tokenizer(tokens: list[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     words = "system\nuser\nassistant\nsystem user assistant You are a helpful assistant."
-    corpus = [f"{words} Frame the object in this video? the main object a word or phrase. yes no"] * 4
+    corpus = [f"{words} Frame the object in this video? the main object a word or phrase. yes no {known}"] * 4
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=512, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
+        corpus, trainers.BpeTrainer(vocab_size=2048 if known else 512, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return tokenizer

@@ -30,7 +30,7 @@ def random_weights(seed: int, image_size: int = 128, version: str = "2.1") -> di
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(sam2_package().SAM2Base, image_size, version)
-        _enliven(model)
+        enliven(model)
     return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
@@ -121,7 +121,7 @@ def _sine(channels: int) -> nn.Module:
     return sam2_package().PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000)
 
 
-def _enliven(model: nn.Module) -> None:
+def enliven(model: nn.Module) -> None:
     """Freshly initialised layers hardly look at their input; scaled up they do, and the mask depends on the point, the picture and the
     memories."""
     decoder = model.sam_mask_decoder

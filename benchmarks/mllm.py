@@ -1,0 +1,264 @@
+"""The MLLM stage against the plain way of the paper's reference, and against a plain prefill of the same pictures.
+
+The plain way asks the object and the background question in prompts of their own: 2 of the clip and 2 of every key frame, and one without
+pictures that chooses a name. It encodes and prefills every picture twice, one prompt at a time, answers every prompt, and multiplies dense
+L x L matrices of attention in float32. Both sides are asked the same questions, so their maps can be compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import numpy as np
+import tiny_models
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from decaf.attention import extract_attention, key_frames
+from decaf.clips import Clip, clip_from_images
+from decaf.demo.scenes import make_scene
+from decaf.mllm.base import MLLM, Visual
+from decaf.mllm.load import registry
+from decaf.questions import Templates, clean_query
+from decaf.rollout import CAPTURE
+
+from .measure import Cost, Different, figures, measure, ratio
+from .rollout import dense_layer
+
+QUERY = "the red object"
+ANSWER_TOKENS = 16
+"""Generated per plain prompt. The reference stops at an end token or at 128; random models have no end."""
+
+PLAIN = "benchmark_plain"
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Relative error of a map. In bfloat16 the towers themselves round differently with every batch size and length of prompt."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2.5-VL with random weights. `text`, `vision`: entries of its configuration. `frame_size`: (H, W) of the clip in pixels."""
+
+    text: dict
+    vision: dict = field(default_factory=dict)
+    layers: int = 28
+    heads: int = 28
+    kv_heads: int = 4
+    hidden: int = 3584
+    tokens_per_frame: int = 400
+    frame_size: tuple[int, int] = (720, 1280)
+    frames: int = 16
+
+
+_TOWER = {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "fullatt_block_indexes": [7, 15, 23, 31]}
+_SMALL_TOWER = {"depth": 8, "hidden_size": 384, "num_heads": 6, "intermediate_size": 1024, "fullatt_block_indexes": [3, 7]}
+_SMALL = {"layers": 12, "heads": 12, "kv_heads": 2, "hidden": 768, "frame_size": (280, 364)}
+SHAPES = {
+    "3b": Shape({"intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True}, _TOWER, 36, 16, 2, 2048),
+    "7b": Shape({"intermediate_size": 18944, "vocab_size": 152064}, _TOWER),
+    "100m": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=100, **_SMALL),
+    "100m, fewer tokens": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=28, **_SMALL),
+}
+
+
+def build(shape: Shape, device: str, attention: str) -> MLLM:
+    templates = Templates()
+    words = " ".join([QUERY, templates.object, templates.background, templates.choose])
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = {"layers": shape.layers, "heads": shape.heads, "kv_heads": shape.kv_heads, "hidden": shape.hidden}
+        # As spread out at every width as the real width's 0.02: narrow models would otherwise attend to everything alike.
+        text = {"initializer_range": 1.2 * shape.hidden**-0.5, **shape.text}
+        tiny_models.write_files(folder, "qwen2_5_vl", **numbers, text=text, vision=shape.vision, known=words)
+        processor, config = AutoProcessor.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    mllm = MLLM(model.eval().requires_grad_(False), processor, registry()[config.model_type], "random")
+    mllm.text_tower.set_attn_implementation(attention)
+    return mllm
+
+
+def _prepare(device: str, shape: Shape, attention: str) -> tuple[MLLM, Clip, Shape]:
+    scene = make_scene(1, size=shape.frame_size, length=shape.frames, lively=False)
+    return build(shape, device, attention), clip_from_images(torch.from_numpy(scene.frames)), shape
+
+
+def prepare_ours(device: str, shape: Shape):
+    return _prepare(device, shape, CAPTURE)
+
+
+def prepare_plain(device: str, shape: Shape):
+    return _prepare(device, shape, PLAIN)
+
+
+def prepare_prefill(device: str, shape: Shape):
+    return _prepare(device, shape, "sdpa")
+
+
+# -- the three runs: each returns maps (video and frames of the object question, then of the background's) and what it did ----------------------
+
+
+def ours(mllm: MLLM, clip: Clip, shape: Shape) -> tuple[list[np.ndarray], dict]:
+    counts = {}
+    found = extract_attention(mllm, clip, QUERY, tokens_per_frame=shape.tokens_per_frame, counts=counts)
+    return [grid.numpy() for each in found for grid in (each.video, each.frame)], counts
+
+
+@torch.inference_mode()
+def plain(mllm: MLLM, clip: Clip, shape: Shape) -> tuple[list[np.ndarray], dict]:
+    counts = {"prompts": 0, "visual_tokens_prefilled": 0, "tokens_generated": 0}
+    frames = [clip[index] for index in key_frames(len(clip))]
+    family, most, templates, query = mllm.family, shape.tokens_per_frame, Templates(), clean_query(QUERY)
+    maps = []
+    for question in (templates.ask_object(query), templates.ask_background(query)):
+        maps.append(_plain_prompt(mllm, family.video(mllm, frames, most), question, counts))
+        maps.append(np.concatenate([_plain_prompt(mllm, family.images(mllm, [frame], most), question, counts) for frame in frames]))
+    _plain_prompt(mllm, None, templates.ask_choice(query, ["object"]), counts)
+    return maps, counts
+
+
+@torch.inference_mode()
+def prefill(mllm: MLLM, clip: Clip, shape: Shape) -> None:
+    """The pictures through the vision tower and the decoder once, in prompts of as many tokens as fit the video's."""
+    frames = [clip[index] for index in key_frames(len(clip))]
+    visuals = [mllm.family.video(mllm, frames, shape.tokens_per_frame)]
+    batch = max(1, visuals[0].tokens // mllm.family.images(mllm, frames[:1], shape.tokens_per_frame).tokens)
+    visuals += [mllm.family.images(mllm, frames[i : i + batch], shape.tokens_per_frame) for i in range(0, len(frames), batch)]
+    for visual in visuals:
+        ids = mllm.prompt_ids(visual, QUERY)
+        last = int((ids == mllm.family.token_id(mllm, visual.kind)).nonzero()[-1])
+        _forward(mllm, visual, ids[: last + 1], DynamicCache())
+
+
+def _forward(mllm: MLLM, visual: Visual | None, ids: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor]:
+    """Encode the pictures and prefill the prompt. Returns hidden states and the last position."""
+    kind = visual.kind if visual is not None else "image"
+    mask = ids == mllm.family.token_id(mllm, kind)
+    positions = mllm.family.positions(mllm, mask, visual)
+    batch = visual.prompts if visual is not None else 1
+    embeds = mllm.model.get_input_embeddings()(ids.to(mllm.device).expand(batch, -1))
+    if visual is not None:
+        embeds[:, mask.to(mllm.device)] = mllm.family.encode(mllm, visual).to(embeds)
+    places = positions.to(mllm.device).expand(-1, batch, -1)
+    hidden = mllm.text_tower(inputs_embeds=embeds, position_ids=places, past_key_values=cache, use_cache=True).last_hidden_state
+    return hidden, places[..., -1:]
+
+
+def _plain_prompt(mllm: MLLM, visual: Visual | None, question: str, counts: dict) -> np.ndarray | None:
+    """One prompt: its map (1 or slots, rows, cols), and an answer that nobody reads."""
+    ids = mllm.prompt_ids(visual, question)
+    cache = DynamicCache()
+    dense = _Dense(mllm.layers // 2, None if visual is None else ids == mllm.family.token_id(mllm, visual.kind))
+    with dense.at_work() if visual is not None else contextlib.nullcontext():
+        hidden, place = _forward(mllm, visual, ids, cache)
+    for _ in range(ANSWER_TOKENS - 1):
+        chosen = mllm.model.get_output_embeddings()(hidden[:, -1:]).argmax(-1)
+        place = place + 1
+        embeds = mllm.model.get_input_embeddings()(chosen)
+        hidden = mllm.text_tower(inputs_embeds=embeds, position_ids=place, past_key_values=cache, use_cache=True).last_hidden_state
+    mllm.model.get_output_embeddings()(hidden[:, -1:]).argmax(-1)
+    counts["prompts"] += 1
+    counts["tokens_generated"] += ANSWER_TOKENS
+    if visual is None:
+        return None
+    counts["visual_tokens_prefilled"] += visual.tokens
+    return visual.to_grid(dense.rollout[:, -1][:, dense.visual])[0].cpu().numpy()
+
+
+@dataclass
+class _Dense:
+    """The rollout of a prefill, layer by layer as the formula says."""
+
+    start: int
+    visual: Tensor | None
+    rollout: Tensor | None = None
+
+    @contextlib.contextmanager
+    def at_work(self):
+        token = _dense.set(self)
+        try:
+            yield
+        finally:
+            _dense.reset(token)
+
+
+_dense: ContextVar[_Dense | None] = ContextVar("benchmark_dense", default=None)
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    dense = _dense.get()
+    if dense is not None and module.layer_idx >= dense.start:
+        mixed = dense_layer(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, dense.visual)
+        dense.rollout = mixed if dense.rollout is None else mixed @ dense.rollout
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(PLAIN, _attention)
+AttentionMaskInterface.register(PLAIN, sdpa_mask)
+
+
+# -- the comparison ----------------------------------------------------------------------------------------------------------------------------
+
+
+def compare(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> float:
+    """The largest relative error of a map. Raises Different if it is too large."""
+    error = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, expected, strict=True))
+    if not error <= tolerance:
+        raise Different(f"The attention maps differ by {error:.1e} (at most {tolerance:.0e} is rounding): nothing to compare.")
+    return error
+
+
+def run(device: str, shapes: list[str], repeats: int) -> list[dict]:
+    return [run_shape(device, name, SHAPES[name], repeats) for name in shapes]
+
+
+def run_shape(device: str, name: str, shape: Shape, repeats: int) -> dict:
+    costs: dict[str, list[Cost]] = {"ours": [], "plain": [], "prefill": []}
+    error = 0.0
+    for _ in range(repeats):
+        cost, (found, counts) = measure(prepare_ours, ours, device, shape)
+        costs["ours"].append(cost)
+        cost, (expected, plain_counts) = measure(prepare_plain, plain, device, shape)
+        costs["plain"].append(cost)
+        error = max(error, compare(found, expected, TOLERANCE[torch.bfloat16 if device == "cuda" else torch.float32]))
+        costs["prefill"].append(measure(prepare_prefill, prefill, device, shape)[0])
+    row = {"shape": name, "tokens_per_frame": shape.tokens_per_frame}
+    for side, each in costs.items():
+        row |= figures(side, each)
+    return row | {
+        "speedup": ratio(costs["plain"], costs["ours"]),
+        "speedup_in_cpu_seconds": ratio(costs["plain"], costs["ours"], "cpu_seconds"),
+        "over_prefill": ratio(costs["ours"], costs["prefill"]),
+        "relative_error": error,
+        "ours_did": counts,
+        "plain_did": plain_counts,
+    }
+
+
+def summary(rows: list[dict]) -> dict[str, float]:
+    """Of the last shape, and of each by name."""
+    found = {"mllm_speedup": rows[-1]["speedup"], "mllm_over_prefill": rows[-1]["over_prefill"]}
+    if len(rows) > 1:
+        found |= {f"mllm_{figure}_{row['shape']}": row[figure] for row in rows for figure in ("speedup", "over_prefill")}
+    return found
+
+
+def table(rows: list[dict]) -> list[str]:
+    lines = [
+        f"MLLM stage, 16 key frames: ours against the plain way of {rows[0]['plain_did']['prompts']} prompts, {ANSWER_TOKENS} tokens generated for "
+        "each, and over the plain prefill of the same pictures",
+        f"{'shape':>20}{'tokens/frame':>14}{'ours s':>9}{'plain s':>9}{'speedup':>9}{'prefill s':>11}{'over prefill':>14}{'ours MB':>9}"
+        f"{'plain MB':>10}",
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['shape']:>20}{row['tokens_per_frame']:>14}{row['ours_seconds']:>9.2f}{row['plain_seconds']:>9.2f}{row['speedup']:>8.1f}x"
+            f"{row['prefill_seconds']:>11.2f}{row['over_prefill']:>14.2f}{row['ours_bytes'] / 1e6:>9.0f}{row['plain_bytes'] / 1e6:>10.0f}"
+        )
+    return lines
