@@ -17,7 +17,7 @@ from decaf.metrics import region_similarity
 from decaf.points import attention_points
 from decaf.tracking import load_sam2, segment
 from decaf.tracking.candidates import point_masks
-from decaf.tracking.frames import FrameEncoder
+from decaf.tracking.frames import FeatureCache, FrameEncoder
 from decaf.tracking.masks import video_masks
 from decaf.tracking.sweep import FixedPrompts, Sweep
 
@@ -59,7 +59,7 @@ def test_points_find_their_object_and_predicted_iou_tells_how_well(sam2, scenes)
         shown = [mask for mask in masks if mask.sum() > 200]
         spots = [mask.nonzero()[rng.integers(int(mask.sum()))] + 0.5 for mask in shown]
         xy = torch.stack([torch.stack([x / width, y / height]) for y, x in spots]).float()
-        features = FrameEncoder(sam2, [torch.from_numpy(scene.frames[4])], 0, lambda: None).encode(0)
+        features = FrameEncoder(sam2, [torch.from_numpy(scene.frames[4])], FeatureCache(0), lambda: None).encode(0)
         logits, scores = point_masks(sam2, features, xy)
         found = torch.cat([m for _, m in video_masks(logits, (height, width))])
         ious += [iou(mask, truth) for mask, truth in zip(found, shown, strict=True)]
@@ -76,7 +76,7 @@ def test_follows_objects_both_ways_and_lets_them_go(sam2, scenes):
         masks = torch.from_numpy(scene.masks)
         start = 4
         objects = [i for i in range(len(masks)) if masks[i, start].sum() > 200]
-        encoder = FrameEncoder(sam2, [torch.from_numpy(f) for f in scene.frames], 1 << 30, lambda: None)
+        encoder = FrameEncoder(sam2, [torch.from_numpy(f) for f in scene.frames], FeatureCache(1 << 30), lambda: None)
         for swept in Sweep(sam2, encoder, batch=8).run(FixedPrompts([(start, masks[i, start]) for i in objects])):
             found = torch.cat([m for _, m in video_masks(swept.logits, tuple(masks.shape[-2:]))])
             for place, mask in zip(swept.ids, found, strict=True):
@@ -96,7 +96,7 @@ def test_points_on_no_object_find_nothing(sam2, scenes):
         height, width = objects.shape
         far = torch.nn.functional.max_pool2d(objects[None].float(), 41, 1, 20)[0] == 0
         places = far.nonzero()[:: max(1, int(far.sum()) // 4)] + 0.5
-        features = FrameEncoder(sam2, [torch.from_numpy(scene.frames[4])], 0, lambda: None).encode(0)
+        features = FrameEncoder(sam2, [torch.from_numpy(scene.frames[4])], FeatureCache(0), lambda: None).encode(0)
         logits, _ = point_masks(sam2, features, (places / torch.tensor([height, width])).flip(1))
         empty += [not mask.any() for _, masks in video_masks(logits, (height, width)) for mask in masks]
     assert len(empty) > 20 and np.mean(empty) > 0.85

@@ -10,7 +10,7 @@ from moving_shapes import moving_shapes
 from PIL import Image
 
 from decaf.tracking import load_sam2
-from decaf.tracking.frames import FrameEncoder, model_input
+from decaf.tracking.frames import FeatureCache, FrameEncoder, model_input
 from decaf.tracking.memory import MemoryPlan, Step, TrackedObject
 from decaf.tracking.package import sam2_package
 from decaf.tracking.sweep import FixedPrompts, Sweep
@@ -59,7 +59,7 @@ def random_masks(count, height, width, seed):
 def sweep_logits(sam2, clip, prompts, *, one_by_one=False, batch=8, budget=0):
     """(n, T, H, W) logits, and how many images were encoded."""
     encoded = []
-    encoder = FrameEncoder(sam2, clip, budget, lambda: encoded.append(1))
+    encoder = FrameEncoder(sam2, clip, FeatureCache(budget), lambda: encoded.append(1))
     out = torch.full((len(prompts), len(clip), *clip.frame_size), float("nan"))
     for swept in Sweep(sam2, encoder, batch=batch, one_by_one=one_by_one).run(FixedPrompts(prompts)):
         assert out[swept.ids, swept.frame].isnan().all(), "an object came twice on one frame"
@@ -114,7 +114,7 @@ def test_feature_cache_saves_encodings_and_changes_nothing(models):
     prompts = list(zip([2, 5, 9], random_masks(3, 64, 64, 0), strict=True))
     without, encoded = sweep_logits(ours, clip, prompts, budget=0)
     assert encoded == (12 - 2) + 9
-    one_frame = FrameEncoder(ours, clip, 0, lambda: None).encode(0).nbytes
+    one_frame = FrameEncoder(ours, clip, FeatureCache(0), lambda: None).encode(0).nbytes
     for room, saved in ((3, 3), (100, 7)):
         cached, fewer = sweep_logits(ours, clip, prompts, budget=room * one_frame)
         assert fewer == encoded - saved

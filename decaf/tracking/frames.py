@@ -58,16 +58,45 @@ class Features:
         return sum(level.numel() * level.element_size() for level in self.levels)
 
 
-class FrameEncoder:
-    """Encodes frames of a sequence on demand and keeps features that it is told to keep, up to `budget` bytes.
+class FeatureCache:
+    """Image features by the clip index of their frame, up to `budget` bytes; what does not fit is encoded again when it is needed."""
 
-    `frames`: (H, W, 3) uint8 tensors. `on_encode` is called before the image encoder runs; what it raises stops the work.
+    def __init__(self, budget: int):
+        self._budget, self._held = budget, 0
+        self._features: dict[int, Features] = {}
+
+    def put(self, index: int, features: Features) -> None:
+        if self._held + features.nbytes <= self._budget:
+            self._features[index] = features
+            self._held += features.nbytes
+
+    def take(self, index: int) -> Features | None:
+        features = self._features.pop(index, None)
+        self._held -= features.nbytes if features else 0
+        return features
+
+    def clear(self) -> None:
+        self._features.clear()
+        self._held = 0
+
+
+class FrameEncoder:
+    """Encodes frames of a sequence on demand, unless their features are in the cache.
+
+    `frames`: (H, W, 3) uint8 tensors. `on_encode` is called before the image encoder runs; what it raises stops the work. `indices`: clip
+    indices of the frames, if they are not the whole clip: their features then stay for a later encoder of the clip.
     """
 
-    def __init__(self, sam2: SAM2, frames: Sequence[Tensor], budget: int, on_encode: Callable[[], None]):
-        self._sam2, self._frames, self._budget, self._on_encode = sam2, frames, budget, on_encode
-        self._kept: dict[int, Features] = {}
-        self._kept_bytes = 0
+    def __init__(
+        self,
+        sam2: SAM2,
+        frames: Sequence[Tensor],
+        cache: FeatureCache,
+        on_encode: Callable[[], None],
+        *,
+        indices: Sequence[int] | None = None,
+    ):
+        self._sam2, self._frames, self._cache, self._on_encode, self._indices = sam2, frames, cache, on_encode, indices
         self._position: Tensor | None = None
 
     def __len__(self) -> int:
@@ -75,10 +104,13 @@ class FrameEncoder:
 
     def encode(self, frame: int, *, keep: bool = False) -> Features:
         """Features of `frame`; with `keep` they stay, if there is room, until the frame is asked for again."""
-        if frame in self._kept:
-            features = self._kept.pop(frame)
-            self._kept_bytes -= features.nbytes
-            return features
+        index = frame if self._indices is None else self._indices[frame]
+        features = self._cache.take(index) or self._encode(frame)
+        if keep or self._indices is not None:
+            self._cache.put(index, features)
+        return features
+
+    def _encode(self, frame: int) -> Features:
         model = self._sam2.model
         self._on_encode()
         with inference(self._sam2):
@@ -87,8 +119,4 @@ class FrameEncoder:
             if self._position is None:
                 # The same for every frame, and larger than the features: one copy serves all.
                 self._position = positions[-1].clone()
-        features = Features(tuple(levels), self._position, tuple(sizes))
-        if keep and self._kept_bytes + features.nbytes <= self._budget:
-            self._kept[frame] = features
-            self._kept_bytes += features.nbytes
-        return features
+        return Features(tuple(levels), self._position, tuple(sizes))

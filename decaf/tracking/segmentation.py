@@ -18,7 +18,7 @@ from ..mask_store import MaskStore, pack_bits, unpack_bits
 from ..progress import Progress, silent, ticking
 from .build import SAM2
 from .candidates import Candidate, CandidatePrompts
-from .frames import FrameEncoder
+from .frames import FeatureCache, FrameEncoder
 from .masks import video_masks
 from .selection import attention_consistency, final_scores, grid_coverage, select
 from .sweep import FixedPrompts, Prompter, Sweep
@@ -36,11 +36,11 @@ _TOO_LARGE = "Choose a smaller SAM 2 model, or free the GPU memory that other mo
 
 @dataclass(frozen=True)
 class _Limits:
-    """What bounds memory. `batch`: objects or points that go through SAM 2 at once. `feature_bytes`: image features kept between the
-    sweeps."""
+    """What bounds memory. `batch`: objects or points that go through SAM 2 at once. `cache`: of image features, from the key frames to the
+    whole clip and from one sweep to the next."""
 
     batch: int
-    feature_bytes: int
+    cache: FeatureCache
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def segment(
     `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
     the best one. `max_tracks`: keep at most so many, the best. `counts`: "sam2_key_encodings" and
-    "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame.
+    "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame, and one per frame of the clip in
+    all as long as features fit their budget.
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
 
@@ -89,7 +90,7 @@ def segment(
         return _nothing(clip, prompts.message or unattended)
     on_cpu = sam2.device.type == "cpu"
     pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
-    limits = _Limits(max(1, pixels // sam2.image_size**2), _FEATURE_BYTES_ON_CPU if on_cpu else _FEATURE_BYTES)
+    limits = _Limits(max(1, pixels // sam2.image_size**2), FeatureCache(_FEATURE_BYTES_ON_CPU if on_cpu else _FEATURE_BYTES))
     tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
         return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
@@ -143,9 +144,10 @@ class _Meter:
         self._total = length - prompter.first + prompter.last  # frames forward and frames backward
         self._done = 0
         self._progress, self._what, self._counts, self._name = progress, what, counts, name
+        counts.setdefault(name, 0)
 
     def encoding(self) -> None:
-        self._counts[self._name] = self._counts.get(self._name, 0) + 1
+        self._counts[self._name] += 1
 
     def working(self) -> None:
         self._progress(self._done, self._total, self._what)
@@ -169,7 +171,7 @@ def _find_tracklets(
     attention = prompts.fused.map
     prompter = CandidatePrompts(sam2, prompts, clip.frame_size, nms_iou=nms_iou, batch=limits.batch)
     meter = _Meter(len(frames), prompter, progress, "SAM 2: points and tracklets on the key frames", counts, "sam2_key_encodings")
-    encoder = FrameEncoder(sam2, frames, limits.feature_bytes, meter.encoding)
+    encoder = FrameEncoder(sam2, frames, limits.cache, meter.encoding, indices=prompts.fused.clip.key_frames)
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
     with ticking(sam2.model, meter.working):
@@ -218,7 +220,7 @@ def _propagate(
     width = clip.frame_size[1]
     prompter = FixedPrompts([(track.frame, unpack_bits(mask, width)) for track, mask in zip(tracks, masks, strict=True)])
     meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
-    encoder = FrameEncoder(sam2, clip, limits.feature_bytes, meter.encoding)
+    encoder = FrameEncoder(sam2, clip, limits.cache, meter.encoding)
     store = MaskStore(len(tracks), len(clip), clip.frame_size)
     with ticking(sam2.model, meter.working):
         for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
@@ -236,9 +238,10 @@ def _retry_smaller(sam2: SAM2, limits: _Limits, run: Callable[[_Limits], object]
     except torch.cuda.OutOfMemoryError:
         log.warning("SAM 2 ran out of GPU memory with %d objects at a time; trying again with one", limits.batch)
     # Outside the handler: as long as the error is alive, its traceback holds the tensors that filled the memory.
+    limits.cache.clear()
     if sam2.device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        return run(_Limits(batch=1, feature_bytes=0))
+        return run(_Limits(batch=1, cache=FeatureCache(0)))
     except torch.cuda.OutOfMemoryError as error:
         raise out_of_memory(error, "SAM 2's tracking", _TOO_LARGE) from None
