@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 ENOUGH_TOKENS = 8192
 """Visual tokens that keep a GPU busy: larger batches of frames are not made, they would only take memory from other models."""
 
+AT_ONCE = 16
+"""Questions whose attention rows are held at a time. What they share of the rollout is made once for each such group."""
+
 LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
 
@@ -168,9 +171,9 @@ class _Run:
         def look(visual: Visual) -> _Pass:
             prompts, mask, shared = lay_out(self.mllm, visual, [*asked, *self.presence_questions(visual)])
             prefix = self.open(visual, prompts, mask, shared)
-            rows = [self.ask(prefix, visual, ids, mask)[0] for ids in prompts[: len(asked)]]
             presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
-            return _Pass(self.maps(prefix, rows, visual, mask), presence)
+            maps, _ = self.maps_of(prefix, visual, prompts[: len(asked)], mask)
+            return _Pass(maps, presence)
 
         return asked, [found for _, found in self.look_at_all(look)], [[] for _ in self.queries]
 
@@ -186,11 +189,10 @@ class _Run:
             shared = int(mask.nonzero()[-1]) + 1  # the background questions are not known yet: they share the pictures
             mask = mask[:shared]
             prefix = self.open(visual, prompts, mask, shared)
-            told = [self.ask(prefix, visual, ids, mask, LONGEST_ANSWER) for ids in prompts[: len(asked)]]
             presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
-            maps = self.maps(prefix, [rows for rows, _ in told], visual, mask)
+            maps, told = self.maps_of(prefix, visual, prompts[: len(asked)], mask, LONGEST_ANSWER)
             prefix.to("cpu")
-            return prefix, _Pass(maps, presence), [said for _, said in told]
+            return prefix, _Pass(maps, presence), told
 
         for batch, (prefix, one, told) in self.look_at_all(objects):
             waiting.append((batch, prefix))
@@ -208,7 +210,7 @@ class _Run:
                 prompts, mask, _ = lay_out(self.mllm, seen, backgrounds)
                 mask = mask[: prefix.length]
                 prefix.to(self.mllm.device)
-                return self.maps(prefix, [self.ask(prefix, seen, ids, mask)[0] for ids in prompts], seen, mask)
+                return self.maps_of(prefix, seen, prompts, mask)[0]
 
             seen = family.video(self.mllm, self.frames, most) if batch is None else family.images(self.mllm, self.frames[batch], most)
             one.maps += self.sparing(behind, seen, divisible=False)
@@ -260,11 +262,16 @@ class _Run:
         whole = torch.cat([mask, torch.zeros(len(ids) - len(mask), dtype=torch.bool)])
         return self.mllm.family.positions(self.mllm, whole, visual)
 
-    def maps(self, prefix: Prefix, rows: list, visual: Visual, mask: Tensor) -> list[Tensor]:
-        """Per question (prompts, slots, rows, cols)."""
-        found = last_row_rollout(prefix.rows, rows, mask, block_bytes=self.block_bytes, tick=self.tick)
-        seen = mask.to(found[0].device)
-        return [visual.to_grid(row[:, : len(mask)][:, seen]) for row in found]
+    def maps_of(self, prefix: Prefix, visual: Visual, prompts: list[Tensor], mask: Tensor, max_new_tokens: int = 0):
+        """Per question its map (prompts, slots, rows, cols), and per question the answers, a string per prompt."""
+        maps, told = [], []
+        for first in range(0, len(prompts), AT_ONCE):
+            asked = [self.ask(prefix, visual, ids, mask, max_new_tokens) for ids in prompts[first : first + AT_ONCE]]
+            found = last_row_rollout(prefix.rows, [rows for rows, _ in asked], mask, block_bytes=self.block_bytes, tick=self.tick)
+            seen = mask.to(found[0].device)
+            maps += [visual.to_grid(row[:, : len(mask)][:, seen]) for row in found]
+            told += [said for _, said in asked]
+        return maps, told
 
     def sparing(self, step: Callable[[Visual], object], visual: Visual, divisible: bool = True):
         """Run a step. If GPU memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more

@@ -115,7 +115,8 @@ def parser() -> argparse.ArgumentParser:
     )
     masks.add_argument(
         "--presence-threshold", metavar="X", type=float, default=PRESENCE_THRESHOLD,
-        help="how sure the model must be, 0 to 1, that the clip shows the object; below it the masks are empty. 0: always mask the best match",
+        help='the model\'s "yes" against "no", 0 to 1, to whether the clip shows the object; below this the masks are empty. '
+        "0: always mask the best match",
     )  # fmt: skip
     masks.add_argument("--score-threshold", metavar="X", type=float, default=0.8, help="score above which an object is kept")
 

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -24,8 +24,9 @@ from .files import write_image, write_json
 from .memory_log import MemoryLog
 from .mllm import find_mllm, load_mllm
 from .pipeline import Result, segment_clip
+from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress
-from .questions import Templates, clean_query
+from .questions import Templates, split_queries
 from .tracking import SAM2, load_sam2
 from .video import Clip, open_clip, write_video
 from .visualize import contact_sheet, mask_overlay
@@ -119,27 +120,18 @@ def _run(options: Options, progress: MemoryLog) -> str:
     for job, (attention, record) in zip(left, attentions, strict=True):
         tracks, filled = _segment(options, job, clip, sam2, attention, record, settings | {"device": str(device)}, clock, progress)
         told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+    outputs.clear_others(options.out, folders)
     return "\n".join(told)
-
-
-def split_queries(texts: Sequence[str]) -> list[str]:
-    """The queries in `texts`, one a line, as they are asked. DecafError if there is none, or one of them twice."""
-    lines = [line for text in texts for line in text.splitlines() if line.strip()]
-    queries = [clean_query(line) for line in lines or [""]]
-    twice = next((query for place, query in enumerate(queries) if query in queries[:place]), None)
-    if twice:
-        raise DecafError(f'The query "{twice}" is given twice. Give each once.')
-    return queries
 
 
 def _check(options: Options, folders: list[Path]) -> None:
     for path, name in ((options.clip, "CLIP"), (options.sam2, "--sam2")):
         if not os.path.exists(path):  # Path.exists raises for a name that is too long
             raise DecafError(f"{name} {path} does not exist. Check the path.")
-    for name in ("point_threshold", "presence_threshold", "score_threshold"):
+    for name, usual in (("point_threshold", 0.8), ("presence_threshold", PRESENCE_THRESHOLD), ("score_threshold", 0.8)):
         value = getattr(options, name)
-        if not 0 <= value <= 1:  # told before the language model takes its minutes
-            raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as 0.8.")
+        if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):  # told before the language model takes its minutes
+            raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as {usual}.")
     for folder in {options.out, *folders}:
         if options.clip.resolve() == folder.resolve():
             raise DecafError(
@@ -154,9 +146,7 @@ def _attentions(
 ) -> list[tuple[tuple[Attention, Attention], dict]]:
     """Per job (object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now,
     all queries on the same passes over the pictures."""
-    found = {
-        job.folder: outputs.load_attention(job.folder / outputs.ATTENTION, job.attention_from) if options.resume else None for job in jobs
-    }
+    found = {job.folder: _earlier(options, job) if options.resume else None for job in jobs}
     missing = [job for job in jobs if not found[job.folder]]
     if missing:
         counts: dict[str, int] = {}
@@ -178,6 +168,10 @@ def _attentions(
             outputs.save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
     else:
         attentions, record = [], {}
+    for job in jobs:
+        if found[job.folder]:  # it may come from another folder: the queries were in another order then
+            attention, record = found[job.folder]
+            outputs.save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
     asked = iter(attentions)
     return [
         (found[job.folder][0], found[job.folder][1] | {"earlier": True})
@@ -185,6 +179,14 @@ def _attentions(
         else (next(asked), record | {"earlier": False})
         for job in jobs
     ]
+
+
+def _earlier(options: Options, job: _Job) -> tuple[tuple[Attention, Attention], dict] | None:
+    """The attention that an earlier run, of these or other queries, has left for this query."""
+    for folder in [job.folder, *outputs.query_folders(options.out)]:
+        if found := outputs.load_attention(folder / outputs.ATTENTION, job.attention_from):
+            return found
+    return None
 
 
 def _segment(
@@ -287,7 +289,7 @@ def mixed_dtype(name: str, device: torch.device) -> torch.dtype:
     """What --sam2-dtype names: "auto" is bfloat16 on a GPU that has it, as SAM 2 was trained, else float32."""
     if name != "auto":
         return getattr(torch, name)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def _summary(folder: Path, tracks: Tracks, filled: int) -> str:

@@ -32,8 +32,8 @@ class Attention:
 
     `kind`: "object", "background", or "contrast" (their normalised difference, 0..1). `video`: (slots, rows, cols), all key frames asked as
     one video; a slot covers one or two key frames. `frame`: (K, rows', cols'), each key frame asked alone. `question`: the text asked.
-    `answers`: what the model said to the video and to each key frame; empty when nothing was generated. `presence`: how sure the model is
-    that the clip shows the object, 0..1 (see `decaf.presence`); None if it was not asked.
+    `answers`: what the model said to the video and to each key frame; empty when nothing was generated. `presence`: the
+    model's "yes" against "no" to whether the clip shows the object, 0..1 (see `decaf.presence`); None if it was not asked.
     """
 
     kind: str

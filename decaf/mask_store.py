@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -44,9 +45,11 @@ class MaskStore:
                 self._file.write(data)
                 self._file.flush()  # else a full disk would be told to whoever reads next
             except OSError as error:
+                with contextlib.suppress(OSError):  # closing writes what is left, which fails again
+                    self._file.close()
                 raise DecafError(
-                    f"The masks outgrew {HELD >> 20} MB and could not be kept in a file in {tempfile.gettempdir()} ({error.strerror}). Free "
-                    "space there, or set TMPDIR to another folder."
+                    f"The masks outgrew {HELD >> 20} MB and could not be kept in a temporary file ({error.strerror}). Free space in "
+                    f"{tempfile.tempdir or 'a folder for temporary files'}, or set TMPDIR to another folder."
                 ) from error
         self._spans[index, frame] = start, len(data)
 

@@ -136,6 +136,22 @@ def clear(folder: Path) -> None:
         ) from error
 
 
+def query_folders(out: Path) -> list[Path]:
+    """The folders that a run into `out` may have used: itself for one query, query-1, query-2, ... in it for several."""
+    return [out, *sorted(entry for entry in out.iterdir() if entry.is_dir() and re.fullmatch(r"query-\d+", entry.name))]
+
+
+def clear_others(out: Path, folders: list[Path]) -> None:
+    """Takes results of earlier queries out of `out`, in all folders but these. Files of other names stay. DecafError as in `clear`."""
+    for folder in query_folders(out):
+        if folder not in folders and (folder / RESULT).exists():
+            clear(folder)
+            (folder / ATTENTION).unlink(missing_ok=True)
+            for left in (folder / MASKS, folder / OBJECTS, folder):
+                if left.is_dir() and left != out and not any(left.iterdir()):
+                    left.rmdir()
+
+
 def _clear(folder: Path) -> None:
     (folder / RESULT).unlink(missing_ok=True)
     numbered = _object_folders(folder)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .mllm import MLLM
 
 THRESHOLD = 0.2
-"""Presence below which nothing is masked: the model must be rather sure that the object is not there."""
+"""Presence below which nothing is masked. Low, since a refusal costs more than a mask too many; set on the bundled model's figures, and not
+measured on larger ones. The score is not calibrated: models differ in how readily they say yes."""
 
 ALWAYS = 0.0
 """The threshold that masks the best match for every query, as published."""

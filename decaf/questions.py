@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from .errors import DecafError
@@ -26,6 +27,23 @@ def clean_query(query: str) -> str:
             f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
         )
     return text if text.endswith((".", "?")) else text + "."
+
+
+def split_queries(texts: Iterable[str]) -> list[str]:
+    """The queries in `texts`, one a line, as they are asked; empty lines between others do not count. DecafError: as in `clean_query`, with
+    the line if there are several; or one of them is given twice."""
+    queries = []
+    for text in texts:
+        lines = [line for line in text.splitlines() if line.strip()] or [text]
+        for line in lines:
+            try:
+                query = clean_query(line)
+            except DecafError as error:
+                raise DecafError(f"Query {len(queries) + 1}: {error}" if queries or len(lines) > 1 else str(error)) from None
+            if query in queries:
+                raise DecafError(f'The query "{query}" is given twice. Give each once.')
+            queries.append(query)
+    return queries
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ class Templates:
         return self.background.replace("{query}", query)
 
     def ask_presence(self, query: str) -> str:
-        return self.presence.replace("{query}", query)
+        return self.presence.replace("{query}", query.lower())
 
     def ask_class_background(self, name: str) -> str:
         return self.class_background.replace("{object}", name)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from .. import decaf
 from ..decaf import fusion
 from ..decaf.errors import DecafError
-from ..decaf.questions import SETTINGS, Templates, clean_query
+from ..decaf.questions import SETTINGS, Templates, split_queries
 from . import host
 from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
 
@@ -36,7 +36,7 @@ class ExtractRolloutAttention(io.ComfyNode):
                     multiline=True,
                     placeholder="the dog that gets the ball first",
                     tooltip="What to mask: a name, a description, or a sentence that needs thinking, in any language that the model reads. "
-                    "One query a line: several are asked together, faster than one after the other, and everything behind runs for each.",
+                    "One query a line: several share the model's passes over the pictures; everything behind runs for each, with a mask each.",
                 ),
                 io.Combo.Input(
                     "setting",
@@ -97,8 +97,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                 io.String.Output(
                     "answers",
                     is_output_list=True,
-                    tooltip="What was asked, and what the model said: how sure it is that the object is there, and, in the setting "
-                    "'class name', its name.",
+                    tooltip="What was asked, and what the model said: its yes (1) or no (0) to whether the object is there, and, in the "
+                    "setting 'class name', its name.",
                 ),
             ],
         )
@@ -107,7 +107,7 @@ class ExtractRolloutAttention(io.ComfyNode):
     def validate_inputs(cls, query, setting, object_question="", background_question=""):
         try:
             if query is not None:  # None: linked, its value is not known yet
-                _queries(query)
+                split_queries([query])
             _templates(setting, object_question, background_question)
         except DecafError as error:
             return str(error)
@@ -121,7 +121,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         found = decaf.extract_attentions(  # imports transformers only now
             mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
             clip,
-            _queries(query),
+            split_queries([query]),
             setting=setting,
             max_key_frames=max_key_frames,
             tokens_per_frame=tokens_per_frame,
@@ -131,11 +131,6 @@ class ExtractRolloutAttention(io.ComfyNode):
         )
         objects, backgrounds = map(list, zip(*found, strict=True))
         return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
-
-
-def _queries(text: str) -> list[str]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return [clean_query(line) for line in lines or [text]]
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -150,7 +145,10 @@ def _memory(mllm, tokens: int, start_layer: int) -> int:
 
 def _said(attention) -> list[str]:
     lines = [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
-    return lines if attention.presence is None else [f"presence of the object in the clip: {attention.presence:.2f}", *lines]
+    if attention.kind != "object":
+        return lines
+    told = "not known, this model has no single token for yes" if attention.presence is None else f"{attention.presence:.2f}"
+    return [f"presence: {told}", *lines]
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

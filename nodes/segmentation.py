@@ -47,8 +47,8 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="How sure the model must be that the object is in the clip at all; below it there are no points, and the mask is "
-                    "empty. 0: always mask the best match.",
+                    tooltip="The model is asked whether the object is there at all. If its yes against no is below this, there are no points, "
+                    "and the mask is empty. 0: always mask the best match.",
                 ),
             ],
             outputs=[
@@ -63,7 +63,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                     tooltip="Number of the best key frame in the clip, counted from 0: the frame that positive_points belong to.",
                 ),
                 io.Float.Output(
-                    "presence", tooltip="How sure the model is that the object is in the clip, 0 to 1; 1 if it could not be asked."
+                    "presence", tooltip="The model's yes against no to whether the object is there, 0 to 1; 1 if it could not be asked."
                 ),
             ],
         )

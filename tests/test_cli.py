@@ -229,9 +229,34 @@ def test_resume_asks_only_the_new_query(line, tmp_path, monkeypatch):
     assert (read(tmp_path / "out" / "query-2")["query"], read(tmp_path / "out" / "query-2")["queries_at_once"]) == ("the thin line.", 1)
 
 
-def test_a_query_given_twice(line, capsys):
-    assert cli.main(line("--query", "the red square.")) == 2
-    assert '"the red square." is given twice' in capsys.readouterr().err
+def results(out):
+    return {path.parent.relative_to(out).as_posix(): json.loads(path.read_text())["query"] for path in out.rglob("result.json")}
+
+
+def test_results_of_earlier_queries_do_not_stay(line, tmp_path):
+    """Whatever is found in --out is of the last run; files that are not ours stay."""
+    out = tmp_path / "out"
+    assert cli.main(line("--objects", query="the red square")) == 0
+    (out / "notes.txt").write_text("mine")
+    assert cli.main(line(query="the red square\nthe blue slope\nthe thin line")) == 0
+    assert results(out) == {"query-1": "the red square.", "query-2": "the blue slope.", "query-3": "the thin line."}
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "query-1", "query-2", "query-3"}
+    (out / "query-3" / "notes.txt").write_text("mine")
+    assert cli.main(line("--resume", query="the thin line\nthe red square")) == 0
+    assert results(out) == {"query-1": "the thin line.", "query-2": "the red square."}
+    assert read(out / "query-1")["attention_from_earlier_run"] and read(out / "query-2")["attention_from_earlier_run"]
+    assert [path.name for path in (out / "query-3").iterdir()] == ["notes.txt"]
+    assert cli.main(line(query="the blue slope")) == 0
+    assert results(out) == {".": "the blue slope."}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [(["--query", "the red square."], '"the red square." is given twice'), (["--query", ""], "Query 2: The query is empty")],
+)
+def test_queries_that_cannot_be_asked_together(line, capsys, more, told):
+    assert cli.main(line(*more)) == 2
+    assert told in capsys.readouterr().err
 
 
 # -- is it there at all? ----------------------------------------------------------------------------------------------

@@ -86,4 +86,3 @@ def test_a_full_disk_is_told(monkeypatch):
     store = MaskStore(1, 2, (9, 9), held=1)
     with pytest.raises(DecafError, match="could not be kept .*No space left.*TMPDIR"):
         store.put(0, 0, disc((9, 9), 4, 4, 3))
-    full.raw.close()

@@ -48,8 +48,8 @@ def test_threshold_that_cannot_be(threshold):
 
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_is_what_generation_would_say(family, setting, mllm_folder):
-    """The same score from the model's own forward pass over the whole prompt, for each of several queries; maps are not changed by it."""
+def test_is_the_next_token_of_the_whole_prompt(family, setting, mllm_folder):
+    """The same score from one pass over the whole prompt, without a shared prefix or cache; maps are those of the query asked alone."""
     mllm = load_mllm(mllm_folder(family))
     torch.manual_seed(0)
     clip = clip_from_images(torch.rand(4, 60, 80, 3))

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from ..presence import THRESHOLD as PRESENCE_THRESHOLD
 from . import BUNDLED
 
 _DESCRIPTION = """\
@@ -37,6 +38,9 @@ def add_demo(commands, formatter) -> None:
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("decaf-demo"), help="folder for the results")
     demo.add_argument("--frames", metavar="N", type=int, default=10, help="length of the clip")
     demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
+    demo.add_argument(
+        "--presence-threshold", metavar="X", type=float, default=PRESENCE_THRESHOLD, help='as for "decaf segment"; not with --evaluate'
+    )
     demo.add_argument("--mllm", metavar="DIR_OR_REPO", default=BUNDLED, help="another language model")
     demo.add_argument("--sam2", metavar="FILE", type=Path, default=Path(BUNDLED), help="another SAM 2 checkpoint")
     demo.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="where both models run")
@@ -65,7 +69,6 @@ def _show(arguments, progress) -> str:
 
     from .. import command, outputs
     from ..files import write_image
-    from ..presence import THRESHOLD as PRESENCE_THRESHOLD
     from ..questions import Templates, clean_query
     from ..video import open_clip
     from .scenes import make_scene
@@ -87,7 +90,8 @@ def _show(arguments, progress) -> str:
     options = command.Options(
         clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
         setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
-        point_threshold=0.8, presence_threshold=PRESENCE_THRESHOLD, score_threshold=0.8, device=arguments.device, dtype="auto", sam2_dtype="auto",
+        point_threshold=0.8, presence_threshold=arguments.presence_threshold, score_threshold=0.8,
+        device=arguments.device, dtype="auto", sam2_dtype="auto",
         objects=False, overlay=True, resume=False,
     )  # fmt: skip
     lines = [f'Clip {arguments.seed}, "{query}"', command.run(options, progress)]
