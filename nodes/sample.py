@@ -33,7 +33,7 @@ class DecAFSampleClip(io.ComfyNode):
                     options=[ANY, *KINDS],
                     default=ANY,
                     tooltip="What the query goes by. absent: it asks for something that is not in the clip. The bundled model is good at "
-                    "nouns and colours, worse at the rest.",
+                    "nouns, colours, positions and relations, weak at time and counting.",
                 ),
                 io.Int.Input("frames", default=12, min=1, max=96, tooltip="Length of the clip, at 12 frames per second."),
             ],
