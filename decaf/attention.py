@@ -277,9 +277,12 @@ class _Run:
         """Run a step. If GPU memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more
         with smaller blocks, and then say what to lower."""
         self.tick()
+        before = dict(self.counts)
         try:
             result = step(visual)
         except torch.OutOfMemoryError as error:
+            self.counts.clear()
+            self.counts.update(before)  # what was done in vain is not counted
             error.__traceback__ = None  # its frames hold the tensors of the failed try
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

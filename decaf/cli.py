@@ -138,7 +138,9 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"
     )
     output.add_argument(
-        "--verbose", action="store_true", help="instead of progress bars, a line every ten seconds with what is done and the memory held"
+        "--verbose",
+        action="store_true",
+        help="instead of progress bars, a line every ten seconds with what is done and, on Linux, the memory held",
     )
     output.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
     add_demo(commands, _Help)

@@ -27,7 +27,7 @@ class MemoryLog:
     """Watches the memory of this process in a thread while it is entered, and passes on the progress that it is called with.
 
     `peaks`: step -> most resident bytes seen during it, five times a second and when it began. `every`: seconds between two lines in the
-    log, which say what is being done and how much is held.
+    log, which say what is being done and, where the system tells, how much is held.
     """
 
     def __init__(self, progress: Progress = silent, *, every: float = 10.0):
@@ -38,14 +38,12 @@ class MemoryLog:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> MemoryLog:
-        if resident_bytes() is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def __call__(self, done: int, total: int, what: str) -> None:
         begins = what != self._now[2]
@@ -71,4 +69,5 @@ class MemoryLog:
             held, (done, total, what) = self._sample(), self._now
             if time.monotonic() - start >= lines * self._every:
                 lines += 1
-                log.info("%6.0f s %6.0f MB held  %s%s", time.monotonic() - start, held / 1e6, what, f" {done}/{total}" if total else "")
+                memory = "" if held is None else f"{held / 1e6:6.0f} MB held  "
+                log.info("%6.0f s  %s%s%s", time.monotonic() - start, memory, what, f" {done}/{total}" if total else "")

@@ -8,9 +8,10 @@ import pytest
 
 from decaf.memory_log import MemoryLog, resident_bytes
 
-pytestmark = pytest.mark.skipif(resident_bytes() is None, reason="this system does not tell what a process holds")
+TOLD = pytest.mark.skipif(resident_bytes() is None, reason="this system does not tell what a process holds")
 
 
+@TOLD
 def test_peaks_by_step_and_lines_in_the_log(caplog):
     reports = []
     with caplog.at_level(logging.INFO, "decaf"), MemoryLog(lambda *report: reports.append(report), every=0.3) as memory:
@@ -33,3 +34,11 @@ def test_an_error_ends_the_watch():
     with pytest.raises(ValueError), memory:
         raise ValueError
     assert not memory._thread.is_alive()
+
+
+def test_steps_are_told_where_memory_is_not(caplog, monkeypatch):
+    monkeypatch.setattr("decaf.memory_log.resident_bytes", lambda: None)
+    with caplog.at_level(logging.INFO, "decaf"), MemoryLog(every=0.1) as memory:
+        memory(1, 3, "tracking")
+        time.sleep(0.5)
+    assert not memory.peaks and any(record.getMessage().endswith("tracking 1/3") for record in caplog.records)

@@ -289,7 +289,8 @@ def test_out_of_memory_twice_says_what_to_lower(mllm_folder, monkeypatch):
 def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
     """Room for all of them: one batch. Out of memory: halves, without asking anything twice; the maps are the same."""
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    expected = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40)
+    once, counts = {}, {}
+    expected = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=once)
     batches, room = [], {}
     encode = mllm.family.encode
 
@@ -304,8 +305,9 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
     monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
     for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
         batches.clear()
-        found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40)
-        assert batches == tried
+        counts.clear()
+        found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=counts)
+        assert batches == tried and counts == once
         for one, other in zip(found, expected, strict=True):
             assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
             assert one.answers == other.answers

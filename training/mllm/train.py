@@ -111,7 +111,7 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         head.load_state_dict(saved["head"])
         state = saved["state"]
-        if state["stage"] == given.stage:
+        if state["stage"] == given.stage and len(saved["optimizers"]) == len(optimizers):  # not if --muon was added or left out
             for optimizer, kept_state in zip(optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(kept_state)
     if state["stage"] != given.stage:
