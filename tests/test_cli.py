@@ -406,7 +406,11 @@ def test_ctrl_c_and_a_polite_kill(line, number, code, tmp_path, monkeypatch, cap
         replace(*args)
 
     monkeypatch.setattr("decaf.files.os.replace", stop_at_third)
-    assert cli.main(line()) == code
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has programs in the background ignore Ctrl-C
+    try:
+        assert cli.main(line()) == code
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     monkeypatch.undo()
     told = capfd.readouterr().err.strip().splitlines()
     assert told[-1] == f"decaf: stopped. Run the same command with --resume to go on in {tmp_path / 'out'}."
