@@ -1,11 +1,13 @@
 """Options and fixtures that all tests share."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from short_runs import FRAMES, KEYS, SIZE, picture
 
 TESTS = Path(__file__).parent
 
@@ -52,3 +54,24 @@ def sam2_file(tmp_path_factory) -> Path:
     import tiny_sam2
 
     return tiny_sam2.make_sam2(tmp_path_factory.mktemp("sam2") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory):
+    from decaf.video import write_video
+
+    path = tmp_path_factory.mktemp("clip") / "square.mp4"
+    write_video(path, (picture(index) for index in range(FRAMES)), Fraction(25), SIZE)
+    return path
+
+
+@pytest.fixture
+def line(clip_file, mllm_folder, sam2_file, tmp_path):
+    """line("--more", family=...) -> the arguments of a short run into tmp_path / "out"."""
+
+    def arguments(*more, family="qwen2_5_vl", clip=clip_file, query="the red square"):
+        models = ["--mllm", str(mllm_folder(family)), "--sam2", str(sam2_file)]
+        limits = ["--max-key-frames", str(KEYS), "--tokens-per-frame", "16", "--device", "cpu"]
+        return ["segment", str(clip), "--query", query, *models, "--out", str(tmp_path / "out"), *limits, *more]
+
+    return arguments

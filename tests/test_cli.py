@@ -5,82 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import FRAMES, KEYS, SIZE, Meter, masks, picture, read
 from tiny_models import FAMILIES
 
 from decaf import cli, command, outputs
 from decaf.memory_log import resident_bytes
-from decaf.video import open_clip, write_video
-
-FRAMES, SIZE, KEYS = 9, (96, 128), 4
-
-
-def picture(index: int) -> torch.Tensor:
-    """A red square that moves over a blue slope."""
-    frame = torch.zeros(*SIZE, 3, dtype=torch.uint8)
-    frame[..., 2] = torch.linspace(40, 200, SIZE[1]).to(torch.uint8)
-    frame[30:60, 8 + 8 * index : 38 + 8 * index] = torch.tensor([220, 30, 30], dtype=torch.uint8)
-    return frame
-
-
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "square.mp4"
-    write_video(path, (picture(index) for index in range(FRAMES)), Fraction(25), SIZE)
-    return path
-
-
-@pytest.fixture
-def line(clip_file, mllm_folder, sam2_file, tmp_path):
-    """line("--more", family=...) -> the arguments of a short run into tmp_path / "out"."""
-
-    def arguments(*more, family="qwen2_5_vl", clip=clip_file, query="the red square"):
-        models = ["--mllm", str(mllm_folder(family)), "--sam2", str(sam2_file)]
-        limits = ["--max-key-frames", str(KEYS), "--tokens-per-frame", "16", "--device", "cpu"]
-        return ["segment", str(clip), "--query", query, *models, "--out", str(tmp_path / "out"), *limits, *more]
-
-    return arguments
-
-
-def read(folder):
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
-def masks(folder):
-    return [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
-
-
-class Meter:
-    """Counts by itself what the models are given."""
-
-    def __init__(self, monkeypatch):
-        self.frames = self.prefilled = self.sam2 = 0
-        load_mllm, load_sam2 = command.load_mllm, command.load_sam2
-
-        def mllm(*args, **kwargs):
-            loaded = load_mllm(*args, **kwargs)
-            loaded.text_tower.layers[0].register_forward_hook(self.layer, with_kwargs=True)
-            return loaded
-
-        def sam2(*args, **kwargs):
-            loaded = load_sam2(*args, **kwargs)
-            loaded.model.image_encoder.register_forward_hook(self.image)
-            return loaded
-
-        monkeypatch.setattr(command, "load_mllm", mllm)
-        monkeypatch.setattr(command, "load_sam2", sam2)
-
-    def layer(self, module, args, kwargs, output):
-        hidden = args[0] if args else kwargs["hidden_states"]
-        self.prefilled += hidden.shape[:2].numel()
-
-    def image(self, module, args, output):
-        self.sam2 += len(args[0])
+from decaf.video import open_clip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -197,82 +132,6 @@ def test_sam2_computes_in_the_dtype_that_is_asked_for(line, tmp_path, monkeypatc
     assert cli.main(line("--no-overlay", "--resume", "--sam2-dtype", "bfloat16")) == 0
     assert [one.dtype for one in loaded] == [torch.float32, torch.bfloat16]
     assert read(tmp_path / "out")["settings"]["sam2_dtype"] == "bfloat16"
-
-
-# -- several queries --------------------------------------------------------------------------------------------------
-
-
-def test_several_queries_share_the_pictures(line, tmp_path, monkeypatch, capsys):
-    """One folder each, the same masks as asked alone, and the vision tower sees every frame once for all of them."""
-    alone = {}
-    for query in ("the red square", "the blue slope"):
-        assert cli.main(line(query=query)) == 0
-        alone[query] = masks(tmp_path / "out" / "masks"), read(tmp_path / "out")
-    meter = Meter(monkeypatch)
-    assert cli.main(line("--query", "the blue slope", query="the red square\n\n")) == 0
-    assert "the blue slope. " in capsys.readouterr().out
-    for folder, (query, (expected, one)) in zip(("query-1", "query-2"), alone.items(), strict=True):
-        result = read(tmp_path / "out" / folder)
-        assert result["query"] == query + "." and result["queries_at_once"] == 2
-        assert np.array_equal(masks(tmp_path / "out" / folder / "masks"), expected)
-        assert result["presence"] == pytest.approx(one["presence"], abs=1e-6)
-        for name in ("frames_encoded_video", "frames_encoded_image", "visual_tokens_prefilled"):
-            assert result["counts"][name] == one["counts"][name]
-    assert meter.prefilled == sum(result["counts"][name] for name in ("visual_tokens_prefilled", "text_tokens_prefilled"))
-
-
-def test_resume_asks_only_the_new_query(line, tmp_path, monkeypatch):
-    assert cli.main(line(query="the red square\nthe blue slope")) == 0
-    kept = (tmp_path / "out" / "query-1" / "result.json").stat().st_mtime_ns
-    assert cli.main(line("--resume", query="the red square\nthe thin line")) == 0
-    assert (tmp_path / "out" / "query-1" / "result.json").stat().st_mtime_ns == kept
-    assert (read(tmp_path / "out" / "query-2")["query"], read(tmp_path / "out" / "query-2")["queries_at_once"]) == ("the thin line.", 1)
-
-
-def results(out):
-    return {path.parent.relative_to(out).as_posix(): json.loads(path.read_text())["query"] for path in out.rglob("result.json")}
-
-
-def test_results_of_earlier_queries_do_not_stay(line, tmp_path):
-    """Whatever is found in --out is of the last run; files that are not ours stay."""
-    out = tmp_path / "out"
-    assert cli.main(line("--objects", query="the red square")) == 0
-    (out / "notes.txt").write_text("mine")
-    assert cli.main(line(query="the red square\nthe blue slope\nthe thin line")) == 0
-    assert results(out) == {"query-1": "the red square.", "query-2": "the blue slope.", "query-3": "the thin line."}
-    assert {path.name for path in out.iterdir()} == {"notes.txt", "query-1", "query-2", "query-3"}
-    (out / "query-3" / "notes.txt").write_text("mine")
-    assert cli.main(line("--resume", query="the thin line\nthe red square")) == 0
-    assert results(out) == {"query-1": "the thin line.", "query-2": "the red square."}
-    assert read(out / "query-1")["attention_from_earlier_run"] and read(out / "query-2")["attention_from_earlier_run"]
-    assert [path.name for path in (out / "query-3").iterdir()] == ["notes.txt"]
-    assert cli.main(line(query="the blue slope")) == 0
-    assert results(out) == {".": "the blue slope."}
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [(["--query", "the red square."], '"the red square." is given twice'), (["--query", ""], "Query 2: The query is empty")],
-)
-def test_queries_that_cannot_be_asked_together(line, capsys, more, told):
-    assert cli.main(line(*more)) == 2
-    assert told in capsys.readouterr().err
-
-
-# -- is it there at all? ----------------------------------------------------------------------------------------------
-
-
-def test_presence_threshold(line, tmp_path, capsys):
-    """Below the threshold all masks are empty and a sentence says why; 0 masks the best match. The attention is the same."""
-    assert cli.main(line("--presence-threshold", "0")) == 0
-    result = read(tmp_path / "out")
-    assert 0 < result["presence"] < 1 and result["tracks"] and result["frames_with_mask"]
-    assert cli.main(line("--resume", "--presence-threshold", "1")) == 0
-    absent = read(tmp_path / "out")
-    assert absent["attention_from_earlier_run"] and absent["presence"] == result["presence"]
-    assert absent["tracks"] == [] and not np.any(masks(tmp_path / "out" / "masks"))
-    assert 'does not see "the red square" in the clip' in absent["message"] and "presence threshold to 0" in absent["message"]
-    assert absent["message"] in capsys.readouterr().out
 
 
 # -- stopping and resuming --------------------------------------------------------------------------------------------
