@@ -107,6 +107,7 @@ def _run(options: Options, progress: MemoryLog) -> str:
     ]
     left = [job for job in jobs if not (options.resume and outputs.is_finished(job.folder, job.made_from))]
     if not left:
+        outputs.clear_others(options.out, folders)
         return f"Already finished in {options.out}; nothing to do."
 
     clock = _Clock(progress)
@@ -132,7 +133,8 @@ def _check(options: Options, folders: list[Path]) -> None:
         value = getattr(options, name)
         if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):  # told before the language model takes its minutes
             raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as {usual}.")
-    for folder in {options.out, *folders}:
+    # Results of other queries in --out go at the end: the clip must not be among those either.
+    for folder in {options.out, *folders, *outputs.query_folders(options.out)}:
         if options.clip.resolve() == folder.resolve():
             raise DecafError(
                 f"--out {folder} is the clip itself; results would mix with its frames. Give another folder, outside the clip."
@@ -170,8 +172,7 @@ def _attentions(
         attentions, record = [], {}
     for job in jobs:
         if found[job.folder]:  # it may come from another folder: the queries were in another order then
-            attention, record = found[job.folder]
-            outputs.save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
+            outputs.save_attention(job.folder / outputs.ATTENTION, found[job.folder][0], job.attention_from, found[job.folder][1])
     asked = iter(attentions)
     return [
         (found[job.folder][0], found[job.folder][1] | {"earlier": True})

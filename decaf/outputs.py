@@ -138,7 +138,8 @@ def clear(folder: Path) -> None:
 
 def query_folders(out: Path) -> list[Path]:
     """The folders that a run into `out` may have used: itself for one query, query-1, query-2, ... in it for several."""
-    return [out, *sorted(entry for entry in out.iterdir() if entry.is_dir() and re.fullmatch(r"query-\d+", entry.name))]
+    found = out.iterdir() if out.is_dir() else ()
+    return [out, *sorted(entry for entry in found if entry.is_dir() and re.fullmatch(r"query-\d+", entry.name))]
 
 
 def clear_others(out: Path, folders: list[Path]) -> None:

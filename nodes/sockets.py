@@ -11,10 +11,11 @@ MLLM = io.Custom("DECAF_MLLM")
 SAM2 = io.Custom("DECAF_SAM2")
 
 # decaf.data.Attention, of kind "object", "background" or "contrast":
-#   video (slots, rows, cols) and frame (K, rows', cols') float32 >= 0 (contrast: 0..1), the clip's K key frames, query, question, answers.
+#   video (slots, rows, cols) and frame (K, rows', cols') float32 >= 0 (contrast: 0..1), the clip's K key frames, query, question, answers,
+#   and of the object presence 0..1 or None.
 Attention = io.Custom("DECAF_ATTENTION")
 
-# decaf.data.FusedAttention: map (K, rows', cols') float32 in 0..1, one map per key frame.
+# decaf.data.FusedAttention: map (K, rows', cols') float32 in 0..1, one map per key frame; presence 0..1 or None.
 FusedAttention = io.Custom("DECAF_FUSED_ATTENTION")
 
 # decaf.data.SAM2Prompts: n points, each with its key frame, x and y in 0..1 and attention in 0..1; and the fused attention they come from.

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from short_runs import Meter, masks, read
+from short_runs import FRAMES, Meter, masks, read
 
 from decaf import cli
 
@@ -53,8 +53,27 @@ def test_results_of_earlier_queries_do_not_stay(line, tmp_path):
     assert results(out) == {"query-1": "the thin line.", "query-2": "the red square."}
     assert read(out / "query-1")["attention_from_earlier_run"] and read(out / "query-2")["attention_from_earlier_run"]
     assert [path.name for path in (out / "query-3").iterdir()] == ["notes.txt"]
+    assert cli.main(line("--resume", query="the thin line\nthe red square")) == 0
+    assert results(out) == {"query-1": "the thin line.", "query-2": "the red square."}
     assert cli.main(line(query="the blue slope")) == 0
     assert results(out) == {".": "the blue slope."}
+
+
+def test_resume_tells_old_attention_from_new(line, tmp_path):
+    """One query's attention is there, the other is asked now: each record says what it cost."""
+    assert cli.main(line(query="the red square\nthe blue slope\nthe thin line")) == 0
+    assert cli.main(line("--resume", "--score-threshold", "0.5", query="the thin line\nthe green cup")) == 0
+    old, new = (read(tmp_path / "out" / name) for name in ("query-1", "query-2"))
+    assert (old["attention_from_earlier_run"], old["queries_at_once"]) == (True, 3)
+    assert (new["attention_from_earlier_run"], new["queries_at_once"]) == (False, 1)
+
+
+def test_a_clip_among_the_results_of_other_queries(line, tmp_path, capsys):
+    """They would be cleared away at the end, and the clip with them."""
+    assert cli.main(line(query="the red square\nthe blue slope")) == 0
+    clip = tmp_path / "out" / "query-2" / "masks"
+    assert cli.main(line(clip=clip)) == 2
+    assert "would be overwritten" in capsys.readouterr().err and len(masks(clip)) == FRAMES
 
 
 @pytest.mark.parametrize(
