@@ -9,7 +9,9 @@ import torch
 from moving_shapes import moving_shapes
 from PIL import Image
 
-from decaf.tracking import load_sam2
+from decaf.tracking import load_sam2, sweep
+from decaf.tracking.attention import MemoryAttention
+from decaf.tracking.encoder import ImageEncoder
 from decaf.tracking.frames import FeatureCache, FrameEncoder, model_input
 from decaf.tracking.memory import MemoryPlan, Step, TrackedObject
 from decaf.tracking.package import sam2_package
@@ -59,7 +61,7 @@ def random_masks(count, height, width, seed):
 def sweep_logits(sam2, clip, prompts, *, one_by_one=False, batch=8, budget=0):
     """(n, T, H, W) logits, and how many images were encoded."""
     encoded = []
-    encoder = FrameEncoder(sam2, clip, FeatureCache(budget), lambda: encoded.append(1))
+    encoder = FrameEncoder(sam2, clip, FeatureCache(budget), lambda: encoded.append(1), exact=one_by_one)
     out = torch.full((len(prompts), len(clip), *clip.frame_size), float("nan"))
     for swept in Sweep(sam2, encoder, batch=batch, one_by_one=one_by_one).run(FixedPrompts(prompts)):
         assert out[swept.ids, swept.frame].isnan().all(), "an object came twice on one frame"
@@ -121,6 +123,44 @@ def test_feature_cache_saves_encodings_and_changes_nothing(models):
         assert torch.equal(cached, without)
 
 
+@pytest.mark.parametrize("version, size", [("2", 64), ("2.1", 128)])
+def test_image_features_equal_the_package(models, version, size):
+    ours, _ = models(1, version, size)
+    images = torch.randn(2, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    encoder, exact = ImageEncoder(ours.model), ImageEncoder(ours.model, exact=True)
+    with torch.inference_mode():
+        for image in images:
+            found, expected = encoder(image), exact(image)
+            assert found.sizes == expected.sizes and torch.equal(found.position, expected.position)
+            for a, b in zip(found.levels, expected.levels, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def test_kept_projections_of_memories_stay_within_their_budget_and_change_nothing(models, monkeypatch):
+    ours, _ = models(3, "2.1", 64)
+    clip = moving_shapes(14, 64, 64)
+    prompts = list(zip([2, 5, 9], random_masks(3, 64, 64, 0), strict=True))
+    kept = {}
+    for budget in (0, 100 << 10, 1 << 30):
+        most, keep = 0, MemoryAttention._keep
+
+        def watched(self, groups, keep=keep):
+            nonlocal most
+            keep(self, groups)
+            held = [x for memory in self._kept for pair in memory.projected for x in pair]
+            most = max(most, sum(x.nbytes for x in held) + sum(x.nbytes for x in self._age_keys))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sweep, "_PROJECTION_BYTES", budget)
+            patch.setattr(MemoryAttention, "_keep", watched)
+            kept[budget] = sweep_logits(ours, clip, prompts)[0]
+        assert most <= budget and (most > 0) == (budget > 0)
+    none, few, all_ = kept.values()
+    for logits in (few, all_):
+        difference, iou = agreement(logits, none)
+        assert difference <= 2e-2 and iou >= 0.999
+
+
 @pytest.mark.parametrize("length, prompt", [(1, 0), (2, 0), (2, 1), (17, 5), (60, 0), (60, 59), (60, 20)])
 def test_a_memory_lives_exactly_as_long_as_it_is_looked_at(length, prompt):
     plan = MemoryPlan(prompt, length, memories=7, pointers=16)
@@ -151,3 +191,14 @@ def test_model_input_equals_the_package(tmp_path):
     theirs, height, width = load_video_frames(str(tmp_path), 128, offload_video_to_cpu=True, compute_device=torch.device("cpu"))
     assert (height, width) == clip.frame_size
     assert torch.equal(torch.stack([model_input(clip[t], 128) for t in range(2)]), theirs)
+
+
+def test_model_input_of_every_value_equals_the_package(tmp_path):
+    sam2_package()
+    from sam2.utils.misc import _load_img_as_tensor
+
+    values = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(16, 16, 3)
+    Image.fromarray(values.numpy()).save(tmp_path / "values.jpg", format="PNG")
+    theirs, _, _ = _load_img_as_tensor(str(tmp_path / "values.jpg"), 16)
+    mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.equal(model_input(values, 16), ((theirs.float() - mean) / std).float())

@@ -11,7 +11,8 @@ from ..data import SAM2Prompts
 from ..errors import DecafError
 from ..mask_store import pack_bits, unpack_bits
 from .build import SAM2
-from .frames import Features, inference
+from .encoder import Features
+from .frames import inference
 from .masks import pairwise_iou, video_masks
 from .sweep import Arrivals, Swept
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .build import SAM2
+from .encoder import Features, ImageEncoder
 
 _MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
 _STD = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
@@ -28,34 +28,8 @@ def inference(sam2: SAM2) -> Iterator[None]:
 def model_input(frame: Tensor, size: int) -> Tensor:
     """(H, W, 3) uint8 -> (3, size, size) float32, equal to the package's own loader of JPEG frames (bicubic resize by Pillow, then
     normalised)."""
-    resized = np.asarray(Image.fromarray(frame.numpy()).resize((size, size)))
-    return (torch.from_numpy(resized / 255.0).permute(2, 0, 1).float() - _MEAN) / _STD
-
-
-@dataclass(frozen=True)
-class Features:
-    """Image features of one frame as `SAM2Base` wants them. `levels`: per level (h * w, 1, channels), the finest first. `position`:
-    (h * w, 1, channels), position codes of the last level, the only ones in use. `sizes`: (h, w) per level."""
-
-    levels: tuple[Tensor, ...]
-    position: Tensor
-    sizes: tuple[tuple[int, int], ...]
-
-    def flat(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Features and position codes for a batch of n objects, as arguments of `track_step`."""
-        position = self.position.expand(-1, n, -1)
-        return [level.expand(-1, n, -1) for level in self.levels], [position] * len(self.levels)
-
-    def maps(self, n: int) -> tuple[list[Tensor] | None, Tensor]:
-        """(n, channels, h, w) views: the high-resolution maps (None if the model has none), and the lowest one."""
-        maps = [
-            level.permute(1, 2, 0).unflatten(2, size).expand(n, -1, -1, -1) for level, size in zip(self.levels, self.sizes, strict=True)
-        ]
-        return maps[:-1] or None, maps[-1]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(level.numel() * level.element_size() for level in self.levels)
+    resized = np.array(Image.fromarray(frame.numpy()).resize((size, size)))
+    return torch.from_numpy(resized).permute(2, 0, 1).float().div_(255).sub_(_MEAN).div_(_STD)
 
 
 class FeatureCache:
@@ -84,7 +58,8 @@ class FrameEncoder:
     """Encodes frames of a sequence on demand, unless their features are in the cache.
 
     `frames`: (H, W, 3) uint8 tensors. `on_encode` is called before the image encoder runs; what it raises stops the work. `indices`: clip
-    indices of the frames, if they are not the whole clip: their features then stay for a later encoder of the clip.
+    indices of the frames, if they are not the whole clip: their features then stay for a later encoder of the clip. `exact`: as
+    `ImageEncoder` has it.
     """
 
     def __init__(
@@ -95,9 +70,10 @@ class FrameEncoder:
         on_encode: Callable[[], None],
         *,
         indices: Sequence[int] | None = None,
+        exact: bool = False,
     ):
         self._sam2, self._frames, self._cache, self._on_encode, self._indices = sam2, frames, cache, on_encode, indices
-        self._position: Tensor | None = None
+        self._encode_image = ImageEncoder(sam2.model, exact=exact)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -111,12 +87,7 @@ class FrameEncoder:
         return features
 
     def _encode(self, frame: int) -> Features:
-        model = self._sam2.model
         self._on_encode()
         with inference(self._sam2):
             image = model_input(self._frames[frame], self._sam2.image_size).to(self._sam2.device)
-            _, levels, positions, sizes = model._prepare_backbone_features(model.forward_image(image[None]))
-            if self._position is None:
-                # The same for every frame, and larger than the features: one copy serves all.
-                self._position = positions[-1].clone()
-        return Features(tuple(levels), self._position, tuple(sizes))
+            return self._encode_image(image[None])

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .attention import Memory
+
 
 @dataclass(frozen=True)
 class Step:
@@ -69,12 +71,11 @@ class MemoryPlan:
 
 @dataclass
 class TrackedObject:
-    """An object on its way through the clip. `memories`: frame -> (h * w, channels), as the package stores them, in bfloat16. `pointers`:
-    frame -> (channels)."""
+    """An object on its way through the clip. `memories`: by frame. `pointers`: frame -> (channels)."""
 
     id: int
     plan: MemoryPlan
-    memories: dict[int, Tensor] = field(default_factory=dict)
+    memories: dict[int, Memory] = field(default_factory=dict)
     pointers: dict[int, Tensor] = field(default_factory=dict)
 
     @property

@@ -15,15 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import MemoryTokens, attend
+from .attention import Memory, MemoryAttention, Remembered
 from .build import SAM2
-from .frames import Features, FrameEncoder, inference
+from .encoder import Features
+from .frames import FrameEncoder, inference
 from .heads import NoPrompt, decode
 from .memory import MemoryPlan, Step, TrackedObject
 from .package import sam2_package
 
 MEMORY_DTYPE = torch.bfloat16
 """The predictor stores memories so, in every setting."""
+
+_PROJECTION_BYTES = 64 << 20
+"""For what the memory attention makes of memories, of all objects together. Enough at small sizes, where projecting is a fifth of the work;
+at 1024 x 1024 it is a hundredth, and the projections of one memory are 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Sweep:
         self._batch = 1 if one_by_one else batch
         self._one_by_one = one_by_one
         self._memory_position: Tensor | None = None  # (1, channels, h, w), the same for all memories
+        self._attention: MemoryAttention | None = None
         self._no_prompt: NoPrompt | None = None
 
     def run(self, prompter: Prompter) -> Iterator[Swept]:
@@ -138,7 +144,7 @@ class Sweep:
             # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
             memories = self._memorise(features, low, out["object_score_logits"], from_prompt=True)
             for each, memory, pointer in zip(objects, memories, out["obj_ptr"], strict=True):
-                each.memories[frame], each.pointers[frame] = memory.clone(), pointer.clone()
+                each.memories[frame], each.pointers[frame] = Memory(memory.clone()), pointer.clone()
         return low
 
     def _prompt_masks(self, masks: list[Tensor]) -> Tensor:
@@ -182,7 +188,7 @@ class Sweep:
         if wanted:
             memories = self._memorise(features, low[wanted], score[wanted], from_prompt=False)
             for i, memory in zip(wanted, memories, strict=True):
-                objects[i].memories[step.frame] = memory.clone()  # a view would keep the memories of the whole batch
+                objects[i].memories[step.frame] = Memory(memory.clone())  # a view would keep the memories of the whole batch
         for each, pointer in zip(objects, pointers, strict=True):
             if each.plan.needs_pointer(step.frame):
                 each.pointers[step.frame] = pointer.clone()
@@ -206,7 +212,7 @@ class Sweep:
             run_mem_encoder=wanted,
         )
         if wanted:
-            one.memories[step.frame] = out["maskmem_features"].to(MEMORY_DTYPE).flatten(2).transpose(1, 2)[0]
+            one.memories[step.frame] = Memory(out["maskmem_features"].to(MEMORY_DTYPE).flatten(2).transpose(1, 2)[0])
         if one.plan.needs_pointer(step.frame):
             one.pointers[step.frame] = out["obj_ptr"][0]
         return out["pred_masks"]
@@ -216,7 +222,7 @@ class Sweep:
         size = self._memory_position.shape[-2:]
         outputs = {
             frame: {
-                "maskmem_features": one.memories[frame].transpose(0, 1).unflatten(1, size)[None] if frame in one.memories else None,
+                "maskmem_features": one.memories[frame].tokens.transpose(0, 1).unflatten(1, size)[None] if frame in one.memories else None,
                 "maskmem_pos_enc": [self._memory_position],
                 "obj_ptr": one.pointers[frame][None] if frame in one.pointers else None,
             }
@@ -231,28 +237,23 @@ class Sweep:
         groups: dict[tuple[int, int], list[int]] = {}
         for i, each in enumerate(objects):
             groups.setdefault((len(each.plan.memories(step)), len(each.plan.pointers(step))), []).append(i)
-        tokens = [self._tokens(objects, places, step) for places in groups.values()]
+        remembered = [self._remembered(objects, places, step) for places in groups.values()]
+        if self._attention is None:
+            self._attention = MemoryAttention(self._model, self._memory_position, _PROJECTION_BYTES)
         current, position = features.levels[-1].transpose(0, 1), features.position.transpose(0, 1)
-        hidden = attend(self._model.memory_attention, current, position, tokens)
+        hidden = self._attention(current, position, remembered)
         return hidden.transpose(1, 2).unflatten(2, features.sizes[-1])
 
-    def _tokens(self, objects: list[TrackedObject], places: list[int], step: Step) -> MemoryTokens:
+    def _remembered(self, objects: list[TrackedObject], places: list[int], step: Step) -> Remembered:
         """Memories and pointers of objects that have equally many of each: the prompt's first, then the tracked frames'."""
         model = self._model
         per_pointer = model.hidden_dim // model.mem_dim  # a pointer is as wide as several memory tokens
-        spatial = self._memory_position.flatten(2).transpose(1, 2)[0]
         group = [objects[i] for i in places]
-        distances = [[abs(step.frame - one.prompt), *(distance for distance, _ in one.plan.pointers(step))] for one in group]
-        pointer_codes = self._distance_codes(distances).repeat_interleave(per_pointer, 1)
-        tokens, positions = [], []
-        for one, codes in zip(group, pointer_codes, strict=True):
-            memories = [(0, one.prompt), *one.plan.memories(step)]
-            pointers = [one.prompt, *(frame for _, frame in one.plan.pointers(step))]
-            flat_pointers = torch.cat([one.pointers[frame] for frame in pointers]).view(-1, model.mem_dim)
-            tokens.append(torch.cat([*(one.memories[frame] for _, frame in memories), flat_pointers]))
-            memory_codes = [spatial + model.maskmem_tpos_enc[model.num_maskmem - code - 1, 0] for code, _ in memories]
-            positions.append(torch.cat([*memory_codes, codes]))
-        return MemoryTokens(places, torch.stack(tokens), torch.stack(positions), pointer_codes.shape[1])
+        memories = [[(age, one.memories[frame]) for age, frame in [(0, one.prompt), *one.plan.memories(step)]] for one in group]
+        pointers = [[(abs(step.frame - one.prompt), one.prompt), *one.plan.pointers(step)] for one in group]
+        codes = self._distance_codes([[distance for distance, _ in each] for each in pointers]).repeat_interleave(per_pointer, 1)
+        tokens = torch.stack([one.pointers[frame] for one, each in zip(group, pointers, strict=True) for _, frame in each])
+        return Remembered(places, memories, tokens.view(len(group), -1, model.mem_dim), codes)
 
     def _distance_codes(self, distances: list[list[int]]) -> Tensor:
         """Distances in frames, n objects of p pointers -> their position codes (n, p, channels). All zero in SAM 2.0, which has none."""

@@ -1,0 +1,97 @@
+"""SAM 2's image encoder for many frames: what does not depend on the frame is computed once.
+
+The package's own modules interpolate position embeddings and copy position codes for every frame, and bring the two fine levels to the full
+width only to narrow them again. Here these two linear maps are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Features:
+    """Image features of one frame as `SAM2Base` wants them. `levels`: per level (h * w, 1, channels), the finest first. `position`:
+    (h * w, 1, channels), position codes of the last level, the only ones in use. `sizes`: (h, w) per level."""
+
+    levels: tuple[Tensor, ...]
+    position: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+    def flat(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Features and position codes for a batch of n objects, as arguments of `track_step`."""
+        position = self.position.expand(-1, n, -1)
+        return [level.expand(-1, n, -1) for level in self.levels], [position] * len(self.levels)
+
+    def maps(self, n: int) -> tuple[list[Tensor] | None, Tensor]:
+        """(n, channels, h, w) views: the high-resolution maps (None if the model has none), and the lowest one."""
+        maps = [
+            level.permute(1, 2, 0).unflatten(2, size).expand(n, -1, -1, -1) for level, size in zip(self.levels, self.sizes, strict=True)
+        ]
+        return maps[:-1] or None, maps[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(level.numel() * level.element_size() for level in self.levels)
+
+
+class ImageEncoder:
+    """`model`: a `SAM2Base`, whose weights must stay as and where they are for the life of this object. To be called under
+    `torch.inference_mode`, with autocast where half precision is wanted. `exact`: by the package's own modules, bit for bit; otherwise
+    equal up to rounding."""
+
+    def __init__(self, model: nn.Module, *, exact: bool = False):
+        self._model, self._exact = model, exact
+        self._place: Tensor | None = None  # of the patches (1, h, w, channels)
+        self._position: Tensor | None = None
+        self._fine: list[tuple[Tensor, Tensor]] = []  # weights and biases, the finest level last
+
+    def __call__(self, image: Tensor) -> Features:
+        """(1, 3, S, S) float32 as `model_input` gives it."""
+        if self._exact:
+            _, levels, positions, sizes = self._model._prepare_backbone_features(self._model.forward_image(image))
+            return Features(tuple(levels), positions[-1], tuple(sizes))
+        if self._place is None:
+            self._prepare()
+        *fine_stages, last = self._stages(image)
+        if self._position is None:
+            self._position = self._model.image_encoder.neck.position_encoding(last.permute(0, 3, 1, 2)).flatten(2).permute(2, 0, 1)
+        levels, sizes = [last.flatten(1, 2).transpose(0, 1)], [last.shape[1:3]]
+        for stage, (weight, bias) in zip(reversed(fine_stages), self._fine, strict=False):  # none if the model has no fine levels
+            levels.insert(0, torch.addmm(bias, weight, stage.flatten(0, 2).T).T[:, None])
+            sizes.insert(0, stage.shape[1:3])
+        return Features(tuple(levels), self._position, tuple((h, w) for h, w in sizes))
+
+    def _prepare(self) -> None:
+        model = self._model
+        trunk, neck, decoder = model.image_encoder.trunk, model.image_encoder.neck, model.sam_mask_decoder
+        with torch.autocast(model.device.type, enabled=False):
+            side = model.image_size // 4  # a patch is 4 x 4 pixels
+            self._place = trunk._get_pos_embed((side, side)).contiguous()
+            if model.use_high_res_features_in_sam:
+                # Nothing is added to these two levels on the neck's way down, so that its map is followed by the decoder's at once.
+                self._fine = [_one_map(neck.convs[2].conv, decoder.conv_s1), _one_map(neck.convs[3].conv, decoder.conv_s0)]
+
+    def _stages(self, image: Tensor) -> list[Tensor]:
+        """Three levels, the finest first, (1, h, w, channels): the first two as wide as the trunk's stages, the last as the neck makes it."""
+        trunk, convs = self._model.image_encoder.trunk, self._model.image_encoder.neck.convs
+        hidden = trunk.patch_embed(image) + self._place
+        stages = []
+        for i, block in enumerate(trunk.blocks):
+            hidden = block(hidden)
+            if i in trunk.stage_ends:
+                stages.append(hidden)
+        *fine, low, lowest = stages
+        low, lowest = (F.linear(stage, one.conv.weight.flatten(1), one.conv.bias) for stage, one in ((low, convs[1]), (lowest, convs[0])))
+        above = F.interpolate(lowest.permute(0, 3, 1, 2).float(), scale_factor=2.0, mode="nearest")
+        return [*fine, low + above.permute(0, 2, 3, 1)]
+
+
+def _one_map(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Two convolutions of single pixels in a row as one: weight (out, in) and bias (out, 1)."""
+    inner, outer = first.weight[:, :, 0, 0], second.weight[:, :, 0, 0]
+    return outer @ inner, (outer @ first.bias + second.bias)[:, None]
