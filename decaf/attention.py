@@ -131,6 +131,7 @@ class _Run:
     progress: Progress
     counts: dict[str, int]
     block_bytes: int | None = None
+    crowded: bool = False
     at_once: int = 0
     done: int = 0
 
@@ -191,7 +192,7 @@ class _Run:
             prefix = self.open(visual, prompts, mask, shared)
             presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
             maps, told = self.maps_of(prefix, visual, prompts[: len(asked)], mask, LONGEST_ANSWER)
-            prefix.to("cpu")
+            prefix.set_aside()
             return prefix, _Pass(maps, presence), told
 
         for batch, (prefix, one, told) in self.look_at_all(objects):
@@ -209,7 +210,7 @@ class _Run:
             def behind(seen: Visual, prefix=prefix):
                 prompts, mask, _ = lay_out(self.mllm, seen, backgrounds)
                 mask = mask[: prefix.length]
-                prefix.to(self.mllm.device)
+                prefix.take_back()
                 return self.maps_of(prefix, seen, prompts, mask)[0]
 
             seen = family.video(self.mllm, self.frames, most) if batch is None else family.images(self.mllm, self.frames[batch], most)
@@ -237,12 +238,22 @@ class _Run:
         with ticking(self.mllm.model, self.tick):
             features = self.mllm.family.encode(self.mllm, visual)
         places = self.positions(visual, prompts[0], mask)[..., :shared]
-        prefix = Prefix(self.mllm, prompts[0][:shared].expand(visual.prompts, -1), features, places, self.start, self.tick)
+        ids = prompts[0][:shared].expand(visual.prompts, -1)
+        prefix = Prefix(self.mllm, ids, features, places, self.start, self.tick, room=self.room(ids.numel()))
         self.count(f"frames_encoded_{visual.kind}", visual.frames)
         self.count("visual_tokens_encoded", visual.tokens * visual.prompts)
         self.count("visual_tokens_prefilled", visual.tokens * visual.prompts)
         self.count("text_tokens_prefilled", (shared - visual.tokens) * visual.prompts)
         return prefix
+
+    def room(self, tokens: int) -> int | None:
+        """Bytes of the GPU for the queries of a prefix of so many tokens: what all the rest leaves, with a tenth to spare. Without them on
+        the GPU the rollout fetches every layer's from host memory."""
+        free = free_memory(self.mllm.device)
+        if free is None:
+            return None
+        rest = self.mllm.bytes_per_token(self.start) - self.mllm.query_bytes_per_token(self.start)
+        return 0 if self.crowded else max(0, free * 9 // 10 - tokens * rest - BLOCK_BYTES["cuda"])
 
     def ask(self, prefix: Prefix, visual: Visual, ids: Tensor, mask: Tensor, max_new_tokens: int = 0):
         """Rows of the question and the answers, a string per prompt."""
@@ -275,7 +286,7 @@ class _Run:
 
     def sparing(self, step: Callable[[Visual], object], visual: Visual, divisible: bool = True):
         """Run a step. If GPU memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more
-        with smaller blocks, and then say what to lower."""
+        with smaller blocks and less kept on the GPU, and then say what to lower."""
         self.tick()
         before = dict(self.counts)
         try:
@@ -290,7 +301,8 @@ class _Run:
                 self.at_once = -(-visual.prompts // 2)
                 log.warning("GPU memory ran out with %d key frames at once; trying again with %d.", visual.prompts, self.at_once)
                 return None
-            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks.")
+            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks and the queries in host memory.")
+            self.crowded = True
             self.block_bytes = (self.block_bytes or BLOCK_BYTES["cuda"]) // 16
             try:
                 result = step(visual)

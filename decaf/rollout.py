@@ -42,15 +42,12 @@ class Rows:
     """Queries and keys of consecutive prompt positions, per decoder layer.
 
     `queries[l]` is (B, H, n, D), `keys[l]` is (B, KV, n, D) with H a multiple of KV, both after rotary embedding and in the model's dtype.
+    Those of a prefix may lie in host memory: the rollout fetches them a layer at a time.
     """
 
     scale: float = 1.0
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
-
-    def to(self, device: torch.device | str) -> Rows:
-        move = {layer: t.to(device) for layer, t in self.queries.items()}
-        return Rows(self.scale, move, {layer: t.to(device) for layer, t in self.keys.items()})
 
 
 @dataclass
@@ -58,17 +55,25 @@ class _Recorder:
     rows: Rows
     start_layer: int
     tick: Callable[[], None]
+    room: int | None
+
+    def keep(self, layer: int, query: Tensor, key: Tensor) -> None:
+        if self.room is not None:
+            self.room -= query.nbytes
+        self.rows.queries[layer] = query if self.room is None or self.room >= 0 else query.cpu()
+        self.rows.keys[layer] = key
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("decaf_recorder", default=None)
 
 
 @contextmanager
-def capture_attention(start_layer: int, tick: Callable[[], None]):
+def capture_attention(start_layer: int, tick: Callable[[], None], room: int | None = None):
     """Within it, a forward pass of a text tower set to `CAPTURE` leaves the queries and keys of its layers >= `start_layer` in the yielded
-    `Rows`. `tick` is called once per layer and may raise to stop the pass."""
+    `Rows`. `tick` is called once per layer and may raise to stop the pass. `room`: bytes of the model's device that queries may take, the
+    others go to host memory; None leaves all where they are. (Keys are also the cache's, and take next to nothing.)"""
     rows = Rows()
-    token = _recorder.set(_Recorder(rows, start_layer, tick))
+    token = _recorder.set(_Recorder(rows, start_layer, tick, room))
     try:
         yield rows
     finally:
@@ -83,9 +88,8 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
             _refuse_other_attention(query, key, kwargs)
             new = query.shape[2]
             recorder.rows.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            recorder.rows.queries[module.layer_idx] = query
             # A cached prefix's keys come before the new ones; they were captured when the prefix was run. The clone lets go of them.
-            recorder.rows.keys[module.layer_idx] = key if key.shape[2] == new else key[:, :, -new:].clone()
+            recorder.keep(module.layer_idx, query, key if key.shape[2] == new else key[:, :, -new:].clone())
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -144,7 +148,7 @@ def last_row_rollout(
 
     Args:
         prefix: what all prompts begin with; holds all visual tokens. Its attention rows are formed once for all suffixes.
-        suffixes: one per question. Lengths may differ.
+        suffixes: one per question. Lengths may differ. The work is done on the device on which they are.
         visual: (P,) bool over the prefix's positions, the same for every prompt of the batch.
         block_bytes: size of a block of attention rows in bytes; the result does not depend on it but for rounding. The fused kernel has none.
         tick: called at least once per layer; may raise to stop.
@@ -153,7 +157,7 @@ def last_row_rollout(
     """
     layers = sorted(prefix.queries, reverse=True)
     batch, heads, length, _ = prefix.queries[layers[0]].shape
-    device = prefix.queries[layers[0]].device
+    device = suffixes[0].queries[layers[0]].device
     if kernel := fused_kernel(device):
         found = kernel.roll_out(prefix, suffixes, visual, tick)
         if found is not None:
@@ -168,10 +172,17 @@ def last_row_rollout(
         rows.append(row)
 
     for layer in layers:
-        keys = prefix.keys[layer].float().transpose(2, 3)
+        keys = prefix.keys[layer].to(device).float().transpose(2, 3)
         # mean-over-queries numerators of V-Max and the products v A, for the rows of the prefix
         weight, product = _pass_rows(
-            prefix.queries[layer], keys, 0, prefix.scale, torch.stack([row[:, :length] for row in rows], 1), runs, block_bytes, tick
+            prefix.queries[layer].to(device),
+            keys,
+            0,
+            prefix.scale,
+            torch.stack([row[:, :length] for row in rows], 1),
+            runs,
+            block_bytes,
+            tick,
         )
         for i, suffix in enumerate(suffixes):
             own_keys = torch.cat([keys, suffix.keys[layer].float().transpose(2, 3)], 3)

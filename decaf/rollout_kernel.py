@@ -199,7 +199,12 @@ def roll_out(prefix, suffixes: Sequence, visual: Tensor, tick: Callable[[], None
     """
     global broken
     layers = sorted(prefix.queries, reverse=True)
-    packed = _Packed(prefix.queries[layers[0]], [suffix.queries[layers[0]].shape[2] for suffix in suffixes], visual)
+    packed = _Packed(
+        suffixes[0].queries[layers[0]].device,
+        prefix.queries[layers[0]],
+        [suffix.queries[layers[0]].shape[2] for suffix in suffixes],
+        visual,
+    )
     rows = packed.last_rows()
     for layer in layers:
         tick()
@@ -225,11 +230,11 @@ class _Packed:
     which is a suffix that nobody asks about. `starts` (N,) int32, `biases` (N,) as in the kernels; `prompts` (Q, N) float32, 1 where a
     position is part of a prompt; `spans`, the suffixes' half-open ranges."""
 
-    def __init__(self, queries: Tensor, counts: list[int], visual: Tensor):
+    def __init__(self, device: torch.device, queries: Tensor, counts: list[int], visual: Tensor):
         self.batch, _, self.shared, width = queries.shape
-        self.device = queries.device
+        self.device = device
         self.width = max(16, triton.next_power_of_2(width))
-        major = torch.cuda.get_device_capability(self.device)[0] if queries.is_cuda else 0
+        major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
         self.blocks = blocks(self.width, queries.element_size(), major)
         filling = -(self.shared + sum(counts)) % self.blocks[0]
         sizes = torch.tensor([self.shared, *counts, filling])
@@ -244,6 +249,7 @@ class _Packed:
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """(B, H, n, D) of the prefix and of each suffix -> (B, H, N, D)."""
+        parts = [part.to(self.device) for part in parts]
         batch, heads, _, width = parts[0].shape
         return torch.cat([*parts, parts[0].new_zeros(1, 1, 1, 1).expand(batch, heads, self.filling, width)], 2)
 

@@ -323,6 +323,34 @@ def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
     assert prompts == [1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeypatch, setting):
+    """The room is what the rest of the pass leaves: none of a little memory, enough of a lot."""
+    from decaf.mllm import prefill
+    from decaf.rollout import BLOCK_BYTES
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
+    rooms, found = [], []
+    capture = prefill.capture_attention
+    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room: rooms.append(room) or capture(start, tick, room))
+    whole = mllm.bytes_per_token(mllm.layers // 2)
+    for free in (None, 1000, 500 * whole, 1 << 40):
+        rooms.clear()
+        monkeypatch.setattr("decaf.attention.free_memory", lambda device, free=free: free)
+        found.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
+        prefixes = [room for room in rooms if room is not None]
+        if free is None:
+            assert not prefixes, "a device without memory of its own has nothing to spare"
+        elif free == 1000:
+            assert len(prefixes) == 5 and not any(prefixes)
+        else:
+            assert prefixes and all(0 < room < free for room in prefixes)
+    for one in found[1:]:
+        for other, first in zip(one, found[0], strict=True):
+            assert relative(other.video, first.video) < 1e-5 and relative(other.frame, first.frame) < 1e-5
+
+
 def test_out_of_memory_in_the_background_question_leaves_no_trace_in_the_prefix(mllm_folder, monkeypatch):
     """In the setting *class name* the prefix outlives the failed try, some of whose layers have already been extended."""
     import decaf.attention

@@ -71,3 +71,18 @@ def test_other_attention_is_refused_by_name(extra, word):
     states = torch.randn(1, 2, 8, 4)
     with capture_attention(0, lambda: None), pytest.raises(DecafError, match=word):
         _attention(module, states, states, states, None, scaling=0.5, **extra)
+
+
+@pytest.mark.parametrize("room, moved", [(None, []), (3072, []), (2500, [2]), (1023, [0, 1, 2]), (0, [0, 1, 2])])
+def test_queries_beyond_their_room_go_to_host_memory(monkeypatch, room, moved):
+    """Each layer's take 1024 bytes here."""
+    states = [torch.randn(1, 2, 32, 4) for _ in range(3)]
+    gone = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: gone.append(self) or self)
+    with capture_attention(0, lambda: None, room) as rows:
+        for layer, one in enumerate(states):
+            module = torch.nn.Module()
+            module.layer_idx, module.is_causal, module.num_key_value_groups = layer, True, 1
+            _attention(module, one, one, one, None, scaling=0.5)
+    assert [layer for layer, one in enumerate(states) if any(one is other for other in gone)] == moved
+    assert all(torch.equal(rows.queries[layer], one) for layer, one in enumerate(states))

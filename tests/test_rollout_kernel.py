@@ -42,6 +42,10 @@ def test_numbers_under_the_interpreter():
     assert {name: most for name, found in errors.items() if not (most := max(found)) < 2e-6} == {}
 
 
+def on_gpu(rows):
+    return rollout.Rows(rows.scale, *({layer: x.to("cuda") for layer, x in kind.items()} for kind in (rows.queries, rows.keys)))
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
@@ -64,16 +68,19 @@ def test_numbers_on_a_gpu(monkeypatch, dtype, batch, heads, groups, lengths, wid
     prefix, suffixes = random_rows(batch, heads, groups, lengths, width, dtype, layers=2)
     visual = torch.zeros(lengths[0], dtype=torch.bool)
     visual[[*range(5, 15), *range(18, 28), *range(33, lengths[0] - 2)]] = True
-    found = rollout.last_row_rollout(prefix.to("cuda"), [suffix.to("cuda") for suffix in suffixes], visual)
+    questions = [on_gpu(suffix) for suffix in suffixes]
+    found = rollout.last_row_rollout(on_gpu(prefix), questions, visual)
     assert len(carried) == 2 and not rollout_kernel.broken
     for row, suffix in zip(found, suffixes, strict=True):
         assert row.is_cuda and relative(row.cpu(), dense_rows(prefix, suffix, visual)) < 1e-5
+    for row, other in zip(found, rollout.last_row_rollout(prefix, questions, visual), strict=True):
+        assert torch.equal(row, other), "a prefix in host memory gives the same"
 
 
 @needs_gpu
 def test_results_repeat_to_the_last_bit():
     prefix, suffixes = random_rows(1, 8, 2, (700, 40, 33), 128, torch.bfloat16)
-    prefix, suffixes = prefix.to("cuda"), [suffix.to("cuda") for suffix in suffixes]
+    prefix, suffixes = on_gpu(prefix), [on_gpu(suffix) for suffix in suffixes]
     first, second = (rollout.last_row_rollout(prefix, suffixes, torch.arange(700) > 9) for _ in range(2))
     assert all(map(torch.equal, first, second))
 

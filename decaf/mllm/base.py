@@ -103,14 +103,24 @@ class MLLM:
         """Rough upper bound of what a visual token takes beside the weights: keys and values of all layers, the queries and keys that the
         rollout needs of layers >= `start_layer`, a layer's passing tensors, and the vision tower's."""
         text, vision = self.model.config.get_text_config(), self.model.config.vision_config
-        heads, key_heads = text.num_attention_heads, text.num_key_value_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // heads
-        cache = 2 * key_heads * width * text.num_hidden_layers
-        captured = (heads + key_heads) * width * (self.layers - start_layer)
+        key_width = text.num_key_value_heads * self._head_width
+        cache = 2 * key_width * text.num_hidden_layers
+        captured = key_width * (self.layers - start_layer)
         passing = 8 * text.hidden_size + 3 * text.intermediate_size
         side = getattr(vision, "spatial_merge_size", 2)  # of the patches that one visual token is merged from
         seen = side * side * 16 * (getattr(vision, "embed_dim", None) or vision.hidden_size)
-        return (cache + captured + passing + seen) * next(self.model.parameters()).element_size()
+        rest = (cache + captured + passing + seen) * next(self.model.parameters()).element_size()
+        return rest + self.query_bytes_per_token(start_layer)
+
+    def query_bytes_per_token(self, start_layer: int) -> int:
+        """What the queries of a token take that the rollout needs of layers >= `start_layer`."""
+        heads = self.model.config.get_text_config().num_attention_heads
+        return heads * self._head_width * (self.layers - start_layer) * next(self.model.parameters()).element_size()
+
+    @property
+    def _head_width(self) -> int:
+        text = self.model.config.get_text_config()
+        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     def prompt_ids(self, visual: Visual | None, question: str) -> Tensor:
         """Token ids (L,) of the prompt that asks `question` about the pictures, by the model's own chat template."""

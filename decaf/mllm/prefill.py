@@ -19,20 +19,30 @@ class Prefix:
     The keys and values of the prefix stay in a cache that every question extends and that is cut back afterwards.
     """
 
-    def __init__(self, mllm: MLLM, ids: Tensor, features: Tensor | None, positions: Tensor, start_layer: int, tick: Callable[[], None]):
+    def __init__(
+        self,
+        mllm: MLLM,
+        ids: Tensor,
+        features: Tensor | None,
+        positions: Tensor,
+        start_layer: int,
+        tick: Callable[[], None],
+        *,
+        room: int | None = None,
+    ):
         """ids (B, P); features (B, V, width) for the visual tokens among them, None without pictures; positions: the first P `position_ids`
-        of the prompts."""
+        of the prompts; room: bytes of the device for the prefix's queries, as `capture_attention` takes it."""
         self.mllm, self.start_layer, self.tick, self.length = mllm, start_layer, tick, ids.shape[1]
         self.cache = DynamicCache()
         embeds = mllm.model.get_input_embeddings()(ids.to(mllm.device))
         if features is not None:
             visual = _is_visual(mllm, ids).to(mllm.device)
             embeds[visual] = features.flatten(0, 1).to(embeds)
-        self.rows, _ = self._run(embeds, positions)
+        self.rows, _ = self._run(embeds, positions, room)
 
-    def _run(self, embeds: Tensor, positions: Tensor) -> tuple[Rows, Tensor]:
+    def _run(self, embeds: Tensor, positions: Tensor, room: int | None = None) -> tuple[Rows, Tensor]:
         positions = positions.to(embeds.device).expand(*positions.shape[:-2], len(embeds), -1)
-        with capture_attention(self.start_layer, self.tick) as rows:
+        with capture_attention(self.start_layer, self.tick, room) as rows:
             out = self.mllm.text_tower(inputs_embeds=embeds, position_ids=positions, past_key_values=self.cache, use_cache=True)
         return rows, out.last_hidden_state
 
@@ -79,14 +89,23 @@ class Prefix:
             _, hidden = self._run(embed(chosen), place)
         return answers
 
-    def to(self, device: torch.device | str) -> None:
-        """Move what is kept to `device`: aside to host memory between two questions, and back."""
-        self.rows = self.rows.to(device)
+    def set_aside(self) -> None:
+        """Moves what is kept to host memory, between two questions."""
+        self.rows.queries = {layer: query.cpu() for layer, query in self.rows.queries.items()}
+        self._move_cache("cpu")
+
+    def take_back(self) -> None:
+        """Moves the cache to the model's device. The rollout fetches the queries itself, a layer at a time."""
+        self._move_cache(self.mllm.device)
+
+    def _move_cache(self, device: torch.device | str) -> None:
         moved = DynamicCache()
         for index, layer in enumerate(self.cache.layers):
             # A question that ran out of memory halfway has left its own keys in the lower layers: only the prefix's go along.
             keys, values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
-            moved.update(keys.to(device), values.to(device), index)
+            keys, _ = moved.update(keys.to(device), values.to(device), index)
+            if index in self.rows.keys:
+                self.rows.keys[index] = keys
         self.cache = moved
 
 
