@@ -24,6 +24,7 @@ CASES = [
     (3, "2.1", 128, 5, 70, 110, [0, 1, 4]),
     (3, "2", 64, 18, 90, 60, [0, 1, 9, 17]),
     (1, "2.1", 64, 18, 64, 64, [8, 8, 16]),
+    (1, "bare", 64, 9, 70, 110, [0, 4]),
 ]
 
 
@@ -123,7 +124,7 @@ def test_feature_cache_saves_encodings_and_changes_nothing(models):
         assert torch.equal(cached, without)
 
 
-@pytest.mark.parametrize("version, size", [("2", 64), ("2.1", 128)])
+@pytest.mark.parametrize("version, size", [("2", 64), ("2.1", 128), ("bare", 64)])
 def test_image_features_equal_the_package(models, version, size):
     ours, _ = models(1, version, size)
     images = torch.randn(2, 1, 3, size, size, generator=torch.Generator().manual_seed(0))

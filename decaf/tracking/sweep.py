@@ -19,7 +19,7 @@ from .attention import Memory, MemoryAttention, Remembered
 from .build import SAM2
 from .encoder import Features
 from .frames import FrameEncoder, inference
-from .heads import NoPrompt, decode
+from .heads import TrackingHeads
 from .memory import MemoryPlan, Step, TrackedObject
 from .package import sam2_package
 
@@ -83,7 +83,7 @@ class Sweep:
         self._one_by_one = one_by_one
         self._memory_position: Tensor | None = None  # (1, channels, h, w), the same for all memories
         self._attention: MemoryAttention | None = None
-        self._no_prompt: NoPrompt | None = None
+        self._heads: TrackingHeads | None = None
 
     def run(self, prompter: Prompter) -> Iterator[Swept]:
         """The forward frames, then the backward ones. Nothing is held when the iterator is dropped."""
@@ -142,7 +142,7 @@ class Sweep:
         low = out["pred_masks"]
         if self._length > 1:
             # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
-            memories = self._memorise(features, low, out["object_score_logits"], from_prompt=True)
+            memories = self._memorise_prompts(features, low, out["object_score_logits"])
             for each, memory, pointer in zip(objects, memories, out["obj_ptr"], strict=True):
                 each.memories[frame], each.pointers[frame] = Memory(memory.clone()), pointer.clone()
         return low
@@ -158,14 +158,14 @@ class Sweep:
             resized.append(mask)
         return torch.cat(resized)
 
-    def _memorise(self, features: Features, low: Tensor, score: Tensor, *, from_prompt: bool) -> Tensor:
+    def _memorise_prompts(self, features: Features, low: Tensor, score: Tensor) -> Tensor:
         """(n, 1, h, w) mask logits and (n, 1) object scores -> memories (n, h' * w', channels)."""
         model = self._model
         high = F.interpolate(low, size=(model.image_size,) * 2, mode="bilinear", align_corners=False)
         levels, _ = features.flat(len(high))
-        memories, positions = model._encode_new_memory(levels, features.sizes, high, score, from_prompt)
+        memories, positions = model._encode_new_memory(levels, features.sizes, high, score, True)
         self._memory_position = positions[-1][:1]
-        return memories.to(MEMORY_DTYPE).flatten(2).transpose(1, 2)
+        return _tokens(memories)
 
     # ---- a tracked frame -------------------------------------------------------------------------------------------------------------
 
@@ -178,16 +178,13 @@ class Sweep:
         return Swept(step.frame, [each.id for each in objects], logits)
 
     def _track_batch(self, objects: list[TrackedObject], step: Step, features: Features) -> Tensor:
-        model = self._model
-        fine, _ = features.maps(len(objects))
-        conditioned = self._conditioned(objects, step, features)
-        if self._no_prompt is None:
-            self._no_prompt = NoPrompt.of(model)
-        low, pointers, score = decode(model, conditioned, fine, self._no_prompt)
+        if self._heads is None:
+            self._heads = TrackingHeads(self._model)
+        low, pointers, score = self._heads.masks(self._conditioned(objects, step, features), features)
         wanted = [i for i, each in enumerate(objects) if each.plan.needs_memory(step.frame)]
         if wanted:
-            memories = self._memorise(features, low[wanted], score[wanted], from_prompt=False)
-            for i, memory in zip(wanted, memories, strict=True):
+            memories = self._heads.memories(features, low[wanted], score[wanted])
+            for i, memory in zip(wanted, _tokens(memories), strict=True):
                 objects[i].memories[step.frame] = Memory(memory.clone())  # a view would keep the memories of the whole batch
         for each, pointer in zip(objects, pointers, strict=True):
             if each.plan.needs_pointer(step.frame):
@@ -212,7 +209,7 @@ class Sweep:
             run_mem_encoder=wanted,
         )
         if wanted:
-            one.memories[step.frame] = Memory(out["maskmem_features"].to(MEMORY_DTYPE).flatten(2).transpose(1, 2)[0])
+            one.memories[step.frame] = Memory(_tokens(out["maskmem_features"])[0])
         if one.plan.needs_pointer(step.frame):
             one.pointers[step.frame] = out["obj_ptr"][0]
         return out["pred_masks"]
@@ -233,7 +230,7 @@ class Sweep:
     # ---- memory attention ------------------------------------------------------------------------------------------------------------
 
     def _conditioned(self, objects: list[TrackedObject], step: Step, features: Features) -> Tensor:
-        """The frame's features (n, channels, h, w), each object's seen through its memories."""
+        """The frame's features (n, h * w, channels), each object's seen through its memories."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, each in enumerate(objects):
             groups.setdefault((len(each.plan.memories(step)), len(each.plan.pointers(step))), []).append(i)
@@ -241,8 +238,7 @@ class Sweep:
         if self._attention is None:
             self._attention = MemoryAttention(self._model, self._memory_position, _PROJECTION_BYTES)
         current, position = features.levels[-1].transpose(0, 1), features.position.transpose(0, 1)
-        hidden = self._attention(current, position, remembered)
-        return hidden.transpose(1, 2).unflatten(2, features.sizes[-1])
+        return self._attention(current, position, remembered)
 
     def _remembered(self, objects: list[TrackedObject], places: list[int], step: Step) -> Remembered:
         """Memories and pointers of objects that have equally many of each: the prompt's first, then the tracked frames'."""
@@ -262,3 +258,8 @@ class Sweep:
             return self._memory_position.new_zeros(len(distances), len(distances[0]), model.mem_dim)
         shares = torch.tensor(distances, device=self._sam2.device) / (min(self._length, model.max_obj_ptrs_in_encoder) - 1)
         return model.obj_ptr_tpos_proj(sam2_package().get_1d_sine_pe(shares, dim=model.hidden_dim))
+
+
+def _tokens(memories: Tensor) -> Tensor:
+    """(n, channels, h, w) -> (n, h * w, channels)."""
+    return memories.to(MEMORY_DTYPE).flatten(2).transpose(1, 2)

@@ -14,8 +14,8 @@ STAGES = (1, 2, 3, 1)
 
 
 def make_sam2(path, seed: int = 0, image_size: int = 128, version: str = "2.1") -> Path:
-    """Writes a random tiny checkpoint, .pt or .safetensors by its suffix, with the setting that its shapes cannot tell. `version`: "2" or
-    "2.1"."""
+    """Writes a random tiny checkpoint, .pt or .safetensors by its suffix, with the setting that its shapes cannot tell. `version`: "2",
+    "2.1", or "bare": without the fine levels and the object score, which every published model has."""
     path = Path(path)
     weights = random_weights(seed, image_size, version)
     settings = json.dumps({"image_size": image_size})
@@ -38,7 +38,7 @@ def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **
     """A tiny model of the class `base` (`SAM2Base` or a subclass) with the constructor's arguments written out, as in the package's
     configurations."""
     sam2 = sam2_package()
-    newer = version == "2.1"
+    newer, whole = version == "2.1", version != "bare"
     trunk = sam2.Hiera(
         embed_dim=WIDTH,
         num_heads=1,
@@ -92,7 +92,7 @@ def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **
         use_mask_input_as_output_without_sam=True,
         directly_add_no_mem_embed=True,
         no_obj_embed_spatial=newer,
-        use_high_res_features_in_sam=True,
+        use_high_res_features_in_sam=whole,
         multimask_output_in_sam=True,
         iou_prediction_use_sigmoid=True,
         use_obj_ptrs_in_encoder=True,
@@ -100,9 +100,9 @@ def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **
         proj_tpos_enc_in_obj_ptrs=newer,
         use_signed_tpos_enc_to_obj_ptrs=newer,
         only_obj_ptrs_in_the_past_for_eval=True,
-        pred_obj_scores=True,
-        pred_obj_scores_mlp=True,
-        fixed_no_obj_ptr=True,
+        pred_obj_scores=whole,
+        pred_obj_scores_mlp=whole,
+        fixed_no_obj_ptr=whole,
         multimask_output_for_tracking=True,
         use_multimask_token_for_obj_ptr=True,
         multimask_min_pt_num=0,
@@ -133,9 +133,9 @@ def enliven(model: nn.Module) -> None:
                 weight.mul_(2.5)
             elif name.endswith(("tpos_enc", "no_mem_embed", "no_obj_ptr", "no_obj_embed_spatial", "pos_embed", "pos_embed_window")):
                 weight.normal_(std=0.3)
-        # Most objects are seen on most frames.
-        decoder.pred_obj_score_head.layers[-1].weight.mul_(20)
-        decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
+        if model.pred_obj_scores:  # most objects are seen on most frames
+            decoder.pred_obj_score_head.layers[-1].weight.mul_(20)
+            decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
         for mlp in decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight.mul_(10)
         decoder.iou_prediction_head.layers[-1].weight.mul_(10)
