@@ -100,17 +100,18 @@ def ours(model: SAM2, clip: Clip, prompts: SAM2Prompts) -> tuple[np.ndarray, int
 
 
 def prepare_plain(device: str, case: Case) -> tuple:
-    """The predictor has read both clips already: decoding pictures is not compared."""
+    """The frames lie in files that need no decoding: both sides resize them and convert their numbers."""
     predictor = sam2_oracle.predictor_of(build(case.shape, device).model)
     clip, prompts = _clip_and_prompts(case)
-    with tempfile.TemporaryDirectory() as folder:
-        keys = sam2_oracle.start(predictor, [clip[t] for t in prompts.fused.clip.key_frames], Path(folder) / "keys")
-        whole = sam2_oracle.start(predictor, clip, Path(folder) / "clip")
-    return predictor, keys, whole, prompts
+    folder = tempfile.TemporaryDirectory()
+    sam2_oracle.write([clip[t] for t in prompts.fused.clip.key_frames], Path(folder.name) / "keys")
+    sam2_oracle.write(clip, Path(folder.name) / "clip")
+    return predictor, folder, prompts
 
 
-def plain(predictor, keys, whole, prompts: SAM2Prompts) -> tuple[np.ndarray, int]:
+def plain(predictor, folder: tempfile.TemporaryDirectory, prompts: SAM2Prompts) -> tuple[np.ndarray, int]:
     before = predictor.encodings
+    keys, whole = (predictor.init_state(str(Path(folder.name) / name)) for name in ("keys", "clip"))
     _, logits = sam2_oracle.segment_started(predictor, keys, whole, prompts, **SETTINGS)
     return pack_bits(logits > 0).numpy(), predictor.encodings - before
 

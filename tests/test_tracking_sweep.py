@@ -1,6 +1,7 @@
 """Two sweeps for all objects against SAM 2's own video predictor, object by object."""
 
 import functools
+import threading
 
 import pytest
 import sam2_oracle
@@ -9,6 +10,7 @@ import torch
 from moving_shapes import moving_shapes
 from PIL import Image
 
+from decaf.errors import DecafError
 from decaf.tracking import load_sam2, sweep
 from decaf.tracking.attention import MemoryAttention
 from decaf.tracking.encoder import ImageEncoder
@@ -122,6 +124,44 @@ def test_feature_cache_saves_encodings_and_changes_nothing(models):
         cached, fewer = sweep_logits(ours, clip, prompts, budget=room * one_frame)
         assert fewer == encoded - saved
         assert torch.equal(cached, without)
+
+
+class Watched:
+    """A clip that notes who reads which frame, and cannot read one of them."""
+
+    def __init__(self, clip, broken=None):
+        self.clip, self.broken, self.frame_size, self.reads = clip, broken, clip.frame_size, []
+
+    def __len__(self):
+        return len(self.clip)
+
+    def __getitem__(self, index):
+        self.reads.append((index, threading.current_thread() is threading.main_thread()))
+        if index == self.broken:
+            raise DecafError(f"Frame {index} cannot be read.")
+        return self.clip[index]
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_frames_are_read_ahead_and_once_per_encoding(models, budget):
+    ours, _ = models(1, "2.1", 64)
+    clip = Watched(moving_shapes(9, 64, 64))
+    prompts = list(zip([2, 5], random_masks(2, 64, 64, 0), strict=True))
+    _, encoded = sweep_logits(ours, clip, prompts, budget=budget)
+    assert [index for index, _ in clip.reads] == [*range(2, 9), *([4, 3, 2] if budget == 0 else []), 1, 0]
+    assert encoded == len(clip.reads)
+    assert [index for index, here in clip.reads if here] == ([2, 4] if budget == 0 else [2]), "nothing is at work before the first frame"
+
+
+@pytest.mark.parametrize("broken", [0, 2, 6])
+def test_a_frame_that_cannot_be_read_ahead_is_an_error_where_it_is_needed(models, broken):
+    ours, _ = models(1, "2.1", 64)
+    seen = []
+    encoder = FrameEncoder(ours, Watched(moving_shapes(9, 64, 64), broken), FeatureCache(0), lambda: None)
+    with pytest.raises(DecafError, match=f"Frame {broken} cannot"):
+        for swept in Sweep(ours, encoder, batch=8).run(FixedPrompts([(2, random_masks(1, 64, 64, 0)[0])])):
+            seen.append(swept.frame)
+    assert seen == {0: [*range(2, 9), 1], 2: [], 6: [2, 3, 4, 5]}[broken]
 
 
 @pytest.mark.parametrize("version, size", [("2", 64), ("2.1", 128), ("bare", 64)])

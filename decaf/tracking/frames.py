@@ -1,8 +1,9 @@
-"""Frames to image features, each frame encoded as seldom as memory allows."""
+"""Frames to image features, each frame encoded as seldom as memory allows, and read while the model is at work on the one before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,8 +29,17 @@ def inference(sam2: SAM2) -> Iterator[None]:
 def model_input(frame: Tensor, size: int) -> Tensor:
     """(H, W, 3) uint8 -> (3, size, size) float32, equal to the package's own loader of JPEG frames (bicubic resize by Pillow, then
     normalised)."""
-    resized = np.array(Image.fromarray(frame.numpy()).resize((size, size)))
-    return torch.from_numpy(resized).permute(2, 0, 1).float().div_(255).sub_(_MEAN).div_(_STD)
+    return normalised(resized(frame, size))
+
+
+def resized(frame: Tensor, size: int) -> Tensor:
+    return torch.from_numpy(np.array(Image.fromarray(frame.numpy()).resize((size, size))))
+
+
+def normalised(picture: Tensor) -> Tensor:
+    """(S, S, 3) uint8 -> (3, S, S) float32, on the picture's device."""
+    mean, std = _MEAN.to(picture.device), _STD.to(picture.device)
+    return picture.permute(2, 0, 1).float().div_(255).sub_(mean).div_(std)
 
 
 class FeatureCache:
@@ -48,6 +58,9 @@ class FeatureCache:
         features = self._features.pop(index, None)
         self._held -= features.nbytes if features else 0
         return features
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._features
 
     def clear(self) -> None:
         self._features.clear()
@@ -74,20 +87,39 @@ class FrameEncoder:
     ):
         self._sam2, self._frames, self._cache, self._on_encode, self._indices = sam2, frames, cache, on_encode, indices
         self._encode_image = ImageEncoder(sam2.model, exact=exact)
+        # Reading and resizing a large frame takes as long as a GPU needs for it. Only that: PyTorch's own work in a second thread would
+        # bring a second set of worker threads along.
+        self._reader = ThreadPoolExecutor(1, "decaf-frames")
+        self._coming: tuple[int, Future[Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def encode(self, frame: int, *, keep: bool = False) -> Features:
-        """Features of `frame`; with `keep` they stay, if there is room, until the frame is asked for again."""
-        index = frame if self._indices is None else self._indices[frame]
-        features = self._cache.take(index) or self._encode(frame)
+    def encode(self, frame: int, *, keep: bool = False, then: int | None = None) -> Features:
+        """Features of `frame`; with `keep` they stay, if there is room, until the frame is asked for again. `then`: the frame that will be
+        asked for next, to be read meanwhile."""
+        index = self._index(frame)
+        features = self._cache.take(index)
+        picture = self._picture(frame) if features is None else None
+        if then is not None and self._index(then) not in self._cache:
+            self._coming = then, self._reader.submit(self._read, then)
+        if picture is not None:
+            self._on_encode()
+            with inference(self._sam2):
+                features = self._encode_image(normalised(picture.to(self._sam2.device))[None])
         if keep or self._indices is not None:
             self._cache.put(index, features)
         return features
 
-    def _encode(self, frame: int) -> Features:
-        self._on_encode()
-        with inference(self._sam2):
-            image = model_input(self._frames[frame], self._sam2.image_size).to(self._sam2.device)
-            return self._encode_image(image[None])
+    def _index(self, frame: int) -> int:
+        return frame if self._indices is None else self._indices[frame]
+
+    def _picture(self, frame: int) -> Tensor:
+        """(S, S, 3) uint8."""
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == frame:
+            return coming[1].result()
+        return self._read(frame)
+
+    def _read(self, frame: int) -> Tensor:
+        return resized(self._frames[frame], self._sam2.image_size)

@@ -89,7 +89,8 @@ class Sweep:
         """The forward frames, then the backward ones. Nothing is held when the iterator is dropped."""
         objects: list[TrackedObject] = []
         for frame in range(prompter.first, self._length):
-            features = self._encoder.encode(frame, keep=frame < prompter.last)
+            then = frame + 1 if frame + 1 < self._length else None
+            features = self._encoder.encode(frame, keep=frame < prompter.last, then=then)
             step = Step(frame, False)
             swept = self._track(objects, step, features)
             if frame <= prompter.last:
@@ -102,7 +103,7 @@ class Sweep:
             step = Step(frame, True)
             objects = [each for each in objects if each.prompt > 0]
             active = [each for each in objects if each.prompt > frame]
-            yield self._track(active, step, self._encoder.encode(frame))
+            yield self._track(active, step, self._encoder.encode(frame, then=frame - 1 if frame else None))
             for each in active:
                 each.release(step)
 

@@ -42,11 +42,15 @@ def predictor_of(model):
 
 
 def start(predictor, frames, folder: Path):
-    """`init_state` reads a folder of files called *.jpg; lossless pictures under that name are as welcome."""
+    write(frames, folder)
+    return predictor.init_state(str(folder))
+
+
+def write(frames, folder: Path):
+    """`init_state` reads a folder of files called *.jpg; lossless pictures under that name are as welcome, and these are read at once."""
     folder.mkdir(parents=True, exist_ok=True)
     for t, frame in enumerate(frames):
-        Image.fromarray(frame.numpy()).save(folder / f"{t:05d}.jpg", format="PNG")
-    return predictor.init_state(str(folder))
+        Image.fromarray(frame.numpy()).save(folder / f"{t:05d}.jpg", format="BMP")
 
 
 def propagate(predictor, state, frame: int, masks) -> torch.Tensor:
