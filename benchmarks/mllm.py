@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextTo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from decaf.attention import extract_attention, key_frames
+from decaf.attention import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU, extract_attention, key_frames
 from decaf.clips import Clip, clip_from_images
 from decaf.demo.scenes import make_scene
 from decaf.mllm.base import MLLM, Visual
@@ -61,8 +61,8 @@ _SMALL = {"layers": 12, "heads": 12, "kv_heads": 2, "hidden": 768, "frame_size":
 SHAPES = {
     "3b": Shape({"intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True}, _TOWER, 36, 16, 2, 2048),
     "7b": Shape({"intermediate_size": 18944, "vocab_size": 152064}, _TOWER),
-    "100m": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=100, **_SMALL),
-    "100m, fewer tokens": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=28, **_SMALL),
+    "100m, 100 tokens": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=100, **_SMALL),
+    "100m, 28 tokens": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=28, **_SMALL),
 }
 
 
@@ -125,10 +125,11 @@ def plain(mllm: MLLM, clip: Clip, shape: Shape) -> tuple[list[np.ndarray], dict]
 
 @torch.inference_mode()
 def prefill(mllm: MLLM, clip: Clip, shape: Shape) -> None:
-    """The pictures through the vision tower and the decoder once, in prompts of as many tokens as fit the video's."""
+    """The pictures through the vision tower and the decoder once, in batches as large as ours may be."""
     frames = [clip[index] for index in key_frames(len(clip))]
     visuals = [mllm.family.video(mllm, frames, shape.tokens_per_frame)]
-    batch = max(1, visuals[0].tokens // mllm.family.images(mllm, frames[:1], shape.tokens_per_frame).tokens)
+    enough = ENOUGH_TOKENS_ON_CPU if mllm.device.type == "cpu" else ENOUGH_TOKENS
+    batch = max(1, max(visuals[0].tokens, enough) // mllm.family.images(mllm, frames[:1], shape.tokens_per_frame).tokens)
     visuals += [mllm.family.images(mllm, frames[i : i + batch], shape.tokens_per_frame) for i in range(0, len(frames), batch)]
     for visual in visuals:
         ids = mllm.prompt_ids(visual, QUERY)

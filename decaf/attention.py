@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 ENOUGH_TOKENS = 8192
 """Visual tokens that keep a GPU busy: larger batches of frames are not made, they would only take memory from other models."""
 
+ENOUGH_TOKENS_ON_CPU = 1024
+"""Visual tokens from where on larger batches of frames are no faster on a CPU. With a 3B model in float32 they take half a gigabyte."""
+
 AT_ONCE = 16
 """Questions whose attention rows are held at a time. What they share of the rollout is made once for each such group."""
 
@@ -145,15 +148,15 @@ class _Run:
     def look_at_all(self, step: Callable[[Visual], object]) -> Iterator[tuple[slice | None, object]]:
         """Does `step` for the video, then for the key frames in batches. Yields the frames of the batch (None: the video) and the result.
 
-        A batch is as large as half of the free memory allows. Where that is not known, it takes no more tokens than the video did: it needs
-        no more memory either. If memory runs out all the same, it is halved.
+        A batch is as large as half of the free memory allows. It may always take as many tokens as the video did: it needs no more memory
+        either. If memory runs out all the same, it is halved.
         """
         family, most = self.mllm.family, self.tokens_per_frame
         video = family.video(self.mllm, self.frames, most)
         yield None, self.sparing(step, video)
         per_image = family.images(self.mllm, self.frames[:1], most).tokens
         free = free_memory(self.mllm.device)
-        fitting = 0 if free is None else min(ENOUGH_TOKENS, free // 2 // self.mllm.bytes_per_token(self.start))
+        fitting = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self.mllm.bytes_per_token(self.start))
         self.at_once = max(1, max(video.tokens, fitting) // per_image)
         first = 0
         while first < len(self.frames):
