@@ -27,7 +27,8 @@ from .pipeline import Result, segment_clip
 from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress
 from .questions import Templates, split_queries
-from .tracking import SAM2, load_sam2
+from .tracking import SAM2, feature_cache, load_sam2
+from .tracking.frames import FeatureCache
 from .video import Clip, open_clip, write_video
 from .visualize import contact_sheet, mask_overlay
 
@@ -118,8 +119,11 @@ def _run(options: Options, progress: MemoryLog) -> str:
         sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
     attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
     told = []
+    features = feature_cache(sam2, shared=len(left) > 1)
     for job, (attention, record) in zip(left, attentions, strict=True):
-        tracks, filled = _segment(options, job, clip, sam2, attention, record, settings | {"device": str(device)}, clock, progress)
+        tracks, filled = _segment(
+            options, job, clip, sam2, features, attention, record, settings | {"device": str(device)}, clock, progress
+        )
         told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
     outputs.clear_others(options.out, folders)
     return "\n".join(told)
@@ -191,14 +195,23 @@ def _earlier(options: Options, job: _Job) -> tuple[tuple[Attention, Attention], 
 
 
 def _segment(
-    options: Options, job: _Job, clip: Clip, sam2: SAM2, attention, record: dict, settings: dict, clock: _Clock, progress: Progress
+    options: Options,
+    job: _Job,
+    clip: Clip,
+    sam2: SAM2,
+    features: FeatureCache,
+    attention: tuple[Attention, Attention],
+    record: dict,
+    settings: dict,
+    clock: _Clock,
+    progress: Progress,
 ) -> tuple[Tracks, int]:
     """Masks from one query's attention, and everything written. Returns the tracks, and in how many frames something is masked."""
     counts = Counter(record["counts"])
     result = segment_clip(
         None, sam2, clip, job.query,
         attention=attention, point_threshold=options.point_threshold, presence_threshold=options.presence_threshold,
-        score_threshold=options.score_threshold, progress=progress,
+        score_threshold=options.score_threshold, progress=progress, features=features,
     )  # fmt: skip
     counts.update(result.counts)
     # Only now: until there is something better, an earlier result stays whole.

@@ -17,6 +17,7 @@ from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress, silent
 from .questions import Templates, clean_query
 from .tracking import SAM2, segment
+from .tracking.frames import FeatureCache
 from .video import Clip
 
 
@@ -50,6 +51,7 @@ def segment_clip(
     presence_threshold: float = PRESENCE_THRESHOLD,
     score_threshold: float = 0.8,
     progress: Progress = silent,
+    features: FeatureCache | None = None,
 ) -> Result:
     """Masks of what `query` refers to, for every frame of the clip.
 
@@ -59,6 +61,7 @@ def segment_clip(
         point_threshold: fused attention, 0..1, from which a cell prompts SAM 2.
         presence_threshold: presence, 0..1, below which nothing is masked; 0 always masks the best match.
         score_threshold: score, 0..1, above which a tracklet is kept; if none is, the best one is kept.
+        features: image features of the clip that several queries share; see `feature_cache`.
         The rest as in `extract_attention`.
 
     Raises DecafError for input that a stage cannot work with.
@@ -83,7 +86,7 @@ def segment_clip(
         fused = frame_fusion(contrast)
         prompts = attention_points(fused, threshold=point_threshold, presence_threshold=presence_threshold)
     with _timed(seconds, "segmentation"):
-        tracks = segment(sam2, clip, prompts, score_threshold=score_threshold, progress=progress, counts=counts)
+        tracks = segment(sam2, clip, prompts, score_threshold=score_threshold, progress=progress, counts=counts, features=features)
     return Result(*attention, contrast, fused, prompts, tracks, counts, seconds)
 
 

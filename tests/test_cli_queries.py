@@ -10,7 +10,7 @@ from decaf import cli
 
 
 def test_several_queries_share_the_pictures(line, tmp_path, monkeypatch, capsys):
-    """One folder each, the same masks as asked alone, and the vision tower sees every frame once for all of them."""
+    """One folder each, the same masks as asked alone, and the vision tower and SAM 2 see every frame once for all of them."""
     alone = {}
     for query in ("the red square", "the blue slope"):
         assert cli.main(line(query=query)) == 0
@@ -25,6 +25,8 @@ def test_several_queries_share_the_pictures(line, tmp_path, monkeypatch, capsys)
         assert result["presence"] == pytest.approx(one["presence"], abs=1e-6)
         for name in ("frames_encoded_video", "frames_encoded_image", "visual_tokens_prefilled"):
             assert result["counts"][name] == one["counts"][name]
+    encoded = [read(tmp_path / "out" / folder)["counts"] for folder in ("query-1", "query-2")]
+    assert [sum(counts[name] for name in ("sam2_key_encodings", "sam2_clip_encodings")) for counts in encoded] == [FRAMES, 0]
     assert meter.prefilled == sum(result["counts"][name] for name in ("visual_tokens_prefilled", "text_tokens_prefilled"))
 
 

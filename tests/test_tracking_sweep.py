@@ -13,7 +13,7 @@ from PIL import Image
 from decaf.errors import DecafError
 from decaf.tracking import load_sam2, sweep
 from decaf.tracking.attention import MemoryAttention
-from decaf.tracking.encoder import ImageEncoder
+from decaf.tracking.encoder import Features, ImageEncoder
 from decaf.tracking.frames import FeatureCache, FrameEncoder, model_input
 from decaf.tracking.memory import MemoryPlan, Step, TrackedObject
 from decaf.tracking.package import sam2_package
@@ -200,6 +200,28 @@ def test_kept_projections_of_memories_stay_within_their_budget_and_change_nothin
     for logits in (few, all_):
         difference, iou = agreement(logits, none)
         assert difference <= 2e-2 and iou >= 0.999
+
+
+def test_what_lasts_in_the_cache_and_what_does_not():
+    def features(size):
+        return Features((torch.zeros(size, 1, 1),), torch.zeros(1), ((1, size),))
+
+    cache = FeatureCache(80, lasting=60)
+    for index in range(6):
+        cache.put(index, features(10), keep=index >= 3)  # 40 bytes each
+    assert [index for index in range(6) if index in cache] == [0, 3, 4], "one lasts, two wait to be needed once more"
+    cache.put(0, features(5), keep=True)
+    assert cache.take(0) is cache.take(0) and cache.take(0).nbytes == 40, "what is there already is not replaced"
+    assert cache.take(3).nbytes == 40 and cache.take(3) is None
+    cache.put(5, features(10), keep=True)
+    cache.put(6, features(10), keep=True)
+    assert [index for index in range(7) if index in cache] == [0, 4, 5]
+    cache.let_go()
+    cache.put(7, features(20), keep=True)
+    assert [index for index in range(8) if index in cache] == [0, 7]
+    cache.clear()
+    cache.put(8, features(1), keep=True)
+    assert not any(index in cache for index in range(9))
 
 
 @pytest.mark.parametrize("length, prompt", [(1, 0), (2, 0), (2, 1), (17, 5), (60, 0), (60, 59), (60, 20)])

@@ -43,28 +43,48 @@ def normalised(picture: Tensor) -> Tensor:
 
 
 class FeatureCache:
-    """Image features by the clip index of their frame, up to `budget` bytes; what does not fit is encoded again when it is needed."""
+    """Image features by the clip index of their frame; what does not fit is encoded again when it is needed.
 
-    def __init__(self, budget: int):
-        self._budget, self._held = budget, 0
+    `budget`: bytes for those that will be needed once more, and then go. `lasting`: bytes for those that stay, for other queries about the
+    same clip; the first come.
+    """
+
+    def __init__(self, budget: int, lasting: int = 0):
+        self._room, self._lasting_room = budget, lasting
         self._features: dict[int, Features] = {}
+        self._lasting: dict[int, Features] = {}
 
-    def put(self, index: int, features: Features) -> None:
-        if self._held + features.nbytes <= self._budget:
+    def put(self, index: int, features: Features, *, keep: bool) -> None:
+        """`keep`: the frame will be needed once more."""
+        if index in self._lasting:
+            return
+        if features.nbytes <= self._lasting_room:
+            self._lasting_room -= features.nbytes
+            self._lasting[index] = features
+        elif keep and features.nbytes <= self._room:
+            self._room -= features.nbytes
             self._features[index] = features
-            self._held += features.nbytes
 
     def take(self, index: int) -> Features | None:
+        if index in self._lasting:
+            return self._lasting[index]
         features = self._features.pop(index, None)
-        self._held -= features.nbytes if features else 0
+        self._room += features.nbytes if features else 0
         return features
 
     def __contains__(self, index: int) -> bool:
-        return index in self._features
+        return index in self._features or index in self._lasting
+
+    def let_go(self) -> None:
+        """Forgets what waits to be needed once more. What lasts, lasts."""
+        self._room += sum(features.nbytes for features in self._features.values())
+        self._features.clear()
 
     def clear(self) -> None:
+        """Forgets everything, and keeps nothing from now on."""
         self._features.clear()
-        self._held = 0
+        self._lasting.clear()
+        self._room = self._lasting_room = 0
 
 
 class FrameEncoder:
@@ -107,8 +127,7 @@ class FrameEncoder:
             self._on_encode()
             with inference(self._sam2):
                 features = self._encode_image(normalised(picture.to(self._sam2.device))[None])
-        if keep or self._indices is not None:
-            self._cache.put(index, features)
+        self._cache.put(index, features, keep=keep or self._indices is not None)
         return features
 
     def _index(self, frame: int) -> int:

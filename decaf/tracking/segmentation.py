@@ -13,6 +13,7 @@ from torch import Tensor
 from ..clip_info import check_same_clip
 from ..clips import Clip
 from ..data import SAM2Prompts, Track, Tracks
+from ..devices import free_memory
 from ..errors import DecafError, out_of_memory
 from ..mask_store import MaskStore, pack_bits, unpack_bits
 from ..progress import Progress, silent, ticking
@@ -62,6 +63,7 @@ def segment(
     max_tracks: int | None = None,
     progress: Progress = silent,
     counts: MutableMapping[str, int] | None = None,
+    features: FeatureCache | None = None,
 ) -> Tracks:
     """Masks of the objects that the points mean, on every frame of the clip.
 
@@ -69,7 +71,7 @@ def segment(
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
     the best one. `max_tracks`: keep at most so many, the best. `counts`: "sam2_key_encodings" and
     "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame, and one per frame of the clip in
-    all as long as features fit their budget.
+    all as long as features fit their budget. `features`: a `feature_cache` of this model and this clip that several queries share.
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
 
@@ -90,7 +92,9 @@ def segment(
         return _nothing(clip, prompts.message or unattended)
     on_cpu = sam2.device.type == "cpu"
     pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
-    limits = _Limits(max(1, pixels // sam2.image_size**2), FeatureCache(_FEATURE_BYTES_ON_CPU if on_cpu else _FEATURE_BYTES))
+    features = features or feature_cache(sam2)
+    features.let_go()  # of what another query has left
+    limits = _Limits(max(1, pixels // sam2.image_size**2), features)
     tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
         return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
@@ -102,6 +106,14 @@ def segment(
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
     return Tracks(store, tuple(tracks), message)
+
+
+def feature_cache(sam2: SAM2, *, shared: bool = False) -> FeatureCache:
+    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next."""
+    free = free_memory(sam2.device)
+    budget = _FEATURE_BYTES_ON_CPU if sam2.device.type == "cpu" else _FEATURE_BYTES
+    lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
+    return FeatureCache(budget, lasting if shared else 0)
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:
