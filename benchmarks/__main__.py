@@ -51,7 +51,7 @@ def main() -> None:
             rows = rollout.run(device, [800, 3300] if quick else [800, 1700, 3300, 6600], 1 if quick else 3)
             add("rollout", rows, rollout.summary(rows), rollout.table(rows, rollout.SHAPES[device]))
         if "mllm" in stages:
-            shapes = ["3b", "7b"] if device == "cuda" else [*([] if quick else ["100m, 100 tokens"]), "100m, 28 tokens"]
+            shapes = ["3b", "7b"] if device == "cuda" else ["100m, 28 tokens", *([] if quick else ["100m, 100 tokens"])]
             rows = mllm.run(device, shapes, 1 if quick else 3)
             add("mllm", rows, mllm.summary(rows), mllm.table(rows))
         if "sam2" in stages:

@@ -30,7 +30,7 @@ ENOUGH_TOKENS = 8192
 """Visual tokens that keep a GPU busy: larger batches of frames are not made, they would only take memory from other models."""
 
 ENOUGH_TOKENS_ON_CPU = 1024
-"""Visual tokens from where on larger batches of frames are no faster on a CPU. With a 3B model in float32 they take half a gigabyte."""
+"""Visual tokens from where on larger batches of frames are no faster on a CPU. With a 3B model in float32 they take 0.8 GB."""
 
 AT_ONCE = 16
 """Questions whose attention rows are held at a time. What they share of the rollout is made once for each such group."""
@@ -148,8 +148,8 @@ class _Run:
     def look_at_all(self, step: Callable[[Visual], object]) -> Iterator[tuple[slice | None, object]]:
         """Does `step` for the video, then for the key frames in batches. Yields the frames of the batch (None: the video) and the result.
 
-        A batch is as large as half of the free memory allows. It may always take as many tokens as the video did: it needs no more memory
-        either. If memory runs out all the same, it is halved.
+        A batch is as large as half of the free memory allows, on a CPU as large as helps. It may always take as many tokens as the video
+        did: it needs no more memory either. If memory runs out all the same, it is halved.
         """
         family, most = self.mllm.family, self.tokens_per_frame
         video = family.video(self.mllm, self.frames, most)

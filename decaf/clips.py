@@ -123,7 +123,9 @@ class ImageTensor(Clip):
     def _read(self, index: int) -> Tensor:
         frame = self._images[index, ..., :3].cpu()  # alpha is dropped, as ComfyUI's own nodes do
         if frame.dtype != torch.uint8:
-            frame = frame.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+            # By numpy, in this thread alone: PyTorch would start worker threads for every thread that reads, beside those of a model at work.
+            pixels = frame.detach().float().numpy() * np.float32(255)
+            frame = torch.from_numpy(np.clip(np.rint(pixels, out=pixels), 0, 255, out=pixels).astype(np.uint8))
         return frame.expand(-1, -1, 3)
 
 

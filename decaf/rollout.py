@@ -71,7 +71,7 @@ _recorder: ContextVar[_Recorder | None] = ContextVar("decaf_recorder", default=N
 def capture_attention(start_layer: int, tick: Callable[[], None], room: int | None = None):
     """Within it, a forward pass of a text tower set to `CAPTURE` leaves the queries and keys of its layers >= `start_layer` in the yielded
     `Rows`. `tick` is called once per layer and may raise to stop the pass. `room`: bytes of the model's device that queries may take, the
-    others go to host memory; None leaves all where they are. (Keys are also the cache's, and take next to nothing.)"""
+    others go to host memory; None leaves all where they are. Keys stay: they are few."""
     rows = Rows()
     token = _recorder.set(_Recorder(rows, start_layer, tick, room))
     try:

@@ -215,13 +215,15 @@ def roll_out(prefix, suffixes: Sequence, visual: Tensor, tick: Callable[[], None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler's and a driver's errors have no common kind
-            if "out of memory" in str(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            broken = True
-            log.warning(
-                "The fused attention rollout does not run here; going on with the slower one (%s: %s).", type(error).__name__, error
-            )
-            return None
+            kind, told = type(error).__name__, str(error)
+        else:
+            continue
+        # Outside the handler: an error that came of the first one would keep its frames alive, and the tensors in them.
+        if "out of memory" in told:
+            raise torch.OutOfMemoryError(told)
+        broken = True
+        log.warning("The fused attention rollout does not run here; going on with the slower one (%s: %s).", kind, told)
+        return None
     return [torch.cat([rows[:, i, : packed.shared], rows[:, i, a:b]], 1) for i, (a, b) in enumerate(packed.spans)]
 
 

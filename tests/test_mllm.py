@@ -323,6 +323,45 @@ def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
     assert prompts == [1, 1, 1, 1, 1]
 
 
+def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder, monkeypatch):
+    from decaf.mllm import prefill
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    rooms, blocks = [], []
+    capture = prefill.capture_attention
+    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room: rooms.append(room) or capture(start, tick, room))
+    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
+    out_of_memory_for(1, monkeypatch, blocks)
+    extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
+    prefixes = [room for room in rooms if room is not None]
+    assert prefixes[0] > 1 << 30 and set(prefixes[1:]) == {0} and len(prefixes) == 3
+
+
+def test_a_cpu_takes_frames_in_batches_that_help(mllm_folder, monkeypatch):
+    """More than the video's tokens, as long as they are few."""
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    prompts = []
+    encode = mllm.family.encode
+    monkeypatch.setattr(mllm.family, "encode", lambda mllm, visual: prompts.append(visual.prompts) or encode(mllm, visual))
+    for enough, expected in ((0, [1, 1, 1, 1, 1, 1]), (1024, [1, 5])):
+        prompts.clear()
+        monkeypatch.setattr("decaf.attention.ENOUGH_TOKENS_ON_CPU", enough)
+        extract_attention(mllm, clip_of(5), QUERY, tokens_per_frame=40)
+        assert prompts == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_queries_in_host_memory_give_the_same_maps_on_a_gpu(mllm_folder, monkeypatch, setting):
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"), device="cuda")
+    maps = []
+    for room in (None, 0):
+        monkeypatch.setattr("decaf.attention._Run.room", lambda self, tokens, room=room: room)
+        maps.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
+    for one, other in zip(*maps, strict=True):
+        assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+
+
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeypatch, setting):
     """The room is what the rest of the pass leaves: none of a little memory, enough of a lot."""

@@ -102,8 +102,9 @@ class Prefix:
         moved = DynamicCache()
         for index, layer in enumerate(self.cache.layers):
             # A question that ran out of memory halfway has left its own keys in the lower layers: only the prefix's go along.
-            keys, values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
-            keys, _ = moved.update(keys.to(device), values.to(device), index)
+            keys, values = layer.keys[:, :, : self.length].to(device), layer.values[:, :, : self.length].to(device)
+            layer.keys = layer.values = keys[:, :, :0]  # lets go of the layer before the next is copied
+            keys, _ = moved.update(keys, values, index)
             if index in self.rows.keys:
                 self.rows.keys[index] = keys
         self.cache = moved

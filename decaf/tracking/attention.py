@@ -63,7 +63,8 @@ class MemoryAttention:
         objects of all groups."""
         if self._room:
             self._keep(groups)
-        places = torch.tensor([place for group in groups for place in group.objects], device=current.device).argsort()
+        order = [place for group in groups for place in group.objects]
+        places = None if order == sorted(order) else torch.tensor(order, device=current.device).argsort()
         hidden = current + 0.1 * position
         for number, layer in enumerate(self._module.layers):
             hidden = layer._forward_sa(hidden, position)
@@ -71,7 +72,9 @@ class MemoryAttention:
             hidden = hidden + layer.linear2(layer.activation(layer.linear1(layer.norm3(hidden))))
         return self._module.norm(hidden)
 
-    def _cross_attention(self, number: int, attention: nn.Module, hidden: Tensor, groups: list[Remembered], places: Tensor) -> Tensor:
+    def _cross_attention(
+        self, number: int, attention: nn.Module, hidden: Tensor, groups: list[Remembered], places: Tensor | None
+    ) -> Tensor:
         """`hidden`: (1 or n, h * w, channels), one for all objects as long as they are equal. Returns (n, h * w, channels)."""
         query = self._rotate(attention._separate_heads(attention.q_proj(hidden), attention.num_heads))
         outputs = []
@@ -79,7 +82,7 @@ class MemoryAttention:
             own = query if len(query) == 1 else query[group.objects]
             keys, values = self._keys_and_values(number, attention, group)
             outputs.append(F.scaled_dot_product_attention(own.expand(len(group.objects), -1, -1, -1), keys, values))
-        merged = torch.cat(outputs)[places] if len(outputs) > 1 else outputs[0]
+        merged = torch.cat(outputs) if places is None else torch.cat(outputs)[places]
         return attention.out_proj(attention._recombine_heads(merged))
 
     def _keys_and_values(self, number: int, attention: nn.Module, group: Remembered) -> tuple[Tensor, Tensor]:

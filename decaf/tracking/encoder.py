@@ -51,7 +51,7 @@ class ImageEncoder:
         self._fine: list[tuple[Tensor, Tensor]] = []  # weights and biases, the finest level last
 
     def __call__(self, image: Tensor) -> Features:
-        """(1, 3, S, S) float32 as `model_input` gives it."""
+        """`image`: (1, 3, S, S) float32, normalised."""
         if self._exact:
             _, levels, positions, sizes = self._model._prepare_backbone_features(self._model.forward_image(image))
             return Features(tuple(levels), positions[-1], tuple(sizes))

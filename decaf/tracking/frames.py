@@ -16,6 +16,7 @@ from .encoder import Features, ImageEncoder
 
 _MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
 _STD = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
+_FULL = torch.tensor([255.0])  # not a number: a GPU multiplies by the rounded reciprocal of that
 
 
 @contextmanager
@@ -26,20 +27,15 @@ def inference(sam2: SAM2) -> Iterator[None]:
         yield
 
 
-def model_input(frame: Tensor, size: int) -> Tensor:
-    """(H, W, 3) uint8 -> (3, size, size) float32, equal to the package's own loader of JPEG frames (bicubic resize by Pillow, then
-    normalised)."""
-    return normalised(resized(frame, size))
-
-
 def resized(frame: Tensor, size: int) -> Tensor:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8, as the package's own loader of JPEG frames does it: bicubic, by Pillow."""
     return torch.from_numpy(np.array(Image.fromarray(frame.numpy()).resize((size, size))))
 
 
 def normalised(picture: Tensor) -> Tensor:
-    """(S, S, 3) uint8 -> (3, S, S) float32, on the picture's device."""
-    mean, std = _MEAN.to(picture.device), _STD.to(picture.device)
-    return picture.permute(2, 0, 1).float().div_(255).sub_(mean).div_(std)
+    """(S, S, 3) uint8 -> (3, S, S) float32 on the picture's device, equal to what the package's loader makes of it."""
+    full, mean, std = (numbers.to(picture.device) for numbers in (_FULL, _MEAN, _STD))
+    return picture.permute(2, 0, 1).float().div_(full).sub_(mean).div_(std)
 
 
 class FeatureCache:
@@ -106,9 +102,10 @@ class FrameEncoder:
         exact: bool = False,
     ):
         self._sam2, self._frames, self._cache, self._on_encode, self._indices = sam2, frames, cache, on_encode, indices
+        self.exact = exact
         self._encode_image = ImageEncoder(sam2.model, exact=exact)
-        # Reading and resizing a large frame takes as long as a GPU needs for it. Only that: PyTorch's own work in a second thread would
-        # bring a second set of worker threads along.
+        # Reading and resizing a large frame takes as long as a GPU needs for it. Only that, without PyTorch's arithmetic: it would start
+        # worker threads for this thread too.
         self._reader = ThreadPoolExecutor(1, "decaf-frames")
         self._coming: tuple[int, Future[Tensor]] | None = None
 

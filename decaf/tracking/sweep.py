@@ -73,14 +73,13 @@ class FixedPrompts:
 
 
 class Sweep:
-    """`batch`: how many objects go through the model at once. `one_by_one`: each object by the package's own `track_step`, which is slower
-    and equal to the predictor bit for bit; the batched way is equal up to rounding."""
+    """`batch`: how many objects go through the model at once. With an `exact` encoder each object goes alone through the package's own
+    `track_step`, which is slower and equal to the predictor bit for bit; otherwise the result is equal up to rounding."""
 
-    def __init__(self, sam2: SAM2, encoder: FrameEncoder, *, batch: int, one_by_one: bool = False):
+    def __init__(self, sam2: SAM2, encoder: FrameEncoder, *, batch: int):
         self._sam2, self._model, self._encoder = sam2, sam2.model, encoder
         self._length = len(encoder)
-        self._batch = 1 if one_by_one else batch
-        self._one_by_one = one_by_one
+        self._batch = 1 if encoder.exact else batch
         self._memory_position: Tensor | None = None  # (1, channels, h, w), the same for all memories
         self._attention: MemoryAttention | None = None
         self._heads: TrackingHeads | None = None
@@ -173,7 +172,7 @@ class Sweep:
     def _track(self, objects: list[TrackedObject], step: Step, features: Features) -> Swept | None:
         if not objects:
             return None
-        track = self._track_one if self._one_by_one else self._track_batch
+        track = self._track_one if self._encoder.exact else self._track_batch
         with inference(self._sam2):
             logits = torch.cat([track(part, step, features) for part in self._parts(objects)])
         return Swept(step.frame, [each.id for each in objects], logits)

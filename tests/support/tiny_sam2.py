@@ -14,11 +14,12 @@ STAGES = (1, 2, 3, 1)
 
 
 def make_sam2(path, seed: int = 0, image_size: int = 128, version: str = "2.1") -> Path:
-    """Writes a random tiny checkpoint, .pt or .safetensors by its suffix, with the setting that its shapes cannot tell. `version`: "2",
-    "2.1", or "bare": without the fine levels and the object score, which every published model has."""
+    """Writes a random tiny checkpoint, .pt or .safetensors by its suffix, with the setting that its shapes cannot tell. `version`: "2" or
+    "2.1", with ", two heads" in the memory attention or ", often unseen": objects are not there on many frames. Or "bare": without the fine
+    levels and the object score, which every published model has."""
     path = Path(path)
     weights = random_weights(seed, image_size, version)
-    settings = json.dumps({"image_size": image_size})
+    settings = json.dumps({"image_size": image_size, "memory_heads": 2 if "two heads" in version else 1})
     if path.suffix == ".safetensors":
         save_file(weights, path, metadata={"decaf.sam2": settings})
     else:
@@ -30,7 +31,7 @@ def random_weights(seed: int, image_size: int = 128, version: str = "2.1") -> di
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(sam2_package().SAM2Base, image_size, version)
-        enliven(model)
+        enliven(model, 0.0 if "unseen" in version else 4.0)
     return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
@@ -38,7 +39,7 @@ def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **
     """A tiny model of the class `base` (`SAM2Base` or a subclass) with the constructor's arguments written out, as in the package's
     configurations."""
     sam2 = sam2_package()
-    newer, whole = version == "2.1", version != "bare"
+    newer, whole = version.startswith("2.1"), version != "bare"
     trunk = sam2.Hiera(
         embed_dim=WIDTH,
         num_heads=1,
@@ -58,7 +59,7 @@ def build(base: type[nn.Module], image_size: int = 128, version: str = "2.1", **
         "rope_theta": 10000.0,
         "feat_sizes": (image_size // 16,) * 2,
         "embedding_dim": DIM,
-        "num_heads": 1,
+        "num_heads": 2 if "two heads" in version else 1,
         "downsample_rate": 1,
         "dropout": 0.1,
     }
@@ -121,9 +122,9 @@ def _sine(channels: int) -> nn.Module:
     return sam2_package().PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000)
 
 
-def enliven(model: nn.Module) -> None:
+def enliven(model: nn.Module, seen: float = 4.0) -> None:
     """Freshly initialised layers hardly look at their input; scaled up they do, and the mask depends on the point, the picture and the
-    memories."""
+    memories. `seen`: bias of the object score; at 4 most objects are seen on most frames."""
     decoder = model.sam_mask_decoder
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -133,9 +134,9 @@ def enliven(model: nn.Module) -> None:
                 weight.mul_(2.5)
             elif name.endswith(("tpos_enc", "no_mem_embed", "no_obj_ptr", "no_obj_embed_spatial", "pos_embed", "pos_embed_window")):
                 weight.normal_(std=0.3)
-        if model.pred_obj_scores:  # most objects are seen on most frames
+        if model.pred_obj_scores:
             decoder.pred_obj_score_head.layers[-1].weight.mul_(20)
-            decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
+            decoder.pred_obj_score_head.layers[-1].bias.fill_(seen)
         for mlp in decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight.mul_(10)
         decoder.iou_prediction_head.layers[-1].weight.mul_(10)
