@@ -41,7 +41,7 @@ class Meter:
 
         def sam2(*args, **kwargs):
             loaded = load_sam2(*args, **kwargs)
-            loaded.model.image_encoder.register_forward_hook(self.image)
+            loaded.model.image_encoder.trunk.patch_embed.register_forward_hook(self.image)
             return loaded
 
         monkeypatch.setattr(command, "load_mllm", mllm)
