@@ -362,6 +362,36 @@ def test_queries_in_host_memory_give_the_same_maps_on_a_gpu(mllm_folder, monkeyp
         assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
 
 
+def test_out_of_memory_while_a_prefix_is_taken_back(mllm_folder, monkeypatch):
+    """Some layers of its cache are back already; the second try takes the others."""
+    from decaf.mllm.prefill import Prefix
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
+    tries, take_back, move = [], Prefix.take_back, torch.Tensor.to
+
+    def failing(self):
+        tries.append(self)
+        moved = []
+
+        def to(tensor, *args, **kwargs):
+            moved.append(tensor)
+            if len(moved) == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+            return move(tensor, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            if len(tries) == 1:
+                patch.setattr(torch.Tensor, "to", to)
+            take_back(self)
+
+    monkeypatch.setattr(Prefix, "take_back", failing)
+    found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
+    assert tries[0] is tries[1]
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+
+
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeypatch, setting):
     """The room is what the rest of the pass leaves: none of a little memory, enough of a lot."""

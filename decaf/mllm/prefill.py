@@ -99,15 +99,12 @@ class Prefix:
         self._move_cache(self.mllm.device)
 
     def _move_cache(self, device: torch.device | str) -> None:
-        moved = DynamicCache()
+        """Layer by layer and in place: what runs out of memory halfway can be tried again."""
         for index, layer in enumerate(self.cache.layers):
             # A question that ran out of memory halfway has left its own keys in the lower layers: only the prefix's go along.
-            keys, values = layer.keys[:, :, : self.length].to(device), layer.values[:, :, : self.length].to(device)
-            layer.keys = layer.values = keys[:, :, :0]  # lets go of the layer before the next is copied
-            keys, _ = moved.update(keys, values, index)
+            layer.keys, layer.values = layer.keys[:, :, : self.length].to(device), layer.values[:, :, : self.length].to(device)
             if index in self.rows.keys:
-                self.rows.keys[index] = keys
-        self.cache = moved
+                self.rows.keys[index] = layer.keys
 
 
 def end_tokens(mllm: MLLM) -> set[int]:
