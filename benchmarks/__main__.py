@@ -21,7 +21,7 @@ STAGES = ("rollout", "mllm", "sam2")
 def sam2_cases(device: str, quick: bool) -> list[Case]:
     sizes = [(32, 1), (100, 3)] if quick else [(length, count) for length in (32, 100, 300) for count in (1, 3, 8)]
     if device == "cpu":
-        return [Case("bundled", length, count) for length, count in sizes]
+        return [*(Case("bundled", length, count) for length, count in sizes), Case("small, 256 px", 100, 3)]
     return [Case(shape, length, count, (480, 854)) for shape in ("tiny", "large") for length, count in sizes]
 
 

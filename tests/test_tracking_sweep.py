@@ -205,7 +205,7 @@ def test_objects_of_interleaved_groups_keep_their_places(models):
     torch.testing.assert_close(run([[0, 2], [1]], [0, 1, 2]), alone, rtol=1e-4, atol=1e-4)
 
 
-def test_kept_projections_of_memories_stay_within_their_budget_and_change_nothing(models, monkeypatch):
+def test_kept_keys_of_memories_stay_within_their_budget_and_change_nothing(models, monkeypatch):
     ours, _ = models(3, "2.1", 64)
     clip = moving_shapes(14, 64, 64)
     prompts = list(zip([2, 5, 9], random_masks(3, 64, 64, 0), strict=True))
@@ -216,11 +216,11 @@ def test_kept_projections_of_memories_stay_within_their_budget_and_change_nothin
         def watched(self, groups, keep=keep):
             nonlocal most
             keep(self, groups)
-            held = [x for memory in self._kept for pair in memory.projected for x in pair]
+            held = [x for memory in self._kept for x in memory.keys]
             most = max(most, sum(x.nbytes for x in held) + sum(x.nbytes for x in self._age_keys))
 
         with monkeypatch.context() as patch:
-            patch.setattr(sweep, "_PROJECTION_BYTES", budget)
+            patch.setattr(sweep, "_KEY_BYTES", budget)
             patch.setattr(MemoryAttention, "_keep", watched)
             kept[budget] = sweep_logits(ours, clip, prompts)[0]
         assert most <= budget and (most > 0) == (budget > 0)

@@ -2,28 +2,33 @@
 
 The package's own module takes a batch of equal lengths. Here everything runs in one batch but the cross-attention itself, which runs once
 per group of objects with equally many memories: no padding, no mask, and the first layer's self-attention, which no object has touched yet,
-only once. What each layer makes of a memory is kept for the next frames, which look at it again, as long as there is room.
+only once. Keys that a layer makes of a memory are kept for the next frames, which look at it again, as long as there is room.
+
+Values are linear in the memories, and a softmax sums to one: so the memories themselves are mixed, and the mixture goes through the maps of
+the values and of the output at once. SAM 2's memories are a quarter as wide as its values.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .mixing import mix
 from .package import sam2_package
 
 
 @dataclass(eq=False)
 class Memory:
-    """What is remembered of one object on one frame. `tokens`: (h * w, channels), in bfloat16 as the package stores them. `projected`: per
-    layer keys, rotated but without the code of their age, and values, (heads, h * w, channels of a head); empty if there was no room."""
+    """What is remembered of one object on one frame. `tokens`: (h * w, channels), in bfloat16 as the package stores them. `keys`: of each
+    layer, rotated but without the code of their age, (heads, h * w, channels of a head); empty if there was no room."""
 
     tokens: Tensor
-    projected: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,20 +47,22 @@ class MemoryAttention:
     """Same result as the package's module object by object, up to rounding.
 
     `model`: a `SAM2Base`, whose weights must stay as and where they are for the life of this object. `position`: (1, channels, h, w), the
-    position codes of all memories. `budget`: bytes for kept projections. To be called under `torch.inference_mode`.
+    position codes of all memories. `budget`: bytes for kept keys. `tick`: called
+    while it works; may raise to stop. To be called under `torch.inference_mode`.
     """
 
-    def __init__(self, model: nn.Module, position: Tensor, budget: int):
-        self._module = model.memory_attention
+    def __init__(self, model: nn.Module, position: Tensor, budget: int, tick: Callable[[], None] = lambda: None):
+        self._module, self._tick = model.memory_attention, tick
         self._position = position.flatten(2).transpose(1, 2)[0]
         self._ages = model.maskmem_tpos_enc[:, 0].flip(0)  # (codes, 1, channels): SAM 2 numbers them from the end
         first = self._module.layers[0].cross_attn_image
         side = len(self._position) ** 0.5
         self._rotary = first.compute_cis(end_x=side, end_y=side).to(position.device)
-        per_memory = 8 * len(self._module.layers) * len(self._position) * first.internal_dim  # keys and values in float32
-        ages = per_memory // 2 * len(self._ages)
-        self._room = max(0, (budget - ages) // per_memory)
+        per_memory = 4 * len(self._module.layers) * len(self._position) * first.internal_dim  # float32
+        self._room = max(0, budget // per_memory - len(self._ages))
         self._age_keys: list[Tensor] = []
+        with torch.autocast(position.device.type, enabled=False):
+            self._outputs = [_values_and_output(layer.cross_attn_image) for layer in self._module.layers]
         self._kept: weakref.WeakSet[Memory] = weakref.WeakSet()
 
     def __call__(self, current: Tensor, position: Tensor, groups: list[Remembered]) -> Tensor:
@@ -65,60 +72,57 @@ class MemoryAttention:
             self._keep(groups)
         order = [place for group in groups for place in group.objects]
         places = None if order == sorted(order) else torch.tensor(order, device=current.device).argsort()
+        tokens = [_tokens(group, current.dtype) for group in groups]
         hidden = current + 0.1 * position
         for number, layer in enumerate(self._module.layers):
+            self._tick()
             hidden = layer._forward_sa(hidden, position)
-            hidden = hidden + self._cross_attention(number, layer.cross_attn_image, layer.norm2(hidden), groups, places)
+            hidden = hidden + self._cross_attention(number, layer.norm2(hidden), groups, tokens, places)
             hidden = hidden + layer.linear2(layer.activation(layer.linear1(layer.norm3(hidden))))
         return self._module.norm(hidden)
 
     def _cross_attention(
-        self, number: int, attention: nn.Module, hidden: Tensor, groups: list[Remembered], places: Tensor | None
+        self, number: int, hidden: Tensor, groups: list[Remembered], tokens: list[Tensor], places: Tensor | None
     ) -> Tensor:
-        """`hidden`: (1 or n, h * w, channels), one for all objects as long as they are equal. Returns (n, h * w, channels)."""
+        """`hidden`: (1 or n, h * w, channels), one for all objects as long as they are equal. `tokens`: of each group (k, length, channels
+        of memories). Returns (n, h * w, channels)."""
+        attention = self._module.layers[number].cross_attn_image
         query = self._rotate(attention._separate_heads(attention.q_proj(hidden), attention.num_heads))
-        outputs = []
-        for group in groups:
+        mixtures = []
+        for group, own_tokens in zip(groups, tokens, strict=True):
             own = query if len(query) == 1 else query[group.objects]
-            keys, values = self._keys_and_values(number, attention, group)
-            outputs.append(F.scaled_dot_product_attention(own.expand(len(group.objects), -1, -1, -1), keys, values))
-        merged = torch.cat(outputs) if places is None else torch.cat(outputs)[places]
-        return attention.out_proj(attention._recombine_heads(merged))
+            mixtures.append(mix(own.expand(len(group.objects), -1, -1, -1), self._keys(number, attention, group), own_tokens, self._tick))
+        mixed = torch.cat(mixtures) if places is None else torch.cat(mixtures)[places]
+        return F.linear(mixed, *self._outputs[number])
 
-    def _keys_and_values(self, number: int, attention: nn.Module, group: Remembered) -> tuple[Tensor, Tensor]:
-        """Of all memories and then all pointers of the group's objects: (k, heads, tokens, channels of a head) each."""
-        pointer_keys, pointer_values = _project(attention, group.pointers, group.pointer_codes)
-        k, heads, pointers, width = pointer_keys.shape
+    def _keys(self, number: int, attention: nn.Module, group: Remembered) -> Tensor:
+        """Of all memories and then all pointers of the group's objects: (k, heads, tokens, channels of a head)."""
+        pointers = _project(attention, group.pointers, group.pointer_codes)
+        k, heads, count, width = pointers.shape
         tokens = len(self._position)
         spatial = len(group.memories[0]) * tokens
-        keys = pointer_keys.new_empty(k, heads, spatial + pointers, width)
-        values = torch.empty_like(keys)
-        keys[:, :, spatial:], values[:, :, spatial:] = pointer_keys, pointer_values
+        keys = pointers.new_empty(k, heads, spatial + count, width)
+        keys[:, :, spatial:] = pointers
         for i, memories in enumerate(group.memories):
             for j, (age, memory) in enumerate(memories):
-                part = slice(j * tokens, (j + 1) * tokens)
-                if memory.projected:
-                    key, value = memory.projected[number]
-                    torch.add(key, self._age_keys[number][age], out=keys[i, :, part])
+                part = keys[i, :, j * tokens : (j + 1) * tokens]
+                if memory.keys:
+                    torch.add(memory.keys[number], self._age_keys[number][age], out=part)
                 else:
-                    key, value = _project(attention, memory.tokens[None], (self._position + self._ages[age])[None])
-                    keys[i, :, part], value = self._rotate(key)[0], value[0]
-                values[i, :, part] = value
-        return keys, values
+                    part[:] = self._rotate(_project(attention, memory.tokens[None], (self._position + self._ages[age])[None]))[0]
+        return keys
 
     def _keep(self, groups: list[Remembered]) -> None:
-        """Projects new memories, if there is room for them. A key is linear in the code of the memory's age: kept without it, it serves
-        at every age."""
+        """Makes the keys of new memories, if there is room for them. A key is linear in the code of the memory's age: kept without it, it
+        serves at every age."""
         layers = [layer.cross_attn_image for layer in self._module.layers]
         if not self._age_keys:
             for attention in layers:
                 shift = attention._separate_heads(F.linear(self._ages, attention.k_proj.weight), attention.num_heads)
                 self._age_keys.append(self._rotate(shift.expand(-1, -1, len(self._position), -1)))
         for memory in (memory for group in groups for memories in group.memories for _, memory in memories):
-            if not memory.projected and len(self._kept) < self._room:
-                for attention in layers:
-                    key, value = _project(attention, memory.tokens[None], self._position[None])
-                    memory.projected.append((self._rotate(key)[0], value[0]))
+            if not memory.keys and len(self._kept) < self._room:
+                memory.keys += [self._rotate(_project(attention, memory.tokens[None], self._position[None]))[0] for attention in layers]
                 self._kept.add(memory)
 
     def _rotate(self, heads: Tensor) -> Tensor:
@@ -126,7 +130,24 @@ class MemoryAttention:
         return sam2_package().apply_rotary_enc(heads, heads[:, :, :0], freqs_cis=self._rotary)[0]
 
 
-def _project(attention: nn.Module, tokens: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, length, channels) -> keys and values (n, heads, length, channels of a head)."""
-    key = attention._separate_heads(attention.k_proj(tokens + codes), attention.num_heads)
-    return key, attention._separate_heads(attention.v_proj(tokens.to(attention.v_proj.weight.dtype)), attention.num_heads)
+def _project(attention: nn.Module, tokens: Tensor, codes: Tensor) -> Tensor:
+    """(n, length, channels) and position codes -> keys (n, heads, length, channels of a head)."""
+    return attention._separate_heads(attention.k_proj(tokens + codes), attention.num_heads)
+
+
+def _tokens(group: Remembered, dtype: torch.dtype) -> Tensor:
+    """(k, length, channels): all memories and then all pointers of the group's objects, in the order of their keys."""
+    memories, pointers = group.memories, group.pointers
+    spatial = sum(len(memory.tokens) for _, memory in memories[0])
+    tokens = pointers.new_empty(len(memories), spatial + pointers.shape[1], pointers.shape[2], dtype=dtype)
+    for i, one in enumerate(memories):
+        torch.cat([memory.tokens for _, memory in one], out=tokens[i, :spatial])
+    tokens[:, spatial:] = pointers
+    return tokens
+
+
+def _values_and_output(attention: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mixtures of memories of all heads (..., heads * channels of memories) -> the attention's output: weight and bias."""
+    value, output, heads = attention.v_proj, attention.out_proj, attention.num_heads
+    weight = torch.einsum("ohd,hdm->ohm", output.weight.unflatten(1, (heads, -1)), value.weight.unflatten(0, (heads, -1)))
+    return weight.flatten(1), output.weight @ value.bias + output.bias

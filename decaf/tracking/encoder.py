@@ -1,7 +1,8 @@
 """SAM 2's image encoder for many frames: what does not depend on the frame is computed once.
 
 The package's own modules interpolate position embeddings and copy position codes for every frame, and bring the two fine levels to the full
-width only to narrow them again. Here these two linear maps are one.
+width only to narrow them again. Here these two linear maps are one. Where windows do not divide the image, the package also multiplies the
+empty places that fill them up, whose queries, keys and values are known.
 """
 
 from __future__ import annotations
@@ -82,13 +83,55 @@ class ImageEncoder:
         hidden = trunk.patch_embed(image) + self._place
         stages = []
         for i, block in enumerate(trunk.blocks):
-            hidden = block(hidden)
+            hidden = _block(block, hidden)
             if i in trunk.stage_ends:
                 stages.append(hidden)
         *fine, low, lowest = stages
         low, lowest = (F.linear(stage, one.conv.weight.flatten(1), one.conv.bias) for stage, one in ((low, convs[1]), (lowest, convs[0])))
         above = F.interpolate(lowest.permute(0, 3, 1, 2).float(), scale_factor=2.0, mode="nearest")
         return [*fine, low + above.permute(0, 2, 3, 1)]
+
+
+def _block(block: nn.Module, hidden: Tensor) -> Tensor:
+    """The forward pass of a `MultiScaleBlock`: (1, h, w, channels) -> (1, h', w', channels), half as many places where a stage begins."""
+    attention, normed = block.attn, block.norm1(hidden)
+    kept = hidden if block.dim == block.dim_out else _pooled(block.proj(normed), block.pool)
+    mixed = _pooled_attention(attention, *_windows(attention.qkv(normed), attention.qkv.bias, block.window_size))
+    height, width = kept.shape[1:3]
+    hidden = kept + attention.proj(mixed[:, :height, :width])
+    return hidden + block.mlp(block.norm2(hidden))
+
+
+def _windows(places: Tensor, empty: Tensor, size: int) -> tuple[Tensor, int, int]:
+    """(1, h, w, channels) -> windows (rows * cols, size, size, channels), rows and cols. `empty`: (channels,), what stands where a window
+    reaches over the edge. `size` 0: all in one."""
+    height, width = places.shape[1:3]
+    if size == 0:
+        return places, 1, 1
+    rows, cols = -(-height // size), -(-width // size)
+    if (rows * size, cols * size) != (height, width):
+        filled = empty.to(places.dtype).expand(1, rows * size, cols * size, -1).clone()
+        filled[:, :height, :width] = places
+        places = filled
+    return places.view(rows, size, cols, size, -1).transpose(1, 2).flatten(0, 1), rows, cols
+
+
+def _pooled_attention(attention: nn.Module, windows: Tensor, rows: int, cols: int) -> Tensor:
+    """Queries, keys and values of windows -> (1, rows * h, cols * w, channels); h, w: a window's sides, halved if queries are pooled."""
+    count, height, width, _ = windows.shape
+    query, key, value = windows.unflatten(-1, (3, attention.num_heads, -1)).unbind(3)
+    if attention.q_pool:
+        query = _pooled(query.flatten(3), attention.q_pool)
+        height, width = query.shape[1:3]
+        query = query.unflatten(-1, (attention.num_heads, -1))
+    query, key, value = (x.flatten(1, 2).transpose(1, 2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    return mixed.reshape(rows, cols, height, width, -1).transpose(1, 2).reshape(1, rows * height, cols * width, -1)
+
+
+def _pooled(places: Tensor, pool: nn.Module) -> Tensor:
+    """(n, h, w, channels) -> (n, h', w', channels)."""
+    return pool(places.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _one_map(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -187,7 +187,7 @@ def _find_tracklets(
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
     with ticking(sam2.model, meter.working):
-        for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+        for swept in Sweep(sam2, encoder, batch=limits.batch, tick=meter.working).run(prompter):
             for part, masks in video_masks(swept.logits, clip.frame_size):
                 covered = grid_coverage(masks, attention.shape[1:]).cpu()
                 for place, id_ in enumerate(swept.ids[part]):
@@ -235,7 +235,7 @@ def _propagate(
     encoder = FrameEncoder(sam2, clip, limits.cache, meter.encoding)
     store = MaskStore(len(tracks), len(clip), clip.frame_size)
     with ticking(sam2.model, meter.working):
-        for swept in Sweep(sam2, encoder, batch=limits.batch).run(prompter):
+        for swept in Sweep(sam2, encoder, batch=limits.batch, tick=meter.working).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
                 for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
                     store.put(id_, swept.frame, mask)

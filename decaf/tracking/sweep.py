@@ -7,7 +7,7 @@ encoded at most once per sweep, objects go in batches, and a memory lives no lon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,9 +26,9 @@ from .package import sam2_package
 MEMORY_DTYPE = torch.bfloat16
 """The predictor stores memories so, in every setting."""
 
-_PROJECTION_BYTES = 64 << 20
-"""For what the memory attention makes of memories, of all objects together. Enough at small sizes, where projecting is a fifth of the work;
-at 1024 x 1024 it is a hundredth, and the projections of one memory are 32 MB."""
+_KEY_BYTES = 64 << 20
+"""For keys that the memory attention makes of memories, of all objects together. Enough at small sizes, where making them is a tenth of the
+work; at 1024 x 1024 it is less than a hundredth, and the keys of one memory are 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class FixedPrompts:
 
 class Sweep:
     """`batch`: how many objects go through the model at once. With an `exact` encoder each object goes alone through the package's own
-    `track_step`, which is slower and equal to the predictor bit for bit; otherwise the result is equal up to rounding."""
+    `track_step`, which is slower and equal to the predictor bit for bit; otherwise the result is equal up to rounding. `tick`: called
+    within a frame where one may take seconds; may raise to stop."""
 
-    def __init__(self, sam2: SAM2, encoder: FrameEncoder, *, batch: int):
+    def __init__(self, sam2: SAM2, encoder: FrameEncoder, *, batch: int, tick: Callable[[], None] = lambda: None):
+        self._tick = tick
         self._sam2, self._model, self._encoder = sam2, sam2.model, encoder
         self._length = len(encoder)
         self._batch = 1 if encoder.exact else batch
@@ -236,7 +238,7 @@ class Sweep:
             groups.setdefault((len(each.plan.memories(step)), len(each.plan.pointers(step))), []).append(i)
         remembered = [self._remembered(objects, places, step) for places in groups.values()]
         if self._attention is None:
-            self._attention = MemoryAttention(self._model, self._memory_position, _PROJECTION_BYTES)
+            self._attention = MemoryAttention(self._model, self._memory_position, _KEY_BYTES, self._tick)
         current, position = features.levels[-1].transpose(0, 1), features.position.transpose(0, 1)
         return self._attention(current, position, remembered)
 
