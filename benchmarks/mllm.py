@@ -90,7 +90,9 @@ def _prepare(device: str, shape: Shape, attention: str) -> tuple[MLLM, Clip, Sha
 
 
 def prepare_ours(device: str, shape: Shape):
-    return _prepare(device, shape, CAPTURE)
+    mllm, *rest = _prepare(device, shape, CAPTURE)
+    mllm.family.prepare(mllm.model)  # as `load_mllm` does
+    return mllm, *rest
 
 
 def prepare_plain(device: str, shape: Shape):

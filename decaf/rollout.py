@@ -56,6 +56,7 @@ class _Recorder:
     start_layer: int
     tick: Callable[[], None]
     room: int | None
+    last_layer: int | None
 
     def keep(self, layer: int, query: Tensor, key: Tensor) -> None:
         if self.room is not None:
@@ -67,15 +68,22 @@ class _Recorder:
 _recorder: ContextVar[_Recorder | None] = ContextVar("decaf_recorder", default=None)
 
 
+class _Enough(Exception):
+    """Ends a forward pass that has given all that is wanted of it."""
+
+
 @contextmanager
-def capture_attention(start_layer: int, tick: Callable[[], None], room: int | None = None):
+def capture_attention(start_layer: int, tick: Callable[[], None], room: int | None = None, last_layer: int | None = None):
     """Within it, a forward pass of a text tower set to `CAPTURE` leaves the queries and keys of its layers >= `start_layer` in the yielded
     `Rows`. `tick` is called once per layer and may raise to stop the pass. `room`: bytes of the model's device that queries may take, the
-    others go to host memory; None leaves all where they are. Keys stay: they are few."""
+    others go to host memory; None leaves all where they are. Keys stay: they are few. `last_layer`: the pass ends there, and the block
+    with it, as soon as queries and keys are known and cached: what is attended to, and all that comes after, is for the next token alone."""
     rows = Rows()
-    token = _recorder.set(_Recorder(rows, start_layer, tick, room))
+    token = _recorder.set(_Recorder(rows, start_layer, tick, room, last_layer))
     try:
         yield rows
+    except _Enough:
+        pass
     finally:
         _recorder.reset(token)
 
@@ -90,6 +98,8 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
             recorder.rows.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             # A cached prefix's keys come before the new ones; they were captured when the prefix was run. The clone lets go of them.
             recorder.keep(module.layer_idx, query, key if key.shape[2] == new else key[:, :, -new:].clone())
+        if module.layer_idx == recorder.last_layer:
+            raise _Enough
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 

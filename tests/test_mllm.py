@@ -217,6 +217,22 @@ def test_class_name_setting(mllm):
     assert back.video.shape == obj.video.shape and relative(back.video, obj.video) > 1e-4
 
 
+@pytest.mark.parametrize(
+    "setting, short",
+    [
+        ("expression", 2 + 2 * 2),  # the pictures as a video and as images; two questions of each
+        ("class name", 2 + 2 + 1),  # the same, but object questions are answered; all but the last token of the choice of a name
+    ],
+)
+def test_the_last_block_is_for_the_next_token_alone(mllm, setting, short):
+    """The rollout wants its queries and keys; what it makes of them only answers and the question of presence do."""
+    first, last = [], []
+    for layer, passes in ((0, first), (-1, last)):
+        mllm.text_tower.layers[layer].mlp.register_forward_pre_hook(lambda module, args, passes=passes: passes.append(args[0].shape[1]))
+    extract_attention(mllm, clip_of(2), QUERY, tokens_per_frame=40, setting=setting)
+    assert len(last) >= 1 and len(first) == len(last) + short
+
+
 def test_another_query_gives_other_maps(mllm):
     one, _ = extract_attention(mllm, clip_of(3), "the red one", tokens_per_frame=40)
     two, _ = extract_attention(mllm, clip_of(3), "a very small kettle behind the house", tokens_per_frame=40)
@@ -329,7 +345,7 @@ def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     rooms, blocks = [], []
     capture = prefill.capture_attention
-    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room: rooms.append(room) or capture(start, tick, room))
+    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last))
     monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
     out_of_memory_for(1, monkeypatch, blocks)
     extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
@@ -402,7 +418,7 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
     monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
     rooms, found = [], []
     capture = prefill.capture_attention
-    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room: rooms.append(room) or capture(start, tick, room))
+    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last))
     whole = mllm.bytes_per_token(mllm.layers // 2)
     for free in (None, 1000, 500 * whole, 1 << 40):
         rooms.clear()

@@ -72,6 +72,9 @@ class Family(ABC):
     def encode(self, mllm: MLLM, visual: Visual) -> Tensor:
         """Run the vision tower: (prompts, tokens, width), in prompt order."""
 
+    def prepare(self, model: nn.Module) -> None:
+        """Called once when a model is loaded: what makes it faster and changes no result but for rounding. By default nothing."""
+
     @abstractmethod
     def positions(self, mllm: MLLM, visual_mask: Tensor, visual: Visual | None) -> Tensor:
         """`position_ids` of a whole prompt for the text tower, batch dimension 1, from the mask (L,) of its visual tokens."""

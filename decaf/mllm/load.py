@@ -155,6 +155,7 @@ def load_mllm(
         )  # fmt: skip
     _check_loaded(folder, info)
     model.eval().requires_grad_(False)
+    family.prepare(model)
     mllm = MLLM(model.to(device), processor, family, folder.name)
     _check_processor(mllm, folder)
     # The vision tower keeps the fast kernels: only the text tower's attention is looked at.

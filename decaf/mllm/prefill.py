@@ -38,13 +38,16 @@ class Prefix:
         if features is not None:
             visual = _is_visual(mllm, ids).to(mllm.device)
             embeds[visual] = features.flatten(0, 1).to(embeds)
-        self.rows, _ = self._run(embeds, positions, room)
+        self.rows, _ = self._run(embeds, positions, room=room)
 
-    def _run(self, embeds: Tensor, positions: Tensor, room: int | None = None) -> tuple[Rows, Tensor]:
+    def _run(self, embeds: Tensor, positions: Tensor, *, to_the_end: bool = False, room: int | None = None) -> tuple[Rows, Tensor | None]:
+        """Attention rows, and hidden states (B, n, width) if `to_the_end`, which only the next token needs."""
         positions = positions.to(embeds.device).expand(*positions.shape[:-2], len(embeds), -1)
-        with capture_attention(self.start_layer, self.tick, room) as rows:
+        last_layer, hidden = None if to_the_end else self.mllm.layers - 1, None
+        with capture_attention(self.start_layer, self.tick, room, last_layer) as rows:
             out = self.mllm.text_tower(inputs_embeds=embeds, position_ids=positions, past_key_values=self.cache, use_cache=True)
-        return rows, out.last_hidden_state
+            hidden = out.last_hidden_state
+        return rows, hidden
 
     def ask(self, ids: Tensor, positions: Tensor, max_new_tokens: int = 0) -> tuple[Rows, list[list[int]]]:
         """Prefill one question, (n,) token ids after the prefix, and answer it greedily with up to `max_new_tokens`.
@@ -53,7 +56,7 @@ class Prefix:
         """
         batch = self.cache_batch
         embed = self.mllm.model.get_input_embeddings()
-        rows, hidden = self._run(embed(ids.to(self.mllm.device).expand(batch, -1)), positions)
+        rows, hidden = self._run(embed(ids.to(self.mllm.device).expand(batch, -1)), positions, to_the_end=max_new_tokens > 0)
         answers = self._answer(hidden, positions, max_new_tokens) if max_new_tokens else [[] for _ in range(batch)]
         self.cache.crop(self.length - self.cache.get_seq_length())  # negative: how many to drop
         return rows, answers
@@ -61,7 +64,7 @@ class Prefix:
     def next_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, vocabulary) of the token after a question, (n,) token ids after the prefix."""
         embed, head = self.mllm.model.get_input_embeddings(), self.mllm.model.get_output_embeddings()
-        _, hidden = self._run(embed(ids.to(self.mllm.device).expand(self.cache_batch, -1)), positions)
+        _, hidden = self._run(embed(ids.to(self.mllm.device).expand(self.cache_batch, -1)), positions, to_the_end=True)
         self.cache.crop(self.length - self.cache.get_seq_length())
         return head(hidden[:, -1])
 
@@ -86,7 +89,7 @@ class Prefix:
             if not open_ or step + 1 == max_new_tokens:
                 break
             place = place + 1
-            _, hidden = self._run(embed(chosen), place)
+            _, hidden = self._run(embed(chosen), place, to_the_end=True)
         return answers
 
     def set_aside(self) -> None:

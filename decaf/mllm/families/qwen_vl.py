@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..base import MLLM, Family, Visual, fit_grid, resize
 
@@ -17,9 +18,25 @@ SECONDS_PER_SLOT = 1.0
 """The clip is always shown as if sampled at two frames per second, two frames to a slot: spread-out key frames have no speed of their own."""
 
 
+class _WholePatch(nn.Module):
+    """A convolution whose kernel covers the whole patch, as the product that it is: PyTorch's 3D convolutions are several times slower."""
+
+    def __init__(self, convolution: nn.Conv3d):
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(n, channels, frames, height, width) -> (n, width of the tower)."""
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
 class QwenVL(Family):
     name = "Qwen2-VL"
     model_types = ("qwen2_vl", "qwen2_5_vl")
+
+    def prepare(self, model: nn.Module) -> None:
+        patches = model.model.visual.patch_embed
+        patches.proj = _WholePatch(patches.proj)
 
     def video(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
         cell = self._cell(mllm)
