@@ -165,16 +165,28 @@ def last_row_rollout(
 
     Returns: per suffix the row (B, P + n) in float32. Not normalised: rows of weighted attention do not sum to one.
     """
-    layers = sorted(prefix.queries, reverse=True)
-    batch, heads, length, _ = prefix.queries[layers[0]].shape
-    device = suffixes[0].queries[layers[0]].device
-    if kernel := fused_kernel(device):
+    device = next(iter(suffixes[0].queries.values())).device
+    if block_bytes is None:
+        block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
+    if (kernel := fused_kernel(device)) and kernel.agrees(prefix, suffixes[0], _by_blocks):
         found = kernel.roll_out(prefix, suffixes, visual, tick)
         if found is not None:
             return found
+    return _by_blocks(prefix, suffixes, visual, block_bytes, tick)
+
+
+def _by_blocks(
+    prefix: Rows,
+    suffixes: Sequence[Rows],
+    visual: Tensor,
+    block_bytes: int = BLOCK_BYTES["cuda"],
+    tick: Callable[[], None] = lambda: None,
+) -> list[Tensor]:
+    """`last_row_rollout` by PyTorch."""
+    layers = sorted(prefix.queries, reverse=True)
+    batch, heads, length, _ = prefix.queries[layers[0]].shape
+    device = suffixes[0].queries[layers[0]].device
     runs = visual_runs(visual)
-    if block_bytes is None:
-        block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     rows = []
     for suffix in suffixes:
         row = torch.zeros(batch, length + suffix.queries[layers[0]].shape[2], device=device)

@@ -192,6 +192,43 @@ def _row_products(
         tl.store(products + vector * length + places, sums[i] * tl.load(weights + vector))
 
 
+_agreed: dict[tuple, bool] = {}
+"""By device, dtype and shape of heads."""
+
+FARTHEST = 1e-2
+"""Relative error of a row above which the kernel is not used. Both ways read the same numbers and add up in float32, but the host of the
+library may let PyTorch multiply with fewer digits."""
+
+
+def agrees(prefix, suffix, oracle: Callable) -> bool:
+    """Whether the kernel gives on this GPU what `oracle` gives, for heads like those of `prefix` and `suffix`.
+
+    It is tried once for each kind of heads, on a few hundred random rows, which takes milliseconds beside compiling: GPUs, drivers and
+    compilers are many, and a wrong map looks like any other.
+    """
+    query, key = (next(iter(kind.values())) for kind in (suffix.queries, suffix.keys))
+    like = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
+    if like not in _agreed:
+        trial, *questions = (_random_rows(type(prefix), query, key, length, seed) for seed, length in enumerate((300, 40, 9)))
+        visual = torch.arange(300) % 100 > 4
+        found = roll_out(trial, questions, visual)
+        if found is None:
+            return False
+        expected = oracle(trial, questions, visual)
+        error = max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+        _agreed[like] = error <= FARTHEST
+        if not _agreed[like]:
+            log.warning("The fused attention rollout is wrong on this machine (relative error %.1e); going on with the slower one.", error)
+    return _agreed[like]
+
+
+def _random_rows(kind: type, query: Tensor, key: Tensor, length: int, seed: int):
+    """One prompt's, of one layer, with heads like `query` and `key`."""
+    random = torch.Generator(query.device).manual_seed(seed)
+    rows = [torch.randn(1, x.shape[1], length, x.shape[3], generator=random, device=x.device).to(x.dtype) for x in (query, key)]
+    return kind(query.shape[3] ** -0.5, {0: 2 * rows[0]}, {0: rows[1]})
+
+
 def roll_out(prefix, suffixes: Sequence, visual: Tensor, tick: Callable[[], None] = lambda: None) -> list[Tensor] | None:
     """What `rollout.last_row_rollout` returns for the same arguments, or None where the kernel cannot be compiled or launched.
 

@@ -345,7 +345,9 @@ def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     rooms, blocks = [], []
     capture = prefill.capture_attention
-    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last))
+    monkeypatch.setattr(
+        prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last)
+    )
     monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
     out_of_memory_for(1, monkeypatch, blocks)
     extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
@@ -418,7 +420,9 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
     monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
     rooms, found = [], []
     capture = prefill.capture_attention
-    monkeypatch.setattr(prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last))
+    monkeypatch.setattr(
+        prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last)
+    )
     whole = mllm.bytes_per_token(mllm.layers // 2)
     for free in (None, 1000, 500 * whole, 1 << 40):
         rooms.clear()

@@ -25,6 +25,7 @@ def kernel(monkeypatch):
     from decaf import rollout_kernel
 
     monkeypatch.setattr(rollout_kernel, "broken", False)
+    monkeypatch.setattr(rollout_kernel, "_agreed", {})
     monkeypatch.setattr(rollout, "fused_kernel", lambda device: None if rollout_kernel.broken else rollout_kernel)
     return rollout_kernel
 
@@ -37,7 +38,9 @@ def case():
 
 def test_numbers_under_the_interpreter():
     pytest.importorskip("triton")
-    errors = json.loads(subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True, text=True).stdout)
+    found = json.loads(subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True, text=True).stdout)
+    errors = found["errors"]
+    assert found["agrees with PyTorch"] and not found["agrees with another formula"]
     assert len(errors) > 5 and len(errors["nine questions"]) == 9
     assert {name: most for name, found in errors.items() if not (most := max(found)) < 2e-6} == {}
 
@@ -131,6 +134,24 @@ def test_a_kernel_that_does_not_launch_is_left_alone_after_one_warning(kernel, c
     assert len([record for record in caplog.records if "fused attention rollout" in record.message]) == 1
 
 
+def test_a_kernel_that_is_wrong_on_this_machine_is_left_alone_after_one_warning(kernel, case, monkeypatch, caplog):
+    """Nothing tells a wrong map from a right one, so each kind of heads is tried once against PyTorch."""
+    prefix, suffixes, visual = case
+    layers = []
+
+    def wrong(queries, keys, rows, packed, scale):
+        layers.append(rows.shape)
+        return rows
+
+    monkeypatch.setattr(kernel, "_pass_layer", wrong)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            for row, suffix in zip(rollout.last_row_rollout(prefix, suffixes, visual), suffixes, strict=True):
+                assert relative(row, dense_rows(prefix, suffix, visual)) < 1e-5
+    assert len(layers) == 1 and not kernel.broken
+    assert len([record for record in caplog.records if "is wrong on this machine" in record.message]) == 1
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Triton Error [CUDA]: out of memory")])
 def test_a_full_memory_does_not_rule_the_kernel_out(kernel, case, monkeypatch, error):
     def full(*args):
@@ -150,6 +171,7 @@ def test_every_layer_can_be_cancelled(kernel, case, monkeypatch):
         if len(calls) == 3:
             raise RuntimeError("cancelled")
 
+    monkeypatch.setattr(kernel, "agrees", lambda *args: True)
     monkeypatch.setattr(kernel, "_pass_layer", lambda queries, keys, rows, *rest: rows)
     with pytest.raises(RuntimeError, match="cancelled"):
         rollout.last_row_rollout(*case, tick=tick)

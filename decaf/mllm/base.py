@@ -72,7 +72,7 @@ class Family(ABC):
     def encode(self, mllm: MLLM, visual: Visual) -> Tensor:
         """Run the vision tower: (prompts, tokens, width), in prompt order."""
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027, most families need nothing
         """Called once when a model is loaded: what makes it faster and changes no result but for rounding. By default nothing."""
 
     @abstractmethod

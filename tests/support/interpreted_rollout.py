@@ -1,4 +1,5 @@
-"""The fused rollout kernel under Triton's interpreter on the CPU, against the dense formula: prints the relative errors of each case as JSON.
+"""The fused rollout kernel under Triton's interpreter on the CPU, against the dense formula: prints the relative errors of each
+case as JSON, and whether the kernel's trial of itself tells right from wrong.
 
 A program of its own, because Triton reads TRITON_INTERPRET when it is first imported.
 """
@@ -13,7 +14,7 @@ import triton.language as tl
 from dense_rollout import dense_rows, random_rows, relative
 from triton.runtime.interpreter import InterpreterBuilder
 
-from decaf import rollout_kernel
+from decaf import rollout, rollout_kernel
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 # batch, heads, key heads, lengths of prefix and suffixes, head width, dtype, layers, positions of a program and of a step (None: as on a GPU)
@@ -53,7 +54,12 @@ def main():
         visual[[*range(5, 15), *range(18, 28), *range(33, lengths[0] - 2)]] = True
         found = rollout_kernel.roll_out(prefix, suffixes, visual)
         errors[name] = [relative(row, dense_rows(prefix, suffix, visual)) for row, suffix in zip(found, suffixes, strict=True)]
-    print(json.dumps(errors))
+    rollout_kernel.blocks = lambda *_: (64, 32, 4, 2)
+    prefix, (suffix,) = random_rows(1, 2, 1, (61, 5), 32, FLOAT, 1)
+    right = rollout_kernel.agrees(prefix, suffix, rollout._by_blocks)
+    rollout_kernel._agreed.clear()
+    wrong = rollout_kernel.agrees(prefix, suffix, lambda *args: [1.02 * row for row in rollout._by_blocks(*args)])
+    print(json.dumps({"errors": errors, "agrees with PyTorch": right, "agrees with another formula": wrong}))
 
 
 if __name__ == "__main__":
