@@ -168,7 +168,7 @@ def last_row_rollout(
     device = next(iter(suffixes[0].queries.values())).device
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-    if (kernel := fused_kernel(device)) and kernel.agrees(prefix, suffixes[0], _by_blocks):
+    if (kernel := fused_kernel(device)) and kernel.agrees(prefix, suffixes, _by_blocks):
         found = kernel.roll_out(prefix, suffixes, visual, tick)
         if found is not None:
             return found

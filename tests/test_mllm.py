@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,6 +131,22 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
             moved = (mllm.family.encode(mllm, getattr(mllm.family, kind)(mllm, [lit], 150)) - plain).norm(dim=-1)
             place = visual.to_grid(moved)[0, 0].flatten().argmax()
             assert divmod(int(place), cols) == (row, col)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
+    """Loading puts a product in the place of the first convolution."""
+    from transformers import AutoModelForImageTextToText
+
+    mllm = load_mllm(mllm_folder(family))
+    plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), dtype=torch.float32).eval()
+    kinds = [sum(isinstance(module, torch.nn.Conv3d) for module in model.modules()) for model in (mllm.model, plain)]
+    assert kinds == [0, 1] and mllm.model.state_dict().keys() == plain.state_dict().keys()
+    with torch.inference_mode():
+        for visual in (mllm.family.video(mllm, list(clip_of(4)), 40), mllm.family.images(mllm, list(clip_of(2)), 40)):
+            found = mllm.family.encode(mllm, visual)
+            expected = mllm.family.encode(replace(mllm, model=plain), visual)
+            assert relative(found, expected) < 1e-5
 
 
 # -- the whole stage against plain passes ------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from decaf.clips import clip_from_images
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.errors import DecafError
 from decaf.mask_store import pack_bits
-from decaf.tracking import load_sam2, segment
+from decaf.tracking import attention, load_sam2, mixing, segment
 from decaf.tracking.candidates import suppress
+from decaf.tracking.encoder import ImageEncoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,12 +110,15 @@ def test_the_map_decides_when_nothing_else_differs(models):
     assert [t.id for t in limited.tracks] == [0, 1]
 
 
-def test_half_precision(models):
+def test_half_precision(models, monkeypatch):
     ours, _ = models(3)
     clip = moving_shapes(5, 40, 50, 3)
     prompts = make_prompts(clip, 6, 3)
     exact = segment(ours, clip, prompts, max_tracks=1)
+    mix, dtypes = attention.mix, set()
+    monkeypatch.setattr(attention, "mix", lambda *args: dtypes.update(x.dtype for x in args[:3]) or mix(*args))
     rough = segment(dataclasses.replace(ours, dtype=torch.bfloat16), clip, prompts, max_tracks=1)
+    assert dtypes == {torch.bfloat16}, "nothing is widened only to be narrowed again"
     assert [t.xy for t in rough.tracks] == [t.xy for t in exact.tracks]
     a, b = rough.union(), exact.union()
     assert 0.7 < (a & b).sum() / (a | b).sum() < 1  # random weights magnify the rounding
@@ -207,6 +211,34 @@ def test_progress_and_cancel(models):
         assert len(seen) == stop + 1
     again = segment(ours, clip, prompts)
     assert torch.equal(dense(again), dense(expected))
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [(ImageEncoder, "__call__"), (attention.MemoryAttention, "__call__"), (attention, "mix")],
+    ids=["encoder", "memory", "tiles"],
+)
+def test_cancel_within_a_frame(models, monkeypatch, place, name):
+    """At 1024 pixels a CPU takes seconds for each of these."""
+    monkeypatch.setattr(mixing, "_WIDE", 1)
+    monkeypatch.setattr(mixing, "_TILE", 8)
+    ours, _ = models()
+    clip = moving_shapes(3, 40, 50)
+    inside, work = [], getattr(place, name)
+
+    def watched(*args):
+        inside.append(1)
+        result = work(*args)
+        inside.pop()
+        return result
+
+    def cancel(*call):
+        if inside:
+            raise Cancelled
+
+    monkeypatch.setattr(place, name, watched)
+    with pytest.raises(Cancelled):
+        segment(ours, clip, make_prompts(clip, 2), progress=cancel)
 
 
 @pytest.mark.parametrize("failures", [1, 2])

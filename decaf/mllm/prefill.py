@@ -45,7 +45,9 @@ class Prefix:
         positions = positions.to(embeds.device).expand(*positions.shape[:-2], len(embeds), -1)
         last_layer, hidden = None if to_the_end else self.mllm.layers - 1, None
         with capture_attention(self.start_layer, self.tick, room, last_layer) as rows:
-            out = self.mllm.text_tower(inputs_embeds=embeds, position_ids=positions, past_key_values=self.cache, use_cache=True)
+            # A configuration may ask for all hidden states; transformers 4 would not let go of them when the pass ends early.
+            kept = {"output_hidden_states": False, "output_attentions": False}
+            out = self.mllm.text_tower(inputs_embeds=embeds, position_ids=positions, past_key_values=self.cache, use_cache=True, **kept)
             hidden = out.last_hidden_state
         return rows, hidden
 

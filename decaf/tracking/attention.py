@@ -72,7 +72,9 @@ class MemoryAttention:
             self._keep(groups)
         order = [place for group in groups for place in group.objects]
         places = None if order == sorted(order) else torch.tensor(order, device=current.device).argsort()
-        tokens = [_tokens(group, current.dtype) for group in groups]
+        kind = current.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else current.dtype
+        tokens = [_tokens(group, dtype) for group in groups]
         hidden = current + 0.1 * position
         for number, layer in enumerate(self._module.layers):
             self._tick()

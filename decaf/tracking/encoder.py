@@ -96,20 +96,25 @@ def _block(block: nn.Module, hidden: Tensor) -> Tensor:
     """The forward pass of a `MultiScaleBlock`: (1, h, w, channels) -> (1, h', w', channels), half as many places where a stage begins."""
     attention, normed = block.attn, block.norm1(hidden)
     kept = hidden if block.dim == block.dim_out else _pooled(block.proj(normed), block.pool)
-    mixed = _pooled_attention(attention, *_windows(attention.qkv(normed), attention.qkv.bias, block.window_size))
+    if block.window_size and any(side % block.window_size for side in normed.shape[1:3]):
+        windows, rows, cols = _windows(attention.qkv(normed), block.window_size, attention.qkv.bias)
+    else:  # queries, keys and values together are three times as wide: what is cut up before is copied sooner
+        windows, rows, cols = _windows(normed, block.window_size)
+        windows = attention.qkv(windows)
+    mixed = _pooled_attention(attention, windows, rows, cols)
     height, width = kept.shape[1:3]
     hidden = kept + attention.proj(mixed[:, :height, :width])
     return hidden + block.mlp(block.norm2(hidden))
 
 
-def _windows(places: Tensor, empty: Tensor, size: int) -> tuple[Tensor, int, int]:
-    """(1, h, w, channels) -> windows (rows * cols, size, size, channels), rows and cols. `empty`: (channels,), what stands where a window
-    reaches over the edge. `size` 0: all in one."""
+def _windows(places: Tensor, size: int, empty: Tensor | None = None) -> tuple[Tensor, int, int]:
+    """(1, h, w, channels) -> windows (rows * cols, size, size, channels), rows and cols. `size` 0: all in one. `empty`: (channels,), what
+    stands where a window reaches over the edge; None if none does."""
     height, width = places.shape[1:3]
     if size == 0:
         return places, 1, 1
     rows, cols = -(-height // size), -(-width // size)
-    if (rows * size, cols * size) != (height, width):
+    if empty is not None:
         filled = empty.to(places.dtype).expand(1, rows * size, cols * size, -1).clone()
         filled[:, :height, :width] = places
         places = filled
