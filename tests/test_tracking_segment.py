@@ -214,14 +214,13 @@ def test_progress_and_cancel(models):
 
 
 @pytest.mark.parametrize(
-    "place, name",
-    [(ImageEncoder, "__call__"), (attention.MemoryAttention, "__call__"), (attention, "mix")],
+    "place, name, wide",
+    [(ImageEncoder, "__call__", 128), (attention.MemoryAttention, "__call__", 128), (attention, "mix", 1)],
     ids=["encoder", "memory", "tiles"],
 )
-def test_cancel_within_a_frame(models, monkeypatch, place, name):
+def test_cancel_within_a_frame(models, monkeypatch, place, name, wide):
     """At 1024 pixels a CPU takes seconds for each of these."""
-    monkeypatch.setattr(mixing, "_WIDE", 1)
-    monkeypatch.setattr(mixing, "_TILE", 8)
+    monkeypatch.setattr(mixing, "_WIDE", wide)
     ours, _ = models()
     clip = moving_shapes(3, 40, 50)
     inside, work = [], getattr(place, name)
