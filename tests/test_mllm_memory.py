@@ -1,0 +1,209 @@
+"""What the MLLM stage holds at a time, and what it does when memory runs out, with tiny random models."""
+
+import pytest
+import torch
+from dense_rollout import relative
+from random_clips import clip_of
+
+from decaf.attention import extract_attention
+from decaf.mllm import load_mllm
+
+QUERY = "the dog that gets the ball first"
+
+
+def out_of_memory_for(calls, monkeypatch, blocks):
+    """Makes the first `calls` rollouts run out of GPU memory; `blocks` gets the block size of every one."""
+    import decaf.attention
+
+    roll_out = decaf.attention.last_row_rollout
+
+    def limited(*args, block_bytes=None, **kwargs):
+        blocks.append(block_bytes)
+        if len(blocks) <= calls:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return roll_out(*args, block_bytes=block_bytes, **kwargs)
+
+    monkeypatch.setattr(decaf.attention, "last_row_rollout", limited)
+
+
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_out_of_memory_once_is_tried_again_smaller(mllm_folder, monkeypatch, setting):
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    expected, _ = extract_attention(mllm, clip_of(3), QUERY, setting=setting, tokens_per_frame=40)
+    blocks = []
+    out_of_memory_for(1, monkeypatch, blocks)
+    found, _ = extract_attention(mllm, clip_of(3), QUERY, setting=setting, tokens_per_frame=40)
+    assert blocks[0] is None and blocks[1] < 32 << 20
+    assert relative(found.video, expected.video) < 1e-5 and relative(found.frame, expected.frame) < 1e-5
+
+
+def test_out_of_memory_twice_says_what_to_lower(mllm_folder, monkeypatch):
+    out_of_memory_for(2, monkeypatch, [])
+    with pytest.raises(torch.OutOfMemoryError, match="tokens per frame"):
+        extract_attention(load_mllm(mllm_folder("qwen2_5_vl")), clip_of(3), QUERY, tokens_per_frame=40)
+
+
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
+    """Room for all of them: one batch. Out of memory: halves, without asking anything twice; the maps are the same."""
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    once, counts = {}, {}
+    expected = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=once)
+    batches, room = [], {}
+    encode = mllm.family.encode
+
+    def limited(mllm, visual):
+        if visual.kind == "image":
+            batches.append(visual.prompts)
+            if visual.prompts > room["frames"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return encode(mllm, visual)
+
+    monkeypatch.setattr(mllm.family, "encode", limited)
+    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
+    for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
+        batches.clear()
+        counts.clear()
+        found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=counts)
+        assert batches == tried and counts == once
+        for one, other in zip(found, expected, strict=True):
+            assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+            assert one.answers == other.answers
+
+
+def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1)
+    prompts = []
+    encode = mllm.family.encode
+    monkeypatch.setattr(mllm.family, "encode", lambda mllm, visual: prompts.append(visual.prompts) or encode(mllm, visual))
+    extract_attention(mllm, clip_of(4), QUERY, tokens_per_frame=40)
+    assert prompts == [1, 1, 1, 1, 1]
+
+
+def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder, monkeypatch):
+    from decaf.mllm import prefill
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    rooms, blocks = [], []
+    capture = prefill.capture_attention
+    monkeypatch.setattr(
+        prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last)
+    )
+    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
+    out_of_memory_for(1, monkeypatch, blocks)
+    extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
+    prefixes = [room for room in rooms if room is not None]
+    assert prefixes[0] > 1 << 30 and set(prefixes[1:]) == {0} and len(prefixes) == 3
+
+
+def test_a_cpu_takes_frames_in_batches_that_help(mllm_folder, monkeypatch):
+    """More than the video's tokens, as long as they are few."""
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    prompts = []
+    encode = mllm.family.encode
+    monkeypatch.setattr(mllm.family, "encode", lambda mllm, visual: prompts.append(visual.prompts) or encode(mllm, visual))
+    for enough, expected in ((0, [1, 1, 1, 1, 1, 1]), (1024, [1, 5])):
+        prompts.clear()
+        monkeypatch.setattr("decaf.attention.ENOUGH_TOKENS_ON_CPU", enough)
+        extract_attention(mllm, clip_of(5), QUERY, tokens_per_frame=40)
+        assert prompts == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_queries_in_host_memory_give_the_same_maps_on_a_gpu(mllm_folder, monkeypatch, setting):
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"), device="cuda")
+    maps = []
+    for room in (None, 0):
+        monkeypatch.setattr("decaf.attention._Run.room", lambda self, tokens, room=room: room)
+        maps.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
+    for one, other in zip(*maps, strict=True):
+        assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+
+
+def test_out_of_memory_while_a_prefix_is_taken_back(mllm_folder, monkeypatch):
+    """Some layers of its cache are back already; the second try takes the others."""
+    from decaf.mllm.prefill import Prefix
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
+    tries, take_back, move = [], Prefix.take_back, torch.Tensor.to
+
+    def failing(self):
+        tries.append(self)
+        moved = []
+
+        def to(tensor, *args, **kwargs):
+            moved.append(tensor)
+            if len(moved) == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+            return move(tensor, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            if len(tries) == 1:
+                patch.setattr(torch.Tensor, "to", to)
+            take_back(self)
+
+    monkeypatch.setattr(Prefix, "take_back", failing)
+    found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
+    assert tries[0] is tries[1]
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+
+
+@pytest.mark.parametrize("setting", ["expression", "class name"])
+def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeypatch, setting):
+    """The room is what the rest of the pass leaves: none of a little memory, enough of a lot."""
+    from decaf.mllm import prefill
+    from decaf.rollout import BLOCK_BYTES
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
+    rooms, found = [], []
+    capture = prefill.capture_attention
+    monkeypatch.setattr(
+        prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last)
+    )
+    whole = mllm.bytes_per_token(mllm.layers // 2)
+    for free in (None, 1000, 500 * whole, 1 << 40):
+        rooms.clear()
+        monkeypatch.setattr("decaf.attention.free_memory", lambda device, free=free: free)
+        found.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
+        prefixes = [room for room in rooms if room is not None]
+        if free is None:
+            assert not prefixes, "a device without memory of its own has nothing to spare"
+        elif free == 1000:
+            assert len(prefixes) == 5 and not any(prefixes)
+        else:
+            assert prefixes and all(0 < room < free for room in prefixes)
+    for one in found[1:]:
+        for other, first in zip(one, found[0], strict=True):
+            assert relative(other.video, first.video) < 1e-5 and relative(other.frame, first.frame) < 1e-5
+
+
+def test_out_of_memory_in_the_background_question_leaves_no_trace_in_the_prefix(mllm_folder, monkeypatch):
+    """In the setting *class name* the prefix outlives the failed try, some of whose layers have already been extended."""
+    import decaf.attention
+
+    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
+    expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
+    armed = []
+    choose = decaf.attention._Run.choose_name
+
+    def choose_then_arm(self, *args):
+        name = choose(self, *args)
+        armed.append(True)
+        return name
+
+    def fail_once(*_):
+        if armed:
+            armed.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    monkeypatch.setattr(decaf.attention._Run, "choose_name", choose_then_arm)
+    mllm.text_tower.layers[2].register_forward_pre_hook(fail_once)
+    found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
+    for one, other in zip(found, expected, strict=True):
+        assert one.question == other.question
+        assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
