@@ -16,17 +16,18 @@ import numpy as np
 import tiny_models
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from decaf.attention import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU, extract_attention, key_frames
+from decaf.attention import extract_attention, key_frames
+from decaf.batches import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU
 from decaf.clips import Clip, clip_from_images
 from decaf.demo.scenes import make_scene
-from decaf.mllm.base import MLLM, Visual
-from decaf.mllm.load import registry
+from decaf.mllm import MLLM, Layout, registry
+from decaf.mllm.engine import ATTENTION, TransformersEngine
+from decaf.mllm.packed import pack
 from decaf.questions import Templates, clean_query
-from decaf.rollout import CAPTURE
 
 from .measure import Cost, Different, figures, measure, ratio
 from .rollout import dense_layer
@@ -74,14 +75,16 @@ def build(shape: Shape, device: str, attention: str) -> MLLM:
         # As spread out at every width as the real width's 0.02: narrow models would otherwise attend to everything alike.
         text = {"initializer_range": 1.2 * shape.hidden**-0.5, **shape.text}
         tiny_models.write_files(folder, "qwen2_5_vl", **numbers, text=text, vision=shape.vision, known=words)
-        processor, config = AutoProcessor.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    mllm = MLLM(model.eval().requires_grad_(False), processor, registry()[config.model_type], "random")
-    mllm.text_tower.set_attn_implementation(attention)
-    return mllm
+    family = registry()[config.model_type]
+    engine = TransformersEngine(model.eval().requires_grad_(False))
+    engine.text_tower.set_attn_implementation(attention)
+    return MLLM(engine, tokenizer, family, "random", family.vision_shape(config), family.mean, family.std)
 
 
 def _prepare(device: str, shape: Shape, attention: str) -> tuple[MLLM, Clip, Shape]:
@@ -90,7 +93,7 @@ def _prepare(device: str, shape: Shape, attention: str) -> tuple[MLLM, Clip, Sha
 
 
 def prepare_ours(device: str, shape: Shape):
-    mllm, *rest = _prepare(device, shape, CAPTURE)
+    mllm, *rest = _prepare(device, shape, ATTENTION)
     mllm.family.prepare(mllm.model)  # as `load_mllm` does
     return mllm, *rest
 
@@ -116,62 +119,74 @@ def ours(mllm: MLLM, clip: Clip, shape: Shape) -> tuple[list[np.ndarray], dict]:
 def plain(mllm: MLLM, clip: Clip, shape: Shape) -> tuple[list[np.ndarray], dict]:
     counts = {"prompts": 0, "visual_tokens_prefilled": 0, "tokens_generated": 0}
     frames = [clip[index] for index in key_frames(len(clip))]
-    family, most, templates, query = mllm.family, shape.tokens_per_frame, Templates(), clean_query(QUERY)
+    templates, query = Templates(), clean_query(QUERY)
+    video, image = layouts(mllm, frames, shape)
     maps = []
     for question in (templates.ask_object(query), templates.ask_background(query)):
-        maps.append(_plain_prompt(mllm, family.video(mllm, frames, most), question, counts))
-        maps.append(np.concatenate([_plain_prompt(mllm, family.images(mllm, [frame], most), question, counts) for frame in frames]))
-    _plain_prompt(mllm, None, templates.ask_choice(query, ["object"]), counts)
+        maps.append(_plain_prompt(mllm, video, frames, question, counts))
+        maps.append(np.concatenate([_plain_prompt(mllm, image, [frame], question, counts) for frame in frames]))
+    _plain_prompt(mllm, None, [], templates.ask_choice(query, ["object"]), counts)
     return maps, counts
+
+
+def layouts(mllm: MLLM, frames: list[Tensor], shape: Shape, batch: int = 1) -> tuple[Layout, Layout]:
+    """The layout of all frames as one video, and of `batch` of them as images."""
+    family, size = mllm.family, tuple(frames[0].shape[:2])
+    video = family.video_layout(mllm.vision, size, [float(index) for index in range(len(frames))], shape.tokens_per_frame)
+    return video, family.image_layout(mllm.vision, size, batch, shape.tokens_per_frame)
 
 
 @torch.inference_mode()
 def prefill(mllm: MLLM, clip: Clip, shape: Shape) -> None:
     """The pictures through the vision tower and the decoder once, in batches as large as ours may be."""
     frames = [clip[index] for index in key_frames(len(clip))]
-    visuals = [mllm.family.video(mllm, frames, shape.tokens_per_frame)]
+    video, image = layouts(mllm, frames, shape)
     enough = ENOUGH_TOKENS_ON_CPU if mllm.device.type == "cpu" else ENOUGH_TOKENS
-    batch = max(1, max(visuals[0].tokens, enough) // mllm.family.images(mllm, frames[:1], shape.tokens_per_frame).tokens)
-    visuals += [mllm.family.images(mllm, frames[i : i + batch], shape.tokens_per_frame) for i in range(0, len(frames), batch)]
-    for visual in visuals:
-        ids = mllm.prompt_ids(visual, QUERY)
-        last = int((ids == mllm.family.token_id(mllm, visual.kind)).nonzero()[-1])
-        _forward(mllm, visual, ids[: last + 1], DynamicCache())
+    batch = max(1, max(video.tokens, enough) // image.tokens)
+    shown = [(video, frames)]
+    for first in range(0, len(frames), batch):
+        some = frames[first : first + batch]
+        shown.append((layouts(mllm, frames, shape, len(some))[1], some))
+    for layout, some in shown:
+        packed = pack(mllm, layout, [QUERY])
+        _forward(mllm, layout, some, packed.shared_ids, packed.visual, packed.positions[0][:, : len(packed.shared_ids)], DynamicCache())
 
 
-def _forward(mllm: MLLM, visual: Visual | None, ids: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor]:
+def _forward(mllm: MLLM, layout: Layout | None, frames, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache):
     """Encode the pictures and prefill the prompt. Returns hidden states and the last position."""
-    kind = visual.kind if visual is not None else "image"
-    mask = ids == mllm.family.token_id(mllm, kind)
-    positions = mllm.family.positions(mllm, mask, visual)
-    batch = visual.prompts if visual is not None else 1
-    embeds = mllm.model.get_input_embeddings()(ids.to(mllm.device).expand(batch, -1))
-    if visual is not None:
-        embeds[:, mask.to(mllm.device)] = mllm.family.encode(mllm, visual).to(embeds)
-    places = positions.to(mllm.device).expand(-1, batch, -1)
-    hidden = mllm.text_tower(inputs_embeds=embeds, position_ids=places, past_key_values=cache, use_cache=True).last_hidden_state
-    return hidden, places[..., -1:]
+    batch = layout.batch if layout is not None else 1
+    embeds = mllm.engine.embed(ids.expand(batch, -1))
+    if layout is not None:
+        encoded = mllm.family.encode(mllm, layout, mllm.family.pixels(mllm, layout, frames))
+        embeds[:, mask.to(mllm.device)] = encoded.tokens.to(embeds)
+    positions = positions.to(mllm.device)[:, None].expand(-1, batch, -1)
+    tower = mllm.engine.text_tower
+    hidden = tower(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+    return hidden, positions[..., -1:]
 
 
-def _plain_prompt(mllm: MLLM, visual: Visual | None, question: str, counts: dict) -> np.ndarray | None:
+def _plain_prompt(mllm: MLLM, layout: Layout | None, frames: list[Tensor], question: str, counts: dict) -> np.ndarray | None:
     """One prompt: its map (1 or slots, rows, cols), and an answer that nobody reads."""
-    ids = mllm.prompt_ids(visual, question)
+    packed = pack(mllm, layout, [question])
+    ids = torch.cat([packed.shared_ids, packed.question_ids[0]])
+    mask = torch.cat([packed.visual, torch.zeros(len(packed.question_ids[0]), dtype=torch.bool)])
     cache = DynamicCache()
-    dense = _Dense(mllm.layers // 2, None if visual is None else ids == mllm.family.token_id(mllm, visual.kind))
-    with dense.at_work() if visual is not None else contextlib.nullcontext():
-        hidden, place = _forward(mllm, visual, ids, cache)
+    dense = _Dense(mllm.layers // 2, None if layout is None else mask)
+    with dense.at_work() if layout is not None else contextlib.nullcontext():
+        hidden, place = _forward(mllm, layout, frames, ids, mask, packed.positions[0], cache)
     for _ in range(ANSWER_TOKENS - 1):
         chosen = mllm.model.get_output_embeddings()(hidden[:, -1:]).argmax(-1)
         place = place + 1
         embeds = mllm.model.get_input_embeddings()(chosen)
-        hidden = mllm.text_tower(inputs_embeds=embeds, position_ids=place, past_key_values=cache, use_cache=True).last_hidden_state
+        tower = mllm.engine.text_tower
+        hidden = tower(inputs_embeds=embeds, position_ids=place, past_key_values=cache, use_cache=True).last_hidden_state
     mllm.model.get_output_embeddings()(hidden[:, -1:]).argmax(-1)
     counts["prompts"] += 1
     counts["tokens_generated"] += ANSWER_TOKENS
-    if visual is None:
+    if layout is None:
         return None
-    counts["visual_tokens_prefilled"] += visual.tokens
-    return visual.to_grid(dense.rollout[:, -1][:, dense.visual])[0].cpu().numpy()
+    counts["visual_tokens_prefilled"] += layout.tokens
+    return layout.to_grid(dense.rollout[:, -1][:, dense.visual])[0].cpu().numpy()
 
 
 @dataclass

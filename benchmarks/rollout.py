@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from decaf.rollout import Rows, last_row_rollout
+from decaf.rollout import CapturedQK, last_row_rollout
 
 from .measure import Different, Failed, figures, measure, ratio
 
@@ -39,12 +39,12 @@ def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
-def prepare_rows(device: str, shape: Shape, tokens: int, questions: int) -> tuple[Rows, list[Rows], Tensor]:
+def prepare_rows(device: str, shape: Shape, tokens: int, questions: int) -> tuple[CapturedQK, list[CapturedQK], Tensor]:
     """Queries and keys of a prompt: pictures, then a question, or several that share the pictures."""
     torch.manual_seed(0)
     pieces = []
     for length in (tokens - SUFFIX, *[SUFFIX] * questions):
-        rows = Rows(shape.width**-0.5)
+        rows = CapturedQK(shape.width**-0.5)
         for layer in range(shape.rolled):
             rows.queries[layer] = torch.randn(1, shape.heads, length, shape.width, device=device).mul_(1.2).to(_dtype(device))
             rows.keys[layer] = torch.randn(1, shape.key_heads, length, shape.width, device=device).mul_(1.2).to(_dtype(device))
@@ -54,11 +54,11 @@ def prepare_rows(device: str, shape: Shape, tokens: int, questions: int) -> tupl
     return pieces[0], pieces[1:], visual
 
 
-def streamed(prefix: Rows, suffixes: list[Rows], visual: Tensor) -> list[float]:
+def streamed(prefix: CapturedQK, suffixes: list[CapturedQK], visual: Tensor) -> list[float]:
     return last_row_rollout(prefix, suffixes, visual)[0][0].tolist()
 
 
-def dense(prefix: Rows, suffixes: list[Rows], visual: Tensor) -> list[float]:
+def dense(prefix: CapturedQK, suffixes: list[CapturedQK], visual: Tensor) -> list[float]:
     """The formula as it stands: per layer H x L x L attention in float32, and the L x L product of all layers."""
     rollout = None
     for layer in sorted(prefix.queries):

@@ -1,50 +1,54 @@
-"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone, as in the DecAF paper.
+"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone (DecAF paper, section 3).
 
-Any number of queries share what is expensive: the pictures are encoded and prefilled once, and each question is a short text behind them.
+Any number of queries share what is expensive: each batch of pictures goes through the model once, with all questions behind it.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .batches import Batches
 from .data import Attention
-from .devices import free_memory
-from .errors import DecafError, out_of_memory
-from .mllm.base import MLLM, Visual
-from .mllm.prefill import Prefix, lay_out
+from .errors import DecafError
+from .mllm import MLLM, Encoded, Layout
+from .mllm.engine import explained
+from .mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
 from .presence import presence_score, yes_and_no
 from .progress import Progress, silent, ticking
 from .questions import SETTINGS, Templates, clean_query
-from .rollout import BLOCK_BYTES, last_row_rollout
+from .rollout import last_row_rollout
 from .video import Clip, clip_info
 
-log = logging.getLogger(__name__)
+QUESTIONS_PER_PASS = 96
+"""Questions behind the pictures in one pass. Further ones come in a pass of their own, on the keys and values of the pictures."""
 
-ENOUGH_TOKENS = 8192
-"""Visual tokens that keep a GPU busy: larger batches of frames are not made, they would only take memory from other models."""
-
-ENOUGH_TOKENS_ON_CPU = 1024
-"""Visual tokens from where on larger batches of frames are no faster on a CPU. With a 3B model in float32 they take 0.8 GB."""
-
-AT_ONCE = 16
-"""Questions whose attention rows are held at a time. What they share of the rollout is made once for each such group."""
+QUESTIONS_PER_ROLLOUT = 16
+"""Questions rolled out together; attention over the shared pictures is computed once per group."""
 
 LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
+
+MOST_KEY_FRAMES = 256
+"""Key frames that can be asked for; the paper shows 16."""
+
+MOST_TOKENS_PER_FRAME = 16384
+"""Visual tokens of a frame that can be asked for; the paper shows 400."""
+
+FPS_OF_IMAGES = 24
+"""Frames per second of a clip that does not know its own, for models that are told the times of their frames."""
 
 
 def key_frames(length: int, most: int = 16) -> tuple[int, ...]:
     """Clip indices of min(length, most) frames, evenly spread from the first to the last one and rounded down."""
     if length < 1:
         raise DecafError("The clip has no frames. Load a clip with at least one.")
-    if most < 1:
-        raise DecafError(f"{most} key frames were asked for; ask for at least one.")
+    if not 1 <= most <= MOST_KEY_FRAMES:
+        raise DecafError(f"{most} key frames were asked for; ask for at least one and at most {MOST_KEY_FRAMES}.")
     count = min(length, most)
     return tuple(np.linspace(0, length - 1, count).astype(int).tolist())
 
@@ -79,246 +83,260 @@ def extract_attentions(
             with tiles of a fixed size ignore it.
         templates: question wording; None takes our own.
         start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
-        counts: is added to: frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
+        counts: is added to: forward_passes, frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
             text_tokens_prefilled, tokens_generated, key_frames.
 
     Returns (object, background) of each query, in their order. Raises DecafError for a query, setting or clip that cannot be asked about.
     """
     queries = [clean_query(query) for query in queries]
+    templates = templates or Templates()
     if not queries:
         raise DecafError("There is no query. Give one or more.")
     if setting not in SETTINGS:
         raise DecafError(f'There is no setting "{setting}"; choose one of {", ".join(SETTINGS)}.')
-    if tokens_per_frame < 1:
-        raise DecafError(f"{tokens_per_frame} visual tokens per frame were asked for; ask for at least 16.")
+    templates.check(queries, setting)
+    if not 1 <= tokens_per_frame <= MOST_TOKENS_PER_FRAME:
+        raise DecafError(
+            f"{tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
+        )
     start = mllm.layers // 2 if start_layer is None else start_layer
     if not 0 <= start < mllm.layers:
         raise DecafError(
             f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
         )
     keys = key_frames(len(clip), max_key_frames)
-    frames = [clip[index] for index in keys]
     info = clip_info(clip, keys)
-    run = _Run(mllm, frames, queries, tokens_per_frame, start, templates or Templates(), progress, counts if counts is not None else {})
-    run.count("key_frames", len(keys))
-    asked, passes, answers = run.by_expression() if setting == "expression" else run.by_class_name()
+    counts = counts if counts is not None else {}
+    counts["key_frames"] = counts.get("key_frames", 0) + len(keys)
+    counts.setdefault("tokens_generated", 0)
+    seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
+    frames, keep = [clip[index] for index in keys], setting != "expression"
+    extraction = _Extraction(mllm, frames, seconds, tokens_per_frame, start, progress, counts, keep=keep)
+    with explained(mllm.name, extraction.was_cancelled):
+        asked, looks, answers = (_by_expression if setting == "expression" else _by_class_name)(extraction, queries, templates)
 
-    def record(place: int, kind: str) -> Attention:
-        video, *images = [one.maps[place] for one in passes]
-        query = place % len(queries)
-        attention = Attention(kind, video[0].cpu(), torch.cat([image[:, 0] for image in images]).cpu(), info, queries[query], asked[place])
+    def record(index: int, kind: str) -> Attention:
+        video, *images = [look.maps[index] for look in looks]
+        query = index % len(queries)
+        attention = Attention(kind, video[0].cpu(), torch.cat([image[:, 0] for image in images]).cpu(), info, queries[query], asked[index])
         if kind == "background":
             return attention
-        return replace(attention, answers=tuple(answers[query]), presence=passes[0].presence[query] if passes[0].presence else None)
+        return replace(attention, answers=tuple(answers[query]), presence=looks[0].presence[query] if looks[0].presence else None)
 
-    return [(record(place, "object"), record(len(queries) + place, "background")) for place in range(len(queries))]
+    return [(record(index, "object"), record(len(queries) + index, "background")) for index in range(len(queries))]
 
 
 @dataclass
-class _Pass:
-    """What one pass over the pictures gave. `maps`: per question (prompts, slots, rows, cols), first the object questions of all queries,
-    then the background questions. `presence`: of each query, of the video only."""
+class _Look:
+    """What the model gave to one layout of pictures. `maps`: per question (batch, slots, rows, cols), first the object questions of all
+    queries, then the background questions. `presence`: of each query, of the video only. `answers`: per question, per prompt. `kept`: keys,
+    values and captured queries of the pictures, in host memory, for questions that come later."""
 
     maps: list[Tensor]
     presence: list[float]
+    answers: list[list[str]]
+    kept: tuple[KeptKV, CapturedQK] | None = None
+
+
+def _by_expression(extraction: _Extraction, queries: list[str], templates: Templates) -> tuple[list[str], list[_Look], list[list[str]]]:
+    """Questions, what each layout of pictures gave, and the (empty) answers of each query."""
+    asked = [*map(templates.ask_object, queries), *map(templates.ask_background, queries)]
+    present = [*map(templates.ask_presence, queries)]
+    looks = [look for _, look in extraction.look_at_all(lambda layout, frames: extraction.look(layout, frames, asked, present))]
+    return asked, looks, [[] for _ in queries]
+
+
+def _by_class_name(extraction: _Extraction, queries: list[str], templates: Templates) -> tuple[list[str], list[_Look], list[list[str]]]:
+    """All object questions come before the first background question, so what is kept of the pictures waits in host memory in between."""
+    asked = [*map(templates.ask_object, queries)]
+    present = [*map(templates.ask_presence, queries)]
+    layouts, looks = [], []
+    for layout, look in extraction.look_at_all(lambda layout, frames: extraction.look(layout, frames, asked, present, answer=True)):
+        layouts.append(layout)
+        looks.append(look)
+    answers = [[said for look in looks for said in look.answers[index]] for index in range(len(queries))]
+    names = [extraction.choose_name(templates.ask_choice(query, said), query, said) for query, said in zip(queries, answers, strict=True)]
+    backgrounds = [*map(templates.ask_class_background, names)]
+    extraction.done = 0
+    for layout, look in zip(layouts, looks, strict=True):
+        look.maps += extraction.ask_again(layout, look.kept, backgrounds)
+        look.kept = None
+    return asked + backgrounds, looks, answers
+
+
+class _Extraction:
+    """The passes over one clip's key frames, with what all of them share. `done`: prompts of pictures that are finished."""
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        frames: Sequence[Tensor],
+        seconds: Sequence[float],
+        tokens_per_frame: int,
+        start_layer: int,
+        progress: Progress,
+        counts: dict[str, int],
+        *,
+        keep: bool,
+    ):
+        self.mllm, self.frames, self.seconds, self.tokens_per_frame, self.start_layer = mllm, frames, seconds, tokens_per_frame, start_layer
+        self.batches = Batches(mllm, start_layer, counts, keep=keep)
+        self.done = 0
+        self._progress, self._counts = progress, counts
+        self._cancelled: BaseException | None = None
+
+    def check_cancelled(self) -> None:
+        """Gives the caller a chance to cancel without any progress made."""
+        try:
+            self._progress(self.done, len(self.frames) + 1, "Attention")
+        except BaseException as error:
+            self._cancelled = error
+            raise
+
+    def was_cancelled(self, error: BaseException) -> bool:
+        return error is self._cancelled
+
+    def count(self, name: str, number: int = 1) -> None:
+        self._counts[name] = self._counts.get(name, 0) + number
+
+    def look_at_all(self, step: Callable[[Layout, Sequence[Tensor]], _Look]):
+        """Does `step` for the video, then for the key frames in batches. Yields the layouts and the results."""
+        family, vision, most = self.mllm.family, self.mllm.vision, self.tokens_per_frame
+        size = tuple(self.frames[0].shape[:2])
+        video = family.video_layout(vision, size, self.seconds, most)
+        yield video, self._attempt(lambda: step(video, self.frames), 1)
+        for batch in self.batches.of(len(self.frames), video, family.image_layout(vision, size, 1, most)):
+            frames = self.frames[batch]
+            layout = family.image_layout(vision, size, len(frames), most)
+            result = self._attempt(lambda layout=layout, frames=frames: step(layout, frames), len(frames))
+            if result is not None:
+                yield layout, result
+
+    def _attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True):
+        self.check_cancelled()
+        result = self.batches.attempt(step, prompts, divisible=divisible)
+        if result is not None:
+            self.done += prompts
+            self.check_cancelled()
+        return result
+
+    def look(self, layout: Layout, frames: Sequence[Tensor], asked: list[str], present: list[str], *, answer: bool = False) -> _Look:
+        """Encode the pictures and ask everything of them. Presence is asked of the video alone: an object that moves, or comes late, is not in
+        every frame. With `answer`, the questions are answered, and what is needed to ask more is kept."""
+        yes, no = yes_and_no(self.mllm)
+        present = present if layout.kind == "video" and yes and no else []
+        with ticking(self.mllm.model, self.check_cancelled):
+            encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
+        self.count(f"frames_encoded_{layout.kind}", layout.frames)
+        self.count("visual_tokens_encoded", layout.tokens * layout.batch)
+        self.count("visual_tokens_prefilled", layout.tokens * layout.batch)
+        passes = self._passes(layout, [*asked, *present], len(asked), encoded=encoded, answer=answer)
+        presence = []
+        for hidden in passes.last[len(asked) :]:
+            presence.append(presence_score(self.mllm.engine.logits(hidden[:1])[0], yes, no))
+        kept = (passes.kept.cpu(), passes.shared.cpu()) if answer else None
+        return _Look(passes.maps, presence, passes.answers, kept)
+
+    def ask_again(self, layout: Layout, kept: tuple[KeptKV, CapturedQK], asked: list[str]) -> list[Tensor]:
+        """Maps of further questions about pictures that were looked at before."""
+
+        def step() -> list[Tensor]:
+            return self._passes(layout, asked, len(asked), kept=kept).maps
+
+        return self._attempt(step, layout.batch, divisible=False)
+
+    def choose_name(self, question: str, query: str, answers: list[str]) -> str:
+        """The object's name, from the answers to the object question. Asked without pictures."""
+        packed = pack(self.mllm, None, [question])
+        answered = run(self.mllm, packed, None, lambda segments: self._attention(segments, capture=False, keep=True))
+        self.count("forward_passes")
+        self.count("text_tokens_prefilled", len(packed.question_ids[0]))
+        ((tokens,),) = generate(self.mllm, packed, answered, [0], LONGEST_ANSWER, self.check_cancelled)
+        self.count("tokens_generated", len(tokens))
+        # A model that says nothing usable leaves the first thing that was said of the clip, else the query itself.
+        return _plain(self.mllm, tokens) or next((answer for answer in answers if answer), query.rstrip(".?"))
+
+    def _attention(self, segments: Tensor, *, past: KeptKV | None = None, capture: bool = True, keep: bool = False, budget: int | None = None):
+        return PackedAttention(
+            segments,
+            past=past,
+            capture_from=self.start_layer if capture else None,
+            keep=keep,
+            q_budget_bytes=budget,
+            check_cancelled=self.check_cancelled,
+        )
+
+    def _passes(
+        self,
+        layout: Layout,
+        questions: list[str],
+        mapped: int,
+        *,
+        encoded: Encoded | None = None,
+        kept: tuple[KeptKV, CapturedQK] | None = None,
+        answer: bool = False,
+    ) -> _Passes:
+        """Ask questions of pictures, in one pass unless there are very many; maps are made of the first `mapped` ones."""
+        found = _Passes([], [], [], *(kept or (None, None)))
+        for first in range(0, len(questions), QUESTIONS_PER_PASS):
+            group = questions[first : first + QUESTIONS_PER_PASS]
+            packed = pack(self.mllm, layout, group)
+            opens = encoded is not None and first == 0
+            more = first + len(group) < len(questions)
+            budget = self.batches.q_budget_bytes(layout.batch * len(packed.tokens(shared=opens)[0]))
+
+            def attention(segments: Tensor, opens=opens, keep=answer or (opens and more), budget=budget) -> PackedAttention:
+                return self._attention(segments, past=None if opens else found.kept, keep=keep, budget=budget)
+
+            answered = run(self.mllm, packed, encoded if opens else None, attention, batch=layout.batch)
+            self.count("forward_passes")
+            text = sum(map(len, packed.question_ids)) + (len(packed.shared_ids) - layout.tokens if opens else 0)
+            self.count("text_tokens_prefilled", text * layout.batch)
+            if opens:
+                found.shared = answered.attention.shared
+                found.kept = answered.attention.kept.shared() if answered.attention.kept else None
+            found.last += answered.last.unbind(1)
+            with_map = max(0, min(mapped - first, len(group)))
+            found.maps += self._maps(packed.visual, layout, found.shared, answered.attention.questions[:with_map])
+            if answer:
+                said = generate(self.mllm, packed, answered, range(with_map), LONGEST_ANSWER, self.check_cancelled) if with_map else []
+                self.count("tokens_generated", sum(len(tokens) for each in said for tokens in each))
+                found.answers += [[_plain(self.mllm, tokens) for tokens in each] for each in said]
+        return found
+
+    def _maps(self, visual: Tensor, layout: Layout, shared: CapturedQK, questions: list[CapturedQK]) -> list[Tensor]:
+        """Per question its map (batch, slots, rows, cols)."""
+        self._check_finite(shared)
+        maps = []
+        for first in range(0, len(questions), QUESTIONS_PER_ROLLOUT):
+            group = questions[first : first + QUESTIONS_PER_ROLLOUT]
+            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, tick=self.check_cancelled)
+            seen = visual.to(rows[0].device)
+            maps += [layout.to_grid(row[:, : len(visual)][:, seen]) for row in rows]
+        return maps
+
+    def _check_finite(self, shared: CapturedQK) -> None:
+        """float16 overflows in some models; then all that follows is NaN, and would be found out minutes later."""
+        if not shared.queries[self.mllm.layers - 1].isfinite().all():
+            raise DecafError(
+                f"{self.mllm.name} gives numbers that are not finite in {str(self.mllm.engine.dtype).removeprefix('torch.')}. Choose bfloat16 or "
+                "float32 as its dtype; if it is one of these, its weights are damaged: download it again."
+            )
 
 
 @dataclass
-class _Run:
-    mllm: MLLM
-    frames: Sequence[Tensor]
-    queries: Sequence[str]
-    tokens_per_frame: int
-    start: int
-    templates: Templates
-    progress: Progress
-    counts: dict[str, int]
-    block_bytes: int | None = None
-    crowded: bool = False
-    at_once: int = 0
-    done: int = 0
+class _Passes:
+    """What questions about the same pictures gave. `maps` and `answers` of those that were mapped; `last`: of each question (batch, width),
+    its last token's hidden state. `kept`, `shared`: keys and values, and captured queries and keys, of the pictures."""
 
-    def count(self, name: str, number: int) -> None:
-        self.counts[name] = self.counts.get(name, 0) + number
-
-    def tick(self) -> None:
-        """Gives the caller a chance to cancel without any progress made."""
-        self.progress(self.done, len(self.frames) + 1, "Attention")
-
-    def look_at_all(self, step: Callable[[Visual], object]) -> Iterator[tuple[slice | None, object]]:
-        """Does `step` for the video, then for the key frames in batches. Yields the frames of the batch (None: the video) and the result.
-
-        A batch is as large as half of the free memory allows, on a CPU as large as helps. It may always take as many tokens as the video
-        did: it needs no more memory either. If memory runs out all the same, it is halved.
-        """
-        family, most = self.mllm.family, self.tokens_per_frame
-        video = family.video(self.mllm, self.frames, most)
-        yield None, self.sparing(step, video)
-        per_image = family.images(self.mllm, self.frames[:1], most).tokens
-        free = free_memory(self.mllm.device)
-        fitting = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self.mllm.bytes_per_token(self.start))
-        self.at_once = max(1, max(video.tokens, fitting) // per_image)
-        first = 0
-        while first < len(self.frames):
-            batch = slice(first, min(first + self.at_once, len(self.frames)))
-            result = self.sparing(step, family.images(self.mllm, self.frames[batch], most))
-            if result is not None:
-                yield batch, result
-                first = batch.stop
-
-    # -- the two settings --------------------------------------------------------------------------------------------------------------------
-
-    def by_expression(self) -> tuple[list[str], list[_Pass], list[list[str]]]:
-        """Questions, what each pass gave, and the (empty) answers of each query."""
-        asked = [*map(self.templates.ask_object, self.queries), *map(self.templates.ask_background, self.queries)]
-
-        def look(visual: Visual) -> _Pass:
-            prompts, mask, shared = lay_out(self.mllm, visual, [*asked, *self.presence_questions(visual)])
-            prefix = self.open(visual, prompts, mask, shared)
-            presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
-            maps, _ = self.maps_of(prefix, visual, prompts[: len(asked)], mask)
-            return _Pass(maps, presence)
-
-        return asked, [found for _, found in self.look_at_all(look)], [[] for _ in self.queries]
-
-    def by_class_name(self) -> tuple[list[str], list[_Pass], list[list[str]]]:
-        """All object questions come before the first background question, so each prefix waits in host memory in between."""
-        asked = [*map(self.templates.ask_object, self.queries)]
-        waiting: list[tuple[slice | None, Prefix]] = []
-        found: list[_Pass] = []
-        answers: list[list[str]] = [[] for _ in self.queries]
-
-        def objects(visual: Visual):
-            prompts, mask, _ = lay_out(self.mllm, visual, [*asked, *self.presence_questions(visual)])
-            shared = int(mask.nonzero()[-1]) + 1  # the background questions are not known yet: they share the pictures
-            mask = mask[:shared]
-            prefix = self.open(visual, prompts, mask, shared)
-            presence = [self.presence(prefix, visual, ids, mask) for ids in prompts[len(asked) :]]
-            maps, told = self.maps_of(prefix, visual, prompts[: len(asked)], mask, LONGEST_ANSWER)
-            prefix.set_aside()
-            return prefix, _Pass(maps, presence), told
-
-        for batch, (prefix, one, told) in self.look_at_all(objects):
-            waiting.append((batch, prefix))
-            found.append(one)
-            for query, said in enumerate(told):
-                answers[query] += said
-        names = [self.choose_name(query, said) for query, said in zip(self.queries, answers, strict=True)]
-        backgrounds = [*map(self.templates.ask_class_background, names)]
-        self.done = 0
-        family, most = self.mllm.family, self.tokens_per_frame
-        for one in found:
-            batch, prefix = waiting.pop(0)
-
-            def behind(seen: Visual, prefix=prefix):
-                prompts, mask, _ = lay_out(self.mllm, seen, backgrounds)
-                mask = mask[: prefix.length]
-                prefix.take_back()
-                return self.maps_of(prefix, seen, prompts, mask)[0]
-
-            seen = family.video(self.mllm, self.frames, most) if batch is None else family.images(self.mllm, self.frames[batch], most)
-            one.maps += self.sparing(behind, seen, divisible=False)
-        return asked + backgrounds, found, answers
-
-    def presence_questions(self, visual: Visual) -> list[str]:
-        """Asked of the video alone: an object that moves, or comes late, is not in every frame."""
-        return [*map(self.templates.ask_presence, self.queries)] if visual.kind == "video" and all(yes_and_no(self.mllm)) else []
-
-    def choose_name(self, query: str, answers: list[str]) -> str:
-        ids = self.mllm.prompt_ids(None, self.templates.ask_choice(query, answers))
-        places = self.mllm.family.positions(self.mllm, torch.zeros(len(ids), dtype=torch.bool), None)
-        prefix = Prefix(self.mllm, ids[None, :-1], None, places[..., :-1], self.start, self.tick)
-        _, (said,) = prefix.ask(ids[-1:], places[..., -1:], LONGEST_ANSWER)
-        self.count("text_tokens_prefilled", len(ids))
-        self.count("tokens_generated", len(said))
-        name = _plain(self.mllm, said)
-        # A model that says nothing usable leaves the first thing that was said of the clip, else the query itself.
-        return name or next((answer for answer in answers if answer), query.rstrip(".?"))
-
-    # -- one pass ------------------------------------------------------------------------------------------------------------------------------
-
-    def open(self, visual: Visual, prompts: list[Tensor], mask: Tensor, shared: int) -> Prefix:
-        with ticking(self.mllm.model, self.tick):
-            features = self.mllm.family.encode(self.mllm, visual)
-        places = self.positions(visual, prompts[0], mask)[..., :shared]
-        ids = prompts[0][:shared].expand(visual.prompts, -1)
-        prefix = Prefix(self.mllm, ids, features, places, self.start, self.tick, room=self.room(ids.numel()))
-        self.count(f"frames_encoded_{visual.kind}", visual.frames)
-        self.count("visual_tokens_encoded", visual.tokens * visual.prompts)
-        self.count("visual_tokens_prefilled", visual.tokens * visual.prompts)
-        self.count("text_tokens_prefilled", (shared - visual.tokens) * visual.prompts)
-        return prefix
-
-    def room(self, tokens: int) -> int | None:
-        """Bytes of the GPU for the queries of a prefix of so many tokens: what all the rest leaves, with a tenth to spare. Without them on
-        the GPU the rollout fetches every layer's from host memory."""
-        free = free_memory(self.mllm.device)
-        if free is None:
-            return None
-        rest = self.mllm.bytes_per_token(self.start) - self.mllm.query_bytes_per_token(self.start)
-        return 0 if self.crowded else max(0, free * 9 // 10 - tokens * rest - BLOCK_BYTES["cuda"])
-
-    def ask(self, prefix: Prefix, visual: Visual, ids: Tensor, mask: Tensor, max_new_tokens: int = 0):
-        """Rows of the question and the answers, a string per prompt."""
-        shared = prefix.length
-        rows, said = prefix.ask(ids[shared:], self.positions(visual, ids, mask)[..., shared:], max_new_tokens)
-        self.count("text_tokens_prefilled", (len(ids) - shared) * visual.prompts)
-        self.count("tokens_generated", sum(map(len, said)))
-        return rows, [_plain(self.mllm, one) for one in said]
-
-    def presence(self, prefix: Prefix, visual: Visual, ids: Tensor, mask: Tensor) -> float:
-        shared = prefix.length
-        logits = prefix.next_logits(ids[shared:], self.positions(visual, ids, mask)[..., shared:])
-        self.count("text_tokens_prefilled", (len(ids) - shared) * visual.prompts)
-        return presence_score(logits[0], *yes_and_no(self.mllm))
-
-    def positions(self, visual: Visual, ids: Tensor, mask: Tensor) -> Tensor:
-        whole = torch.cat([mask, torch.zeros(len(ids) - len(mask), dtype=torch.bool)])
-        return self.mllm.family.positions(self.mllm, whole, visual)
-
-    def maps_of(self, prefix: Prefix, visual: Visual, prompts: list[Tensor], mask: Tensor, max_new_tokens: int = 0):
-        """Per question its map (prompts, slots, rows, cols), and per question the answers, a string per prompt."""
-        maps, told = [], []
-        for first in range(0, len(prompts), AT_ONCE):
-            asked = [self.ask(prefix, visual, ids, mask, max_new_tokens) for ids in prompts[first : first + AT_ONCE]]
-            found = last_row_rollout(prefix.rows, [rows for rows, _ in asked], mask, block_bytes=self.block_bytes, tick=self.tick)
-            seen = mask.to(found[0].device)
-            maps += [visual.to_grid(row[:, : len(mask)][:, seen]) for row in found]
-            told += [said for _, said in asked]
-        return maps, told
-
-    def sparing(self, step: Callable[[Visual], object], visual: Visual, divisible: bool = True):
-        """Run a step. If GPU memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more
-        with smaller blocks and less kept on the GPU, and then say what to lower."""
-        self.tick()
-        before = dict(self.counts)
-        try:
-            result = step(visual)
-        except torch.OutOfMemoryError as error:
-            self.counts.clear()
-            self.counts.update(before)  # what was done in vain is not counted
-            error.__traceback__ = None  # its frames hold the tensors of the failed try
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if divisible and visual.prompts > 1:
-                self.at_once = -(-visual.prompts // 2)
-                log.warning("GPU memory ran out with %d key frames at once; trying again with %d.", visual.prompts, self.at_once)
-                return None
-            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks and the queries in host memory.")
-            self.crowded = True
-            self.block_bytes = (self.block_bytes or BLOCK_BYTES["cuda"]) // 16
-            try:
-                result = step(visual)
-            except torch.OutOfMemoryError as again:
-                raise out_of_memory(
-                    again, "the attention of the clip", "Lower the tokens per frame or the number of key frames, or choose a smaller model."
-                ) from None
-        self.done += visual.prompts
-        self.tick()
-        return result
+    maps: list[Tensor]
+    last: list[Tensor]
+    answers: list[list[str]]
+    kept: KeptKV | None
+    shared: CapturedQK | None
 
 
 def _plain(mllm: MLLM, tokens: list[int]) -> str:
     """An answer as the name of a thing: one line, lower case, no closing full stop."""
-    text = " ".join(mllm.processor.tokenizer.decode(tokens, skip_special_tokens=True).split())
+    text = " ".join(mllm.tokenizer.decode(tokens, skip_special_tokens=True).split())
     return text.strip(" .,;:!?\"'").lower()

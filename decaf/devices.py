@@ -22,8 +22,18 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that PyTorch could still allocate on a GPU, what it keeps cached included; None for a device that has no memory of its own."""
     if device.type != "cuda":
         return None
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Gives back what PyTorch holds on the device and nobody uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -24,13 +24,13 @@ ALWAYS = 0.0
 
 def yes_and_no(mllm: MLLM) -> tuple[list[int], list[int]]:
     """Token ids with which an answer "yes", and one "no", may begin; an empty list where the tokenizer has no single token for it."""
-    tokenizer = mllm.processor.tokenizer
+    tokenizer, known = mllm.tokenizer, mllm.engine.shape.vocabulary
     found = []
     for word in ("yes", "no"):
         spelled = [
             tokenizer.encode(space + form, add_special_tokens=False) for form in (word, word.title(), word.upper()) for space in ("", " ")
         ]
-        found.append(sorted({ids[0] for ids in spelled if len(ids) == 1}))
+        found.append(sorted({ids[0] for ids in spelled if len(ids) == 1 and ids[0] < known}))
     return found[0], found[1]
 
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass, fields
 from .errors import DecafError
 
 SETTINGS = ("expression", "class name")
+
 LONGEST_QUERY = 2000
+"""Characters of a query."""
+
+LONGEST_QUESTION = 8000
+"""Characters of a question template, and of a question with the query in it. Each character is up to four tokens for the model, which bounds
+those before it answers (see `decaf.mllm.base.LONGEST_QUESTION_TOKENS`)."""
+
+MOST_QUERIES = 256
+"""Queries that share the passes over one clip."""
 
 
 def clean_query(query: str) -> str:
@@ -43,6 +52,8 @@ def split_queries(texts: Iterable[str]) -> list[str]:
             if query in queries:
                 raise DecafError(f'The query "{query}" is given twice. Give each once.')
             queries.append(query)
+            if len(queries) > MOST_QUERIES:
+                raise DecafError(f"There are more than {MOST_QUERIES} queries. Ask fewer at a time.")
     return queries
 
 
@@ -73,6 +84,16 @@ class Templates:
             for field in needs.get(one.name, ("{query}",)):
                 if field not in getattr(self, one.name):
                     raise DecafError(f'The question template "{one.name}" does not contain {field}; write {field} where it belongs.')
+            _check_length(f'The question template "{one.name}"', getattr(self, one.name))
+
+    def check(self, queries: Iterable[str], setting: str) -> None:
+        """DecafError if a question of these queries would be too long to be asked; known without a model."""
+        makers = {"object": self.ask_object, "presence": self.ask_presence}
+        if setting == SETTINGS[0]:
+            makers["background"] = self.ask_background
+        for query in queries:
+            for name, make in makers.items():
+                _check_length(f'The question "{name}" for the query "{query[:60]}"', make(query))
 
     def ask_object(self, query: str) -> str:
         return self.object.replace("{query}", query.lower())
@@ -90,3 +111,8 @@ class Templates:
         named = ", ".join(dict.fromkeys(a for a in answers if a)) or "none"
         values = {"{query}": query, "{answers}": named}
         return re.sub("|".join(values), lambda found: values[found[0]], self.choose)
+
+
+def _check_length(what: str, text: str) -> None:
+    if len(text) > LONGEST_QUESTION:
+        raise DecafError(f"{what} has {len(text):,} characters; at most {LONGEST_QUESTION:,} are asked. Shorten the wording or the query.")

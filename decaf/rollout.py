@@ -5,7 +5,7 @@ With `A_lh` the softmax attention of head h in layer l over the prompt, V-Max we
 `A_l = 1/2 mean_h(w_lh A_lh) + 1/2 I`, and the rollout is the product of all layers from the top one down.
 
 Only the last prompt token's row of that product is wanted, so a row vector is carried down the layers instead of multiplying L x L matrices:
-`v <- 1/2 mean_h(w_lh v A_lh) + 1/2 v`. Rows of `A_lh` are made from queries and keys a block at a time and thrown away, so the extra memory
+`v <- 1/2 mean_h(w_lh v A_lh) + 1/2 v`. CapturedQK of `A_lh` are made from queries and keys a block at a time and thrown away, so the extra memory
 is one block of rows and grows linearly with the prompt. On NVIDIA GPUs with Triton a fused kernel does the same without writing even that;
 what stands here is its fallback and its oracle.
 """
@@ -14,113 +14,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from .errors import DecafError
+from .mllm.packed import CapturedQK
 
 log = logging.getLogger(__name__)
 
-CAPTURE = "decaf_capture"
-"""Name of the attention implementation that a text tower must be set to before `capture_attention` can see it."""
-
 BLOCK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 """Size of one block of attention rows. Small enough for a CPU's cache to help, large enough to keep a GPU busy."""
-
-
-@dataclass
-class Rows:
-    """Queries and keys of consecutive prompt positions, per decoder layer.
-
-    `queries[l]` is (B, H, n, D), `keys[l]` is (B, KV, n, D) with H a multiple of KV, both after rotary embedding and in the model's dtype.
-    Those of a prefix may lie in host memory: the rollout fetches them a layer at a time.
-    """
-
-    scale: float = 1.0
-    queries: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class _Recorder:
-    rows: Rows
-    start_layer: int
-    tick: Callable[[], None]
-    room: int | None
-    last_layer: int | None
-
-    def keep(self, layer: int, query: Tensor, key: Tensor) -> None:
-        if self.room is not None:
-            self.room -= query.nbytes
-        self.rows.queries[layer] = query if self.room is None or self.room >= 0 else query.cpu()
-        self.rows.keys[layer] = key
-
-
-_recorder: ContextVar[_Recorder | None] = ContextVar("decaf_recorder", default=None)
-
-
-class _Enough(Exception):
-    """Ends a forward pass that has given all that is wanted of it."""
-
-
-@contextmanager
-def capture_attention(start_layer: int, tick: Callable[[], None], room: int | None = None, last_layer: int | None = None):
-    """Within it, a forward pass of a text tower set to `CAPTURE` leaves the queries and keys of its layers >= `start_layer` in the yielded
-    `Rows`. `tick` is called once per layer and may raise to stop the pass. `room`: bytes of the model's device that queries may take, the
-    others go to host memory; None leaves all where they are. Keys stay: they are few. `last_layer`: the pass ends there, and the block
-    with it, as soon as queries and keys are known and cached: what is attended to, and all that comes after, is for the next token alone."""
-    rows = Rows()
-    token = _recorder.set(_Recorder(rows, start_layer, tick, room, last_layer))
-    try:
-        yield rows
-    except _Enough:
-        pass
-    finally:
-        _recorder.reset(token)
-
-
-def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    recorder = _recorder.get()
-    if recorder is not None:
-        recorder.tick()
-        if module.layer_idx >= recorder.start_layer:
-            _refuse_other_attention(query, key, kwargs)
-            new = query.shape[2]
-            recorder.rows.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            # A cached prefix's keys come before the new ones; they were captured when the prefix was run. The clone lets go of them.
-            recorder.keep(module.layer_idx, query, key if key.shape[2] == new else key[:, :, -new:].clone())
-        if module.layer_idx == recorder.last_layer:
-            raise _Enough
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-
-def _refuse_other_attention(query: Tensor, key: Tensor, kwargs: dict) -> None:
-    """The rows are rebuilt as plain causal softmax attention; a model that computes something else would get wrong maps without a word."""
-    window = kwargs.get("sliding_window")
-    if window is not None and window < key.shape[2]:
-        raise DecafError(
-            f"this model attends in a sliding window of {window} tokens, and the prompt has {key.shape[2]}; its attention rollout is not "
-            "supported. Lower the key frames or the tokens per frame, or choose a model with full attention."
-        )
-    for name, what in (("softcap", "soft-capped attention"), ("s_aux", "attention sinks")):
-        if kwargs.get(name) is not None:
-            raise DecafError(
-                f"this model uses {what}; its attention rollout is not supported. Choose a model with plain softmax attention."
-            )
-
-
-# A name without a mask function of its own would get no attention mask at all, also for padded or cached prompts.
-AttentionInterface.register(CAPTURE, _attention)
-AttentionMaskInterface.register(CAPTURE, sdpa_mask)
 
 
 def visual_runs(visual: Tensor) -> list[tuple[int, int]]:
@@ -147,8 +52,8 @@ def fused_kernel(device: torch.device) -> ModuleType | None:
 
 @torch.no_grad()
 def last_row_rollout(
-    prefix: Rows,
-    suffixes: Sequence[Rows],
+    prefix: CapturedQK,
+    suffixes: Sequence[CapturedQK],
     visual: Tensor,
     *,
     block_bytes: int | None = None,
@@ -176,8 +81,8 @@ def last_row_rollout(
 
 
 def _by_blocks(
-    prefix: Rows,
-    suffixes: Sequence[Rows],
+    prefix: CapturedQK,
+    suffixes: Sequence[CapturedQK],
     visual: Tensor,
     block_bytes: int = BLOCK_BYTES["cuda"],
     tick: Callable[[], None] = lambda: None,
@@ -251,7 +156,7 @@ def _pass_rows(
         later = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu_(1)
         scores[..., offset + first :].masked_fill_(later, -torch.inf)
         scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-        # Rows are left unnormalised: dividing what is read from them is cheaper than dividing them.
+        # CapturedQK are left unnormalised: dividing what is read from them is cheaper than dividing them.
         total = scores.sum(-1)
         seen = [scores[..., a : min(b, reach)].amax(-1) for a, b in runs if a < reach]
         if seen:

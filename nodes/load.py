@@ -8,7 +8,9 @@ from comfy_api.latest import io
 
 from ..decaf.demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from ..decaf.errors import DecafError
-from ..decaf.mllm.load import download_mllm, load_mllm, missing_files
+from ..decaf.mllm.download import download_mllm
+from ..decaf.mllm.folder import missing_files
+from ..decaf.mllm.load import load_mllm
 from ..decaf.tracking import load_sam2
 from . import host
 from .sockets import CATEGORY, MLLM, SAM2

@@ -42,7 +42,8 @@ def run(code, hub, tmp_path, *arguments):
 
 DOWNLOAD = """
 import json, sys
-from decaf.mllm.load import download_mllm, missing_files
+from decaf.mllm.download import download_mllm
+from decaf.mllm.folder import missing_files
 from pathlib import Path
 seen = []
 folder = download_mllm(sys.argv[1], Path(sys.argv[2]), lambda done, total, what: seen.append((done, total, what)))
@@ -72,7 +73,7 @@ def test_cancel_stops_a_download_and_it_goes_on_later(hub, tmp_path):
     hub.delay = 0.05
     cancel = """
 import json, sys, time, threading
-from decaf.mllm.load import download_mllm
+from decaf.mllm.download import download_mllm
 from pathlib import Path
 class Stop(BaseException): pass
 start = time.perf_counter()

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 from dense_rollout import dense_row, relative
+from plain_passes import embedded, forward, whole_prompt
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 
-from decaf.attention import extract_attention, key_frames
+from decaf.attention import extract_attention, extract_attentions, key_frames
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 from decaf.mllm.base import fit_grid
+from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
-from decaf.mllm.prefill import lay_out
 from decaf.questions import Templates, clean_query
 
 QUERY = "the dog that gets the ball first"
@@ -98,30 +99,41 @@ def test_tiles():
     assert choose_tiles(16, 4000, 448) == (1, 12)
 
 
-@pytest.mark.parametrize("kind", ["video", "images"])
+def layouts(mllm, size, frames, most):
+    """The layout of so many frames as a video, and as images."""
+    video = mllm.family.video_layout(mllm.vision, size, [float(index) for index in range(frames)], most)
+    return video, mllm.family.image_layout(mllm.vision, size, frames, most)
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
 def test_tokens_lie_where_the_picture_is(mllm, kind):
-    """A light spot moves the visual token of its own place most: grid, order of tiles and order of tokens are right."""
-    dark = torch.full((112 * 2, 112 * 3, 3), 90, dtype=torch.uint8)
-    visual = getattr(mllm.family, kind)(mllm, [dark], 150)
-    _, rows, cols = visual.grid
+    """Where a picture is changed within one cell of the grid, the visual token of that cell is moved most: the cells are numbered as the tower's
+    tokens are, and tiles and windows are put back in order."""
+    size = (112 * 2, 112 * 3)
+    layout = next(one for one in layouts(mllm, size, 1, 150) if one.kind == kind)
+    _, rows, cols = layout.grid
     assert rows > 1 and cols > 1
+    cell = mllm.vision.cell
     # One layer deep: random deeper layers would mix all places, which says nothing about the order.
     tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
     for block in [one for group in tower.modules() if isinstance(group, torch.nn.ModuleList) for one in group]:
         for weights in block.parameters():
             weights.data.zero_()
+
+    def tokens(picture):
+        return mllm.family.encode(mllm, layout, mllm.family.pixels(mllm, layout, [picture])).tokens
+
+    # As large as what the tower sees, so that nothing is resized and a cell is exactly one token's pixels.
+    dark = torch.full((rows * cell, cols * cell, 3), 90, dtype=torch.uint8)
     with torch.inference_mode():
-        base = visual.to_grid(mllm.family.encode(mllm, visual)[..., 0].float() * 0 + torch.arange(visual.tokens))
-        assert base.flatten().unique().numel() == visual.tokens
-        plain = mllm.family.encode(mllm, visual)
-        for row, col in [(0, 0), (0, cols - 1), (rows - 1, 0), (rows // 2, cols // 2), (rows - 1, cols - 2)]:
+        plain = tokens(dark)
+        for index in {0, cols - 1, rows * cols - 1, *torch.randint(rows * cols, (8,)).tolist()}:
+            row, col = divmod(index, cols)
             lit = dark.clone()
-            top, left = (int((place + 0.5) * size / count) for place, size, count in ((row, 224, rows), (col, 336, cols)))
-            reach = max(2, 224 // rows // 4)
-            lit[max(0, top - reach) : top + reach, max(0, left - reach) : left + reach] = 255
-            moved = (mllm.family.encode(mllm, getattr(mllm.family, kind)(mllm, [lit], 150)) - plain).norm(dim=-1)
-            place = visual.to_grid(moved)[0, 0].flatten().argmax()
-            assert divmod(int(place), cols) == (row, col)
+            lit[row * cell : (row + 1) * cell, col * cell : (col + 1) * cell] = 255
+            moved = layout.to_grid((tokens(lit) - plain).norm(dim=-1))[0, 0]
+            assert int(moved.argmax()) == index
+            assert (moved > moved.max() / 1000).sum() == 1, "another token sees that cell too"
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -133,32 +145,23 @@ def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), dtype=torch.float32).eval()
     kinds = [sum(isinstance(module, torch.nn.Conv3d) for module in model.modules()) for model in (mllm.model, plain)]
     assert kinds == [0, 1] and mllm.model.state_dict().keys() == plain.state_dict().keys()
+    untouched = replace(mllm, engine=TransformersEngine(plain))
     with torch.inference_mode():
-        for visual in (mllm.family.video(mllm, list(clip_of(4)), 40), mllm.family.images(mllm, list(clip_of(2)), 40)):
-            found = mllm.family.encode(mllm, visual)
-            expected = mllm.family.encode(replace(mllm, model=plain), visual)
+        for layout in layouts(mllm, (48, 64), 3, 40):
+            pixels = mllm.family.pixels(mllm, layout, list(clip_of(3)))
+            found, expected = (mllm.family.encode(one, layout, pixels).tokens for one in (mllm, untouched))
             assert relative(found, expected) < 1e-5
 
 
 # -- the whole stage against plain passes ------------------------------------------------------------------------------------------------------
 
 
-def plain_map(mllm, visual, question, start):
+def plain_map(mllm, layout, frames, question, start):
     """One whole prompt through the model's own forward with eager attention in float64, then the dense formula."""
-    (ids,), mask, shared = lay_out(mllm, visual, [question])
-    model = mllm.model
-    whole = torch.cat([mask, torch.zeros(len(ids) - len(mask), dtype=torch.bool)])
-    places = mllm.family.positions(mllm, whole, visual)
-    pixels = {k: v.double() if v.is_floating_point() else v for k, v in visual.pixels.items()}
-    batch = visual.prompts
-    features = mllm.family.encode(mllm, type(visual)(visual.kind, pixels, *list(vars(visual).values())[2:]))
-    embeds = model.get_input_embeddings()(ids.expand(batch, -1))
-    embeds[whole.expand(batch, -1)] = features.flatten(0, 1)
-    out = mllm.text_tower(
-        inputs_embeds=embeds, position_ids=places.expand(*places.shape[:-2], batch, -1), output_attentions=True, use_cache=False
-    )
-    row = dense_row(out.attentions, whole, start)
-    return visual.to_grid(row[:, whole])
+    ids, mask, positions = whole_prompt(mllm, layout, question)
+    out = forward(mllm, embedded(mllm, layout, frames, ids, mask), positions, output_attentions=True)
+    row = dense_row(out.attentions, mask, start)
+    return layout.to_grid(row[:, mask])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -167,13 +170,13 @@ def test_maps_equal_plain_passes(mllm, mllm_folder, frames):
     found = extract_attention(mllm, clip, QUERY, tokens_per_frame=40)
     start = mllm.layers // 2
     mllm.model.double()
-    mllm.text_tower.set_attn_implementation("eager")
+    mllm.engine.text_tower.set_attn_implementation("eager")
     with torch.inference_mode():
         shown = [clip[i] for i in range(frames)]
-        video, images = mllm.family.video(mllm, shown, 40), mllm.family.images(mllm, shown, 40)
+        video, images = layouts(mllm, clip.frame_size, frames, 40)
         for attention in found:
-            assert relative(attention.video, plain_map(mllm, video, attention.question, start)[0]) < 1e-4
-            assert relative(attention.frame, plain_map(mllm, images, attention.question, start)[:, 0]) < 1e-4
+            assert relative(attention.video, plain_map(mllm, video, shown, attention.question, start)[0]) < 1e-4
+            assert relative(attention.frame, plain_map(mllm, images, shown, attention.question, start)[:, 0]) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -225,20 +228,31 @@ def test_class_name_setting(mllm):
     assert back.video.shape == obj.video.shape and relative(back.video, obj.video) > 1e-4
 
 
-@pytest.mark.parametrize(
-    "setting, short",
-    [
-        ("expression", 2 + 2 * 2),  # the pictures as a video and as images; two questions of each
-        ("class name", 2 + 2 + 1),  # the same, but object questions are answered; all but the last token of the choice of a name
-    ],
-)
-def test_the_last_block_is_for_the_next_token_alone(mllm, setting, short):
-    """The rollout wants its queries and keys; what it makes of them only answers and the question of presence do."""
-    first, last = [], []
-    for layer, passes in ((0, first), (-1, last)):
-        mllm.text_tower.layers[layer].mlp.register_forward_pre_hook(lambda module, args, passes=passes: passes.append(args[0].shape[1]))
-    extract_attention(mllm, clip_of(2), QUERY, tokens_per_frame=40, setting=setting)
-    assert len(last) >= 1 and len(first) == len(last) + short
+@pytest.mark.parametrize("queries", [1, 3])
+def test_one_pass_per_batch_of_pictures(mllm, queries):
+    """With all questions of all queries in it, presence included."""
+    passes, counts = [], {}
+    mllm.engine.text_tower.layers[0].register_forward_pre_hook(lambda module, args: passes.append(args[0].shape))
+    asked = [f"the thing number {number}" for number in range(queries)]
+    extract_attentions(mllm, clip_of(2), asked, tokens_per_frame=40, counts=counts)
+    assert len(passes) == counts["forward_passes"] == 2  # the video, and the two frames as images
+    assert [batch for batch, *_ in passes] == [1, 2]
+
+
+def test_more_questions_than_fit_a_pass(mllm, monkeypatch):
+    """They are asked on the keys and values of the pictures, which are not run again."""
+    queries = ["the red one", "the blue one behind it", "a cup"]
+    expected, counts, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), {}, {}
+    monkeypatch.setattr("decaf.attention.QUESTIONS_PER_PASS", 2)
+    found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=counts)
+    assert counts["forward_passes"] == 5 + 3  # nine questions of the video, six of the images
+    for pair, other in zip(found, expected, strict=True):
+        assert pair[0].presence == pytest.approx(other[0].presence, abs=1e-5)
+        for one, two in zip(pair, other, strict=True):
+            assert relative(one.video, two.video) < 1e-5 and relative(one.frame, two.frame) < 1e-5
+    monkeypatch.undo()
+    extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=together)
+    assert {**counts, "forward_passes": 2} == together
 
 
 def test_another_query_gives_other_maps(mllm):
@@ -265,7 +279,7 @@ def test_cancel(mllm):
 
 
 def test_control_tokens_in_the_query(mllm):
-    token = mllm.family.placeholder(mllm, "video")
+    token = mllm.family.visual_tokens["video"]
     with pytest.raises(DecafError, match="control token"):
         extract_attention(mllm, clip_of(1), f"the {token} one")
 

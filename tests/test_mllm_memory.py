@@ -26,6 +26,20 @@ def out_of_memory_for(calls, monkeypatch, blocks):
     monkeypatch.setattr(decaf.attention, "last_row_rollout", limited)
 
 
+def watch_budgets(monkeypatch):
+    """Gets the byte budget of the queries in every pass over pictures."""
+    from decaf.batches import Batches
+
+    budgets, budget_of = [], Batches.q_budget_bytes
+
+    def watched(self, tokens):
+        budgets.append(budget_of(self, tokens))
+        return budgets[-1]
+
+    monkeypatch.setattr(Batches, "q_budget_bytes", watched)
+    return budgets
+
+
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 def test_out_of_memory_once_is_tried_again_smaller(mllm_folder, monkeypatch, setting):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
@@ -52,20 +66,25 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
     batches, room = [], {}
     encode = mllm.family.encode
 
-    def limited(mllm, visual):
-        if visual.kind == "image":
-            batches.append(visual.prompts)
-            if visual.prompts > room["frames"]:
+    def limited(mllm, layout, pixels):
+        if layout.kind == "image":
+            batches.append(layout.batch)
+            if layout.batch > room["frames"]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        return encode(mllm, visual)
+        return encode(mllm, layout, pixels)
 
     monkeypatch.setattr(mllm.family, "encode", limited)
-    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.batches.free_memory", lambda device: 1 << 40)
     for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
         batches.clear()
         counts.clear()
         found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=counts)
-        assert batches == tried and counts == once
+        assert batches == tried
+        passes = counts.pop("forward_passes")
+        # What was done in vain is not counted. Answers are followed by a second pass on what was kept.
+        done = sum(size <= room["frames"] for size in tried)
+        assert passes == (1 + done) * (1 if setting == "expression" else 2) + (setting == "class name")
+        assert counts == {name: number for name, number in once.items() if name != "forward_passes"}
         for one, other in zip(found, expected, strict=True):
             assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
             assert one.answers == other.answers
@@ -73,28 +92,21 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
 
 def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1)
+    monkeypatch.setattr("decaf.batches.free_memory", lambda device: 1)
     prompts = []
     encode = mllm.family.encode
-    monkeypatch.setattr(mllm.family, "encode", lambda mllm, visual: prompts.append(visual.prompts) or encode(mllm, visual))
+    monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: prompts.append(layout.batch) or encode(mllm, layout, pixels))
     extract_attention(mllm, clip_of(4), QUERY, tokens_per_frame=40)
     assert prompts == [1, 1, 1, 1, 1]
 
 
 def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder, monkeypatch):
-    from decaf.mllm import prefill
-
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    rooms, blocks = [], []
-    capture = prefill.capture_attention
-    monkeypatch.setattr(
-        prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last)
-    )
-    monkeypatch.setattr("decaf.attention.free_memory", lambda device: 1 << 40)
+    budgets, blocks = watch_budgets(monkeypatch), []
+    monkeypatch.setattr("decaf.batches.free_memory", lambda device: 1 << 40)
     out_of_memory_for(1, monkeypatch, blocks)
     extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
-    prefixes = [room for room in rooms if room is not None]
-    assert prefixes[0] > 1 << 30 and set(prefixes[1:]) == {0} and len(prefixes) == 3
+    assert budgets[0] > 1 << 30 and budgets[1:] == [0, 0]
 
 
 def test_a_cpu_takes_frames_in_batches_that_help(mllm_folder, monkeypatch):
@@ -102,10 +114,10 @@ def test_a_cpu_takes_frames_in_batches_that_help(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     prompts = []
     encode = mllm.family.encode
-    monkeypatch.setattr(mllm.family, "encode", lambda mllm, visual: prompts.append(visual.prompts) or encode(mllm, visual))
+    monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: prompts.append(layout.batch) or encode(mllm, layout, pixels))
     for enough, expected in ((0, [1, 1, 1, 1, 1, 1]), (1024, [1, 5])):
         prompts.clear()
-        monkeypatch.setattr("decaf.attention.ENOUGH_TOKENS_ON_CPU", enough)
+        monkeypatch.setattr("decaf.batches.ENOUGH_TOKENS_ON_CPU", enough)
         extract_attention(mllm, clip_of(5), QUERY, tokens_per_frame=40)
         assert prompts == expected
 
@@ -115,81 +127,45 @@ def test_a_cpu_takes_frames_in_batches_that_help(mllm_folder, monkeypatch):
 def test_queries_in_host_memory_give_the_same_maps_on_a_gpu(mllm_folder, monkeypatch, setting):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"), device="cuda")
     maps = []
-    for room in (None, 0):
-        monkeypatch.setattr("decaf.attention._Run.room", lambda self, tokens, room=room: room)
+    for budget in (None, 0):
+        monkeypatch.setattr("decaf.batches.Batches.q_budget_bytes", lambda self, tokens, budget=budget: budget)
         maps.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
     for one, other in zip(*maps, strict=True):
-        assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
-
-
-def test_out_of_memory_while_a_prefix_is_taken_back(mllm_folder, monkeypatch):
-    """Some layers of its cache are back already; the second try takes the others."""
-    from decaf.mllm.prefill import Prefix
-
-    mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
-    tries, take_back, move = [], Prefix.take_back, torch.Tensor.to
-
-    def failing(self):
-        tries.append(self)
-        moved = []
-
-        def to(tensor, *args, **kwargs):
-            moved.append(tensor)
-            if len(moved) == 4:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-            return move(tensor, *args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            if len(tries) == 1:
-                patch.setattr(torch.Tensor, "to", to)
-            take_back(self)
-
-    monkeypatch.setattr(Prefix, "take_back", failing)
-    found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
-    assert tries[0] is tries[1]
-    for one, other in zip(found, expected, strict=True):
         assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
 
 
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeypatch, setting):
     """The room is what the rest of the pass leaves: none of a little memory, enough of a lot."""
-    from decaf.mllm import prefill
     from decaf.rollout import BLOCK_BYTES
 
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
-    rooms, found = [], []
-    capture = prefill.capture_attention
-    monkeypatch.setattr(
-        prefill, "capture_attention", lambda start, tick, room, last: rooms.append(room) or capture(start, tick, room, last)
-    )
+    budgets, found = watch_budgets(monkeypatch), []
     whole = mllm.bytes_per_token(mllm.layers // 2)
     for free in (None, 1000, 500 * whole, 1 << 40):
-        rooms.clear()
-        monkeypatch.setattr("decaf.attention.free_memory", lambda device, free=free: free)
+        budgets.clear()
+        monkeypatch.setattr("decaf.batches.free_memory", lambda device, free=free: free)
         found.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
-        prefixes = [room for room in rooms if room is not None]
         if free is None:
-            assert not prefixes, "a device without memory of its own has nothing to spare"
+            assert set(budgets) == {None}, "a device without memory of its own has nothing to spare"
         elif free == 1000:
-            assert len(prefixes) == 5 and not any(prefixes)
+            assert len(budgets) >= 5 and not any(budgets)
         else:
-            assert prefixes and all(0 < room < free for room in prefixes)
+            assert budgets and all(0 < budget < free for budget in budgets)
     for one in found[1:]:
         for other, first in zip(one, found[0], strict=True):
             assert relative(other.video, first.video) < 1e-5 and relative(other.frame, first.frame) < 1e-5
 
 
-def test_out_of_memory_in_the_background_question_leaves_no_trace_in_the_prefix(mllm_folder, monkeypatch):
-    """In the setting *class name* the prefix outlives the failed try, some of whose layers have already been extended."""
+def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kept(mllm_folder, monkeypatch):
+    """In the setting *class name* the keys and values of the pictures outlive the failed try."""
     import decaf.attention
 
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
     armed = []
-    choose = decaf.attention._Run.choose_name
+    choose = decaf.attention._Extraction.choose_name
 
     def choose_then_arm(self, *args):
         name = choose(self, *args)
@@ -201,8 +177,8 @@ def test_out_of_memory_in_the_background_question_leaves_no_trace_in_the_prefix(
             armed.clear()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    monkeypatch.setattr(decaf.attention._Run, "choose_name", choose_then_arm)
-    mllm.text_tower.layers[2].register_forward_pre_hook(fail_once)
+    monkeypatch.setattr(decaf.attention._Extraction, "choose_name", choose_then_arm)
+    mllm.engine.text_tower.layers[2].register_forward_pre_hook(fail_once)
     found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
     for one, other in zip(found, expected, strict=True):
         assert one.question == other.question

@@ -211,26 +211,26 @@ def test_quantised_model(model):
 
 
 def test_tokenizer_of_another_model(model):
-    configure(model, video_token_id=10_000_000)
-    refused(lambda: load_mllm(model), "10000000", "video", "not of one model")
-
-
-def test_no_chat_template(model):
-    for path in model.glob("chat_template.*"):
-        path.unlink()
-    refused(lambda: load_mllm(model), "incomplete", "chat_template")
-
-
-def test_chat_template_that_fails(model):
-    (model / "chat_template.json").write_text(json.dumps({"chat_template": "{% if %}"}))
-    mllm = load_mllm(model)
-    refused(lambda: extract_attention(mllm, clip_from_images(noise(2)), "the cup", tokens_per_frame=16), "chat template", "Download")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "<|video_pad|>"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config.pop("added_tokens_decoder"), config.pop("additional_special_tokens")
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    refused(lambda: load_mllm(model), str(model), "no token <|video_pad|>", "not of one model")
 
 
 @pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": null}'])
 def test_damaged_index(model, index):
     (model / "model.safetensors.index.json").write_text(index)
     refused(lambda: load_mllm(model), "incomplete", "model.safetensors.index.json")
+
+
+def test_numbers_of_pictures_are_the_family_s_where_the_folder_has_none(model):
+    given = load_mllm(model)
+    (model / "preprocessor_config.json").unlink()
+    found = load_mllm(model)
+    assert found.mean == found.family.mean == given.mean and found.std == given.std
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "/" + 300 * "n"])

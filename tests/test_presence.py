@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from plain_passes import embedded, forward, whole_prompt
 from tiny_models import FAMILIES
 
 from decaf import clip_from_images, extract_attention, extract_attentions, load_mllm
@@ -24,7 +25,10 @@ def test_score_is_the_share_of_yes():
 def test_every_way_to_begin_an_answer_counts_once():
     known = {"yes": [7], "Yes": [8], " yes": [7], "no": [3], "NO": [4, 5], " No": [6]}
     tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: known.get(text, [1, 2]))
-    assert yes_and_no(SimpleNamespace(processor=SimpleNamespace(tokenizer=tokenizer))) == ([7, 8], [3, 6])
+    engine = SimpleNamespace(shape=SimpleNamespace(vocabulary=8))
+    assert yes_and_no(SimpleNamespace(tokenizer=tokenizer, engine=engine)) == ([7], [3, 6]), "8 is beyond the model's vocabulary"
+    engine.shape.vocabulary = 9
+    assert yes_and_no(SimpleNamespace(tokenizer=tokenizer, engine=engine)) == ([7, 8], [3, 6])
 
 
 def fused(presence):
@@ -57,7 +61,7 @@ def test_is_the_next_token_of_the_whole_prompt(family, setting, mllm_folder):
     found = extract_attentions(mllm, clip, queries, setting=setting, tokens_per_frame=16)
     for query, (object, background) in zip(queries, found, strict=True):
         assert background.presence is None
-        assert object.presence == pytest.approx(whole_prompt(mllm, clip, Templates().ask_presence(query)), abs=1e-5)
+        assert object.presence == pytest.approx(presence_alone(mllm, clip, Templates().ask_presence(query)), abs=1e-5)
         alone = extract_attention(mllm, clip, query, setting=setting, tokens_per_frame=16)
         for one, other in zip((object, background), alone, strict=True):
             torch.testing.assert_close(one.video, other.video, rtol=1e-4, atol=1e-9)
@@ -66,15 +70,11 @@ def test_is_the_next_token_of_the_whole_prompt(family, setting, mllm_folder):
 
 
 @torch.inference_mode()
-def whole_prompt(mllm, clip, question):
-    visual = mllm.family.video(mllm, [clip[index] for index in range(len(clip))], 16)
-    ids = mllm.prompt_ids(visual, question)
-    mask = ids == mllm.family.token_id(mllm, "video")
-    if not mask.any():  # frames stand there as images
-        mask = ids == mllm.family.token_id(mllm, "image")
-    embeds = mllm.model.get_input_embeddings()(ids[None])
-    embeds[:, mask] = mllm.family.encode(mllm, visual).to(embeds)
-    out = mllm.text_tower(inputs_embeds=embeds, position_ids=mllm.family.positions(mllm, mask, visual), use_cache=False)
+def presence_alone(mllm, clip, question):
+    frames = [clip[index] for index in range(len(clip))]
+    layout = mllm.family.video_layout(mllm.vision, clip.frame_size, [0.0] * len(clip), 16)
+    ids, mask, positions = whole_prompt(mllm, layout, question)
+    out = forward(mllm, embedded(mllm, layout, frames, ids, mask), positions)
     return presence_score(mllm.model.get_output_embeddings()(out.last_hidden_state[0, -1]), *yes_and_no(mllm))
 
 

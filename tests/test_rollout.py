@@ -4,8 +4,7 @@ import pytest
 import torch
 from dense_rollout import dense_rows, random_rows, relative
 
-from decaf.errors import DecafError
-from decaf.rollout import _attention, capture_attention, last_row_rollout, visual_runs
+from decaf.rollout import last_row_rollout, visual_runs
 
 
 @pytest.mark.parametrize("heads, groups", [(4, 4), (6, 2), (7, 1)])
@@ -13,7 +12,7 @@ from decaf.rollout import _attention, capture_attention, last_row_rollout, visua
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block_bytes", [1, 5000, None])
 def test_streamed_equals_dense(heads, groups, batch, dtype, block_bytes):
-    """Rows are made in float32 from the model's own numbers, so a low-precision model costs no further precision."""
+    """Rows of attention are made in float32 from the model's own numbers, so a low-precision model costs no further precision."""
     prefix, suffixes = random_rows(batch, heads, groups, (37, 9, 4), dtype=dtype)
     visual = torch.zeros(37, dtype=torch.bool)
     visual[[*range(5, 15), *range(18, 28), 33]] = True
@@ -60,29 +59,3 @@ def test_every_block_can_be_cancelled():
     with pytest.raises(KeyboardInterrupt):
         last_row_rollout(prefix, suffixes, torch.ones(40, dtype=torch.bool), block_bytes=1, tick=tick)
     assert len(calls) == 7
-
-
-@pytest.mark.parametrize(
-    "extra, word", [({"sliding_window": 4}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"s_aux": 1}, "sinks")]
-)
-def test_other_attention_is_refused_by_name(extra, word):
-    module = torch.nn.Module()
-    module.layer_idx = 0
-    states = torch.randn(1, 2, 8, 4)
-    with capture_attention(0, lambda: None), pytest.raises(DecafError, match=word):
-        _attention(module, states, states, states, None, scaling=0.5, **extra)
-
-
-@pytest.mark.parametrize("room, moved", [(None, []), (3072, []), (2500, [2]), (1023, [0, 1, 2]), (0, [0, 1, 2])])
-def test_queries_beyond_their_room_go_to_host_memory(monkeypatch, room, moved):
-    """Each layer's take 1024 bytes here."""
-    states = [torch.randn(1, 2, 32, 4) for _ in range(3)]
-    gone = []
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: gone.append(self) or self)
-    with capture_attention(0, lambda: None, room) as rows:
-        for layer, one in enumerate(states):
-            module = torch.nn.Module()
-            module.layer_idx, module.is_causal, module.num_key_value_groups = layer, True, 1
-            _attention(module, one, one, one, None, scaling=0.5)
-    assert [layer for layer, one in enumerate(states) if any(one is other for other in gone)] == moved
-    assert all(torch.equal(rows.queries[layer], one) for layer, one in enumerate(states))

@@ -1,6 +1,7 @@
-"""Multimodal LLMs: find a model, load it, ask it. A family joins by adding one file to `families`."""
+"""Asking a multimodal LLM: finding and loading it, its prompts, its positions, and passes that carry pictures and all questions."""
 
-from .base import MLLM, Family, Visual
-from .load import find_mllm, load_mllm, registry
+from .base import MLLM, Encoded, Family, Layout
+from .download import download_mllm, find_mllm
+from .load import all_families, load_mllm, registry
 
-__all__ = ["MLLM", "Family", "Visual", "find_mllm", "load_mllm", "registry"]
+__all__ = ["MLLM", "Encoded", "Family", "Layout", "all_families", "download_mllm", "find_mllm", "load_mllm", "registry"]

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import DecafError
+from .engine import Engine
+
+LONGEST_QUESTION_TOKENS = 4096
+"""Tokens of one question, the chat's own words included. What a pass takes in memory grows with them, as it does with visual tokens."""
 
 
 @dataclass(frozen=True)
-class Visual:
-    """Key frames as a model sees them, in one or several prompts of the same shape.
+class Layout:
+    """How pictures stand in one or several prompts of the same shape; known without touching a pixel.
 
-    `kind`: "video" (all frames in one prompt) or "image" (one prompt a frame). `pixels`: arguments of the vision tower, CPU tensors.
-    `grid`: (slots, rows, cols) of the visual tokens of one prompt. `text`: what stands in the prompt in the place of the pictures.
-    `order`: (slots * rows * cols,) places of the tokens in the prompt, row by row of the grid; None where they stand like that already.
-    `prompts`: how many prompts; `frames`: how many pictures the vision tower encodes.
+    `kind`: "video" (all frames in one prompt) or "image" (one prompt a frame). `grid`: (slots, rows, cols) of one prompt's visual tokens.
+    `parts`: what stands in the prompt in the place of the pictures: text, and runs of visual tokens as their number. The first and the last
+    text end at a control token of the model, so that the question's words cannot merge with them. `rest`: text between that and the
+    question. `batch`: how many prompts. `frames`: how many pictures the vision tower encodes. `order`: (slots * rows * cols,) index in the
+    prompt of each token, row by row of the grid; None where they stand like that already.
     """
 
     kind: str
-    pixels: dict[str, Tensor]
     grid: tuple[int, int, int]
-    text: str
-    prompts: int
+    parts: tuple[str | int, ...]
+    batch: int
     frames: int
+    rest: str = ""
     order: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """Visual tokens of one prompt."""
-        slots, rows, cols = self.grid
-        return slots * rows * cols
+        return math.prod(self.grid)
 
     def to_grid(self, row: Tensor) -> Tensor:
         """Values at the visual tokens in prompt order, (B, tokens), as maps (B, slots, rows, cols)."""
@@ -45,112 +50,207 @@ class Visual:
         return row.view(-1, *self.grid)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What the vision tower made of the pictures. `tokens`: (batch, tokens, width), in prompt order. `extras`: further arguments of the
+    decoder for the pass that carries the pictures."""
+
+    tokens: Tensor
+    extras: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Numbers of a vision tower that pictures are cut by. `patch`: side of a patch in pixels. `merge`: patches per side that one visual token
+    is merged from. `frames_per_slot`: video frames that share a visual token. `slot_step`: position ids from one slot to the next.
+    `tile`: side in pixels of tiles of a fixed size, None where pictures keep their own."""
+
+    patch: int
+    merge: int
+    frames_per_slot: int = 1
+    slot_step: float = 1
+    tile: int | None = None
+
+    @property
+    def cell(self) -> int:
+        """Side of the square of pixels that one visual token covers."""
+        return self.patch * self.merge
+
+
 class Family(ABC):
     """One model family: how it is asked, how its visual tokens lie, and where they are. One file in `families` each."""
 
     name: str
+    """Short, as in messages."""
+    title: str
+    """As in lists of what is supported."""
     model_types: tuple[str, ...]
     """`model_type` in config.json of the models it serves."""
+    repositories: tuple[str, ...]
+    """Published models that are offered for download."""
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
+    """Number formats that are chosen without being asked for, best first. float16 is none of them: these models overflow in it."""
+
+    opening: str
+    """The prompt up to the pictures, or to the question where there are none."""
+    closing: str
+    """The prompt after the question, up to the answer."""
+    visual_tokens: Mapping[str, str]
+    """The visual token's text by the kind of prompt."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """By which colours 0..1 are normalised, where the model's folder does not say."""
 
     @abstractmethod
-    def video(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
-        """All frames, each (H, W, 3) uint8, as one video with at most `max_tokens` visual tokens a frame where the family lets one choose."""
+    def vision_shape(self, config: object) -> VisionShape:
+        """The numbers of a vision tower, from a configuration with the names of the published ones. DecafError for numbers that cannot be."""
 
     @abstractmethod
-    def images(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
-        """Each frame as an image in a prompt of its own, finer than in the video of the same `max_tokens`."""
+    def video_layout(self, shape: VisionShape, frame_size: tuple[int, int], seconds: Sequence[float], max_tokens: int) -> Layout:
+        """Frames of `frame_size` (height, width), shown at `seconds`, as one video with at most `max_tokens` visual tokens a frame where the
+        family lets one choose."""
 
     @abstractmethod
-    def placeholder(self, mllm: MLLM, kind: str) -> str:
-        """What the chat template writes for one picture or video, to be replaced by `Visual.text`."""
+    def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        """Each of `batch` frames as an image in a prompt of its own, finer than in the video of the same `max_tokens`."""
 
     @abstractmethod
-    def token_id(self, mllm: MLLM, kind: str) -> int:
-        """Id of the visual token."""
+    def pixels(self, mllm: MLLM, layout: Layout, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Arguments of the vision tower, CPU tensors, for (H, W, 3) uint8 frames that stand as in `layout`."""
 
     @abstractmethod
-    def encode(self, mllm: MLLM, visual: Visual) -> Tensor:
-        """Run the vision tower: (prompts, tokens, width), in prompt order."""
+    def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
+        """Run the vision tower."""
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027, most families need nothing
         """Called once when a model is loaded: what makes it faster and changes no result but for rounding. By default nothing."""
 
     @abstractmethod
-    def positions(self, mllm: MLLM, visual_mask: Tensor, visual: Visual | None) -> Tensor:
-        """`position_ids` of a whole prompt for the text tower, batch dimension 1, from the mask (L,) of its visual tokens."""
+    def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
+        """(axes, L) of a whole prompt, from the mask (L,) of its visual tokens."""
 
 
 @dataclass
 class MLLM:
-    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows."""
+    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows.
 
-    model: nn.Module
-    processor: object
+    `mean`, `std`: by which its pictures are normalised.
+    """
+
+    engine: Engine
+    tokenizer: object
     family: Family
     name: str
+    vision: VisionShape
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.engine.model
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.model.model.language_model
+        return self.engine.device
 
     @property
     def layers(self) -> int:
         """Decoder layers of the text tower."""
-        return self.model.config.get_text_config().num_hidden_layers
+        return self.engine.shape.layers
 
-    def bytes_per_token(self, start_layer: int) -> int:
-        """Rough upper bound of what a visual token takes beside the weights: keys and values of all layers, the queries and keys that the
-        rollout needs of layers >= `start_layer`, a layer's passing tensors, and the vision tower's."""
-        text, vision = self.model.config.get_text_config(), self.model.config.vision_config
-        key_width = text.num_key_value_heads * self._head_width
-        cache = 2 * key_width * text.num_hidden_layers
-        captured = key_width * (self.layers - start_layer)
-        passing = 8 * text.hidden_size + 3 * text.intermediate_size
-        side = getattr(vision, "spatial_merge_size", 2)  # of the patches that one visual token is merged from
-        seen = side * side * 16 * (getattr(vision, "embed_dim", None) or vision.hidden_size)
-        rest = (cache + captured + passing + seen) * next(self.model.parameters()).element_size()
-        return rest + self.query_bytes_per_token(start_layer)
+    def bytes_per_token(self, start_layer: int, *, keep: bool = True) -> int:
+        """Rough upper bound of what a visual token takes beside the weights: the queries and keys that the rollout needs of layers
+        >= `start_layer`, keys and values of all layers where these are kept, a layer's passing tensors, and the vision tower's."""
+        text, vision = self.engine.shape, self.engine.vision_width
+        key_width = text.kv_heads * text.head_width
+        cache = 2 * key_width * text.layers if keep else 0
+        captured = key_width * (text.layers - start_layer)
+        passing = 8 * text.width + 3 * text.inner_width
+        seen = self.vision.merge**2 * 16 * vision
+        return (cache + captured + passing + seen) * self.engine.dtype.itemsize + self.q_bytes_per_token(start_layer)
 
-    def query_bytes_per_token(self, start_layer: int) -> int:
-        """What the queries of a token take that the rollout needs of layers >= `start_layer`."""
-        heads = self.model.config.get_text_config().num_attention_heads
-        return heads * self._head_width * (self.layers - start_layer) * next(self.model.parameters()).element_size()
+    def q_bytes_per_token(self, start_layer: int) -> int:
+        """What a token's attention queries take that the rollout needs of layers >= `start_layer`."""
+        text = self.engine.shape
+        return text.heads * text.head_width * (text.layers - start_layer) * self.engine.dtype.itemsize
 
-    @property
-    def _head_width(self) -> int:
-        text = self.model.config.get_text_config()
-        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    def picture_ids(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Token ids (P,) of a prompt up to the end of its pictures, and which of them are visual tokens, (P,) bool."""
+        visual = self.visual_token_id(layout.kind)
+        ids: list[int] = []
+        mask: list[bool] = []
+        text = self.family.opening
+        for part in layout.parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            words = self._ids(text)
+            ids += [*words, *[visual] * part]
+            mask += [False] * len(words) + [True] * part
+            text = ""
+        words = self._ids(text)
+        return torch.tensor(ids + words), torch.tensor(mask + [False] * len(words))
 
-    def prompt_ids(self, visual: Visual | None, question: str) -> Tensor:
-        """Token ids (L,) of the prompt that asks `question` about the pictures, by the model's own chat template."""
-        tokenizer = self.processor.tokenizer
-        for token in tokenizer.all_special_tokens:
-            if token in question:
+    def question_ids(self, layout: Layout | None, question: str) -> Tensor:
+        """Token ids (n,) of what comes after the pictures: the question and the chat's words up to the answer; without pictures, of the
+        whole prompt. DecafError: control tokens in the question, or too many tokens."""
+        for token in self.tokenizer.all_special_tokens:
+            if token and token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        content = [{"type": "text", "text": question}]
-        if visual is not None:
-            content.insert(0, {"type": visual.kind})
+        before = self.family.opening if layout is None else layout.rest
+        ids = self._ids(before + question + self.family.closing)
+        if len(ids) > LONGEST_QUESTION_TOKENS:
+            raise DecafError(
+                f"A question has {len(ids):,} tokens for {self.name}; at most {LONGEST_QUESTION_TOKENS:,} are asked. Shorten the query or the "
+                f"wording of the question, which begins: {question[:60]!r}."
+            )
+        return torch.tensor(ids)
+
+    def visual_token_id(self, kind: str) -> int:
+        """Id of the token that stands for a cell of a picture. DecafError if the tokenizer has none."""
+        token = self.family.visual_tokens[kind]
+        ids = self._ids(token)
+        if len(ids) != 1:
+            raise DecafError(
+                f"The tokenizer of {self.name} has no token {token}, which stands for pictures. Its files are not of one model; "
+                "download it again."
+            )
+        return ids[0]
+
+    def _ids(self, text: str) -> list[int]:
         try:
-            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program: it can fail in any way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DecafError(f"The chat template of {self.name} cannot be used ({reason}). Download the model again.") from error
-        if visual is not None:
-            mark = self.family.placeholder(self, visual.kind)
-            before, found, after = text.partition(mark)
-            if not found:
-                raise DecafError(f"The chat template of {self.name} has no place for a {visual.kind} ({mark}). Download the model again.")
-            text = before + visual.text + after
-        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        except Exception as error:  # what a damaged tokenizer raises is for it to choose
+            raise DecafError(f"The tokenizer of {self.name} cannot be used ({type(error).__name__}: {error}). Download the model again.") from error
+        if ids and not 0 <= min(ids) <= max(ids) < self.engine.shape.vocabulary:
+            raise DecafError(
+                f"The tokenizer of {self.name} gives the token {max(ids)}, and the model knows {self.engine.shape.vocabulary:,}. Its files are not "
+                "of one model; download it again."
+            )
+        return ids
 
 
 def resize(frame: Tensor, height: int, width: int) -> Image.Image:
     """(H, W, 3) uint8 -> PIL image of the given size, bicubic with antialiasing."""
     return Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def normalised(pictures: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pictures of one size as (n, 3, H, W) float32, colours 0..1 less `mean`, by `std`."""
+    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    # Folded into one step, as the published processors do it.
+    low, span = (255 * torch.tensor(numbers)[:, None, None] for numbers in (mean, std))
+    return stacked.permute(0, 3, 1, 2).float().sub_(low).div_(span)
+
+
+def whole_number(config: object, name: str, low: int, high: int) -> int:
+    """The entry `name` of a configuration, a whole number in low..high. DecafError if it is none."""
+    value = getattr(config, name, None)
+    if isinstance(value, list | tuple) and value and all(one == value[0] for one in value):  # (side, side)
+        value = value[0]
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise DecafError(f"The model's config.json gives {value!r:.60} for {name}; it must be from {low} to {high}. Download the model again.")
+    return value
 
 
 def fit_grid(height: int, width: int, cell: int, min_tokens: int, max_tokens: int) -> tuple[int, int]:

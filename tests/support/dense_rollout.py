@@ -2,7 +2,7 @@
 
 import torch
 
-from decaf.rollout import Rows
+from decaf.rollout import CapturedQK
 
 
 def dense_row(attentions, visual, start):
@@ -29,7 +29,7 @@ def random_rows(batch, heads, groups, lengths, dim=16, dtype=torch.float32, laye
     """Queries and keys of a prompt in pieces: a prefix and one suffix per further length."""
     pieces = []
     for length in lengths:
-        rows = Rows(dim**-0.5)
+        rows = CapturedQK(dim**-0.5)
         for layer in range(layers):
             rows.queries[layer] = (torch.randn(batch, heads, length, dim) * 2).to(dtype)
             rows.keys[layer] = (torch.randn(batch, groups, length, dim) * 2).to(dtype)

@@ -36,7 +36,7 @@ class Meter:
 
         def mllm(*args, **kwargs):
             loaded = load_mllm(*args, **kwargs)
-            loaded.text_tower.layers[0].register_forward_hook(self.layer, with_kwargs=True)
+            loaded.engine.text_tower.layers[0].register_forward_hook(self.layer, with_kwargs=True)
             return loaded
 
         def sam2(*args, **kwargs):

@@ -2,74 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..base import MLLM, Family, Visual, resize
+from ...errors import DecafError
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, normalised, resize, whole_number
 
 MOST_TILES = 12
 """Tiles per image, as the models were trained."""
 
+MOST_TOKENS_OF_A_TILE = 4096
+"""Published models have 256."""
+
 
 class InternVL(Family):
     name = "InternVL3"
+    title = "InternVL3"
     model_types = ("internvl",)
+    repositories = ("OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3-8B-hf", "OpenGVLab/InternVL3-14B-hf")
+    opening = "<|im_start|>user\n"
+    closing = "<|im_end|>\n<|im_start|>assistant\n"
+    visual_tokens = {"video": "<IMG_CONTEXT>", "image": "<IMG_CONTEXT>"}
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
 
-    def video(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
-        size, side = self._tile(mllm)
-        shown = "\n".join(f"Frame{number}: {self._tile_text(mllm, 1)}" for number in range(1, len(frames) + 1))
-        tiles = [resize(frame, size, size) for frame in frames]
-        return Visual("video", self._pixels(mllm, tiles), (len(frames), side, side), shown, 1, len(frames))
+    def vision_shape(self, config: object) -> VisionShape:
+        patch, tile = whole_number(config.vision_config, "patch_size", 1, 128), whole_number(config.vision_config, "image_size", 1, 4096)
+        ratio = getattr(config, "downsample_ratio", None)
+        merge = round(1 / ratio) if isinstance(ratio, int | float) and 0 < ratio <= 1 else 0
+        if not 0 < merge <= 16 or merge * ratio != 1 or tile % (patch * merge) or (tile // (patch * merge)) ** 2 > MOST_TOKENS_OF_A_TILE:
+            raise DecafError(
+                f"The model's config.json gives tiles of {tile} pixels, patches of {patch} and a downsample_ratio of {ratio!r:.60}, which do "
+                "not fit together. Download the model again."
+            )
+        return VisionShape(patch, merge, tile=tile)
 
-    def images(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
-        size, side = self._tile(mllm)
-        rows, cols = choose_tiles(*frames[0].shape[:2], size)
-        tiles: list[Image.Image] = []
-        for frame in frames:
-            whole = resize(frame, rows * size, cols * size)
-            corners = [(x * size, y * size) for y in range(rows) for x in range(cols)]
-            tiles += [whole.crop((x, y, x + size, y + size)) for x, y in corners]
+    def video_layout(self, shape: VisionShape, frame_size: tuple[int, int], seconds: Sequence[float], max_tokens: int) -> Layout:
+        side, parts = shape.tile // shape.cell, []
+        for number in range(1, len(seconds) + 1):
+            parts += [f"{'</img>' + chr(10) if parts else ''}Frame{number}: <img>", side * side]
+        return Layout("video", (len(seconds), side, side), (*parts, "</img>"), 1, len(seconds), rest="\n")
+
+    def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        side, (rows, cols) = shape.tile // shape.cell, choose_tiles(*frame_size, shape.tile)
         # In the prompt all tokens of a tile come before those of the next; on the map they lie side by side.
-        places = torch.arange(rows * cols * side * side).view(rows, cols, side, side)
-        order = places.permute(0, 2, 1, 3).flatten()
-        grid = (1, rows * side, cols * side)
-        return Visual("image", self._pixels(mllm, tiles), grid, self._tile_text(mllm, rows * cols), len(frames), len(frames), order)
+        order = torch.arange(rows * cols * side * side).view(rows, cols, side, side).permute(0, 2, 1, 3).flatten()
+        parts = ("<img>", rows * cols * side * side, "</img>")
+        return Layout("image", (1, rows * side, cols * side), parts, batch, batch, rest="\n", order=order)
 
-    def placeholder(self, mllm: MLLM, kind: str) -> str:
-        return mllm.processor.video_token if kind == "video" else mllm.processor.image_token
+    def pixels(self, mllm: MLLM, layout: Layout, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        size, (_, rows, cols) = mllm.vision.tile, layout.grid
+        # A frame of a video is a single tile; its slots are not stacked.
+        height, width = rows * mllm.vision.cell, cols * mllm.vision.cell
+        tiles = []
+        for frame in frames:
+            whole = resize(frame, height, width)
+            tiles += [whole.crop((x, y, x + size, y + size)) for y in range(0, height, size) for x in range(0, width, size)]
+        return {"pixel_values": normalised(tiles, mllm.mean, mllm.std)}
 
-    def token_id(self, mllm: MLLM, kind: str) -> int:
-        return mllm.model.config.image_token_id
-
-    def encode(self, mllm: MLLM, visual: Visual) -> Tensor:
-        out = mllm.model.get_image_features(pixel_values=visual.pixels["pixel_values"].to(mllm.device))
+    def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
+        out = mllm.model.get_image_features(pixel_values=pixels["pixel_values"].to(mllm.device, mllm.engine.dtype))
         features = getattr(out, "pooler_output", out)  # transformers 5 wraps what 4 returned bare
-        return features.reshape(visual.prompts, visual.tokens, -1)
+        return Encoded(features.reshape(layout.batch, layout.tokens, -1))
 
-    def positions(self, mllm: MLLM, visual_mask: Tensor, visual: Visual | None) -> Tensor:
+    def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
         """(1, L): counted through."""
-        return torch.arange(len(visual_mask))[None]
-
-    @staticmethod
-    def _tile(mllm: MLLM) -> tuple[int, int]:
-        """Side of a tile in pixels and in tokens."""
-        config = mllm.model.config
-        size, patch = (
-            value if isinstance(value, int) else value[0] for value in (config.vision_config.image_size, config.vision_config.patch_size)
-        )
-        return size, int(size // patch * config.downsample_ratio)
-
-    def _tile_text(self, mllm: MLLM, tiles: int) -> str:
-        processor, (_, side) = mllm.processor, self._tile(mllm)
-        return f"{processor.start_image_token}{processor.image_token * (side * side * tiles)}{processor.end_image_token}"
-
-    @staticmethod
-    def _pixels(mllm: MLLM, tiles: list[Image.Image]) -> dict[str, Tensor]:
-        pixels = mllm.processor.image_processor(images=tiles, do_resize=False, crop_to_patches=False, return_tensors="pt")
-        return {"pixel_values": pixels["pixel_values"]}
+        return torch.arange(len(visual))[None]
 
 
 def choose_tiles(height: int, width: int, size: int, most: int = MOST_TILES) -> tuple[int, int]:

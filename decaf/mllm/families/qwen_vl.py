@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import MLLM, Family, Visual, fit_grid, resize
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, fit_grid, normalised, resize, whole_number
 
 FEWEST_TOKENS = 128
 """Smaller pictures are enlarged to this many tokens a frame: on coarse grids attention cannot tell neighbours apart."""
 
+LARGEST_CELL = 64
+"""Side in pixels of what a visual token covers; published models have 28 and 32. Pictures are enlarged to whole cells."""
+
 SECONDS_PER_SLOT = 1.0
-"""The clip is always shown as if sampled at two frames per second, two frames to a slot: spread-out key frames have no speed of their own."""
+"""Key frames are sampled unevenly in time, so a clip is always declared to have two frames per second, two frames to a slot (as the paper's
+reference does)."""
 
 
-class _WholePatch(nn.Module):
+class _PatchProduct(nn.Module):
     """A convolution whose kernel covers the whole patch, as the product that it is: PyTorch's 3D convolutions are several times slower."""
 
     def __init__(self, convolution: nn.Conv3d):
@@ -32,81 +35,91 @@ class _WholePatch(nn.Module):
 
 class QwenVL(Family):
     name = "Qwen2-VL"
+    title = "Qwen2-VL and Qwen2.5-VL"
     model_types = ("qwen2_vl", "qwen2_5_vl")
+    repositories = (
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "Qwen/Qwen2-VL-7B-Instruct",
+    )
+    opening = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    closing = "<|im_end|>\n<|im_start|>assistant\n"
+    visual_tokens = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    std = (0.26862954, 0.26130258, 0.27577711)
 
     def prepare(self, model: nn.Module) -> None:
         patches = model.model.visual.patch_embed
-        patches.proj = _WholePatch(patches.proj)
+        patches.proj = _PatchProduct(patches.proj)
 
-    def video(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
-        cell = self._cell(mllm)
-        rows, cols = self._grid(frames[0], cell, max_tokens)
-        pictures = np.stack([np.asarray(resize(frame, rows * cell, cols * cell)) for frame in frames])
-        process = mllm.processor.video_processor
-        # Sizes are settled here; newer transformers ask to be told so, older ones do not know the word.
-        settled = {"cap_pixels_per_frame": False} if hasattr(process, "cap_pixels_per_frame") else {}
-        clip = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-        pixels = process(videos=[clip], do_resize=False, do_sample_frames=False, return_tensors="pt", **settled)
-        grid = (int(pixels["video_grid_thw"][0, 0]), rows, cols)
-        return self._visual("video", pixels, ("pixel_values_videos", "video_grid_thw"), grid, mllm, 1, len(frames))
+    def vision_shape(self, config: object) -> VisionShape:
+        vision, timed = config.vision_config, config.model_type == "qwen2_5_vl"
+        merge = whole_number(vision, "spatial_merge_size", 1, 8)
+        patch = whole_number(vision, "patch_size", 1, LARGEST_CELL // merge)
+        if timed:  # windows of the vision tower's attention, in pixels; they hold whole tokens
+            whole_number(vision, "window_size", patch * merge, 1 << 14)
+        # Qwen2-VL counts slots, Qwen2.5-VL time.
+        step = SECONDS_PER_SLOT * whole_number(vision, "tokens_per_second", 1, 1000) if timed else 1
+        return VisionShape(patch, merge, whole_number(vision, "temporal_patch_size", 1, 8), step)
 
-    def images(self, mllm: MLLM, frames: Sequence[Tensor], max_tokens: int) -> Visual:
-        cell = self._cell(mllm)
+    def video_layout(self, shape: VisionShape, frame_size: tuple[int, int], seconds: Sequence[float], max_tokens: int) -> Layout:
+        rows, cols = self._grid(shape, frame_size, max_tokens)
+        slots = -(-len(seconds) // shape.frames_per_slot)
+        return self._layout("video", (slots, rows, cols), 1, len(seconds))
+
+    def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
         # Exactly twice the video's grid, so that a video cell is four image cells.
-        rows, cols = (2 * side for side in self._grid(frames[0], cell, max_tokens))
-        pictures = [resize(frame, rows * cell, cols * cell) for frame in frames]
-        pixels = mllm.processor.image_processor(images=pictures, do_resize=False, return_tensors="pt")
-        return self._visual("image", pixels, ("pixel_values", "image_grid_thw"), (1, rows, cols), mllm, len(frames), len(frames))
+        rows, cols = (2 * side for side in self._grid(shape, frame_size, max_tokens))
+        return self._layout("image", (1, rows, cols), batch, batch)
 
-    def placeholder(self, mllm: MLLM, kind: str) -> str:
-        return mllm.processor.tokenizer.convert_ids_to_tokens(self.token_id(mllm, kind))
+    @staticmethod
+    def _grid(shape: VisionShape, frame_size: tuple[int, int], max_tokens: int) -> tuple[int, int]:
+        return fit_grid(*frame_size, shape.cell, min(FEWEST_TOKENS, max_tokens), max_tokens)
 
-    def token_id(self, mllm: MLLM, kind: str) -> int:
-        config = mllm.model.config
-        return config.video_token_id if kind == "video" else config.image_token_id
+    @staticmethod
+    def _layout(kind: str, grid: tuple[int, int, int], batch: int, frames: int) -> Layout:
+        slots, rows, cols = grid
+        return Layout(kind, grid, ("<|vision_start|>", slots * rows * cols, "<|vision_end|>"), batch, frames)
 
-    def encode(self, mllm: MLLM, visual: Visual) -> Tensor:
-        pixels = {name: value.to(mllm.device) for name, value in visual.pixels.items()}
-        run = mllm.model.get_video_features if visual.kind == "video" else mllm.model.get_image_features
-        out = run(**pixels)
+    def pixels(self, mllm: MLLM, layout: Layout, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        slots, rows, cols = layout.grid
+        shape = mllm.vision
+        pictures = normalised([resize(frame, rows * shape.cell, cols * shape.cell) for frame in frames], mllm.mean, mllm.std)
+        span = shape.frames_per_slot
+        if layout.kind == "image":  # a picture fills its slot alone
+            pictures = pictures.repeat_interleave(span, 0)
+        elif len(pictures) % span:
+            pictures = torch.cat([pictures, pictures[-1:].expand(-len(pictures) % span, -1, -1, -1)])
+        # The tower takes the patches of a token one after the other, each as channels, frames, rows, columns.
+        cut = pictures.view(-1, span, 3, rows, shape.merge, shape.patch, cols, shape.merge, shape.patch)
+        patches = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * span * shape.patch**2)
+        grid = torch.tensor([[slots, rows * shape.merge, cols * shape.merge]] * layout.batch)
+        names = {"video": ("pixel_values_videos", "video_grid_thw"), "image": ("pixel_values", "image_grid_thw")}[layout.kind]
+        return dict(zip(names, (patches, grid), strict=True))
+
+    def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
+        run = mllm.model.get_video_features if layout.kind == "video" else mllm.model.get_image_features
+        out = run(**{name: value.to(mllm.device) for name, value in pixels.items()})
         features = getattr(out, "pooler_output", out)  # transformers 5 wraps what 4 returned bare
-        return torch.cat(list(features)).view(visual.prompts, visual.tokens, -1)
+        return Encoded(torch.cat(list(features)).view(layout.batch, layout.tokens, -1))
 
-    def positions(self, mllm: MLLM, visual_mask: Tensor, visual: Visual | None) -> Tensor:
-        """(3, 1, L): time, row and column of visual tokens, counted on from the text before them; text has three equal coordinates.
+    def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
+        """(3, L): time, row and column of visual tokens, counted on from the text before them; text has three equal coordinates.
 
         Text after the pictures goes on one past the largest position on any axis, time included, as these models were trained.
         transformers 5 starts it after max(rows, cols) instead, which on long videos of few tokens overlaps the video's own positions.
         """
-        if visual is None:
-            return torch.arange(len(visual_mask)).expand(3, 1, -1)
-        before = int(visual_mask.int().argmax())
-        after = len(visual_mask) - before - visual.tokens
-        slots, rows, cols = visual.grid
-        step = self._time_step(mllm) if visual.kind == "video" else 1
+        if layout is None:
+            return torch.arange(len(visual)).expand(3, -1)
+        before = int(visual.int().argmax())
+        after = len(visual) - before - layout.tokens
+        slots, rows, cols = layout.grid
+        step = shape.slot_step if layout.kind == "video" else 1
         axes = (torch.arange(slots) * step).long(), torch.arange(rows), torch.arange(cols)
         seen = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1) + before
         rest = torch.arange(after) + int(seen.max()) + 1
-        return torch.cat([torch.arange(before).expand(3, -1), seen, rest.expand(3, -1)], 1)[:, None]
-
-    @staticmethod
-    def _time_step(mllm: MLLM) -> float:
-        vision = mllm.model.config.vision_config  # Qwen2-VL counts slots, Qwen2.5-VL time
-        return SECONDS_PER_SLOT * getattr(vision, "tokens_per_second", 1) if mllm.model.config.model_type == "qwen2_5_vl" else 1
-
-    @staticmethod
-    def _cell(mllm: MLLM) -> int:
-        vision = mllm.model.config.vision_config
-        return vision.patch_size * vision.spatial_merge_size
-
-    @staticmethod
-    def _grid(frame: Tensor, cell: int, max_tokens: int) -> tuple[int, int]:
-        return fit_grid(frame.shape[0], frame.shape[1], cell, min(FEWEST_TOKENS, max_tokens), max_tokens)
-
-    def _visual(self, kind: str, pixels, names: tuple[str, str], grid, mllm: MLLM, prompts: int, frames: int) -> Visual:
-        slots, rows, cols = grid
-        text = self.placeholder(mllm, kind) * (slots * rows * cols)
-        return Visual(kind, {name: pixels[name] for name in names}, grid, text, prompts, frames)
+        return torch.cat([torch.arange(before).expand(3, -1), seen, rest.expand(3, -1)], 1)
 
 
 FAMILY = QwenVL()

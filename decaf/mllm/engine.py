@@ -1,0 +1,194 @@
+"""What runs a decoder: the contract, and the engine for models of the transformers library.
+
+An engine does not know what is asked or how pictures are laid out. It is given embedded tokens, their position ids and a function that
+attends, and gives hidden states. Who may see whom is decided in that function alone (see `decaf.mllm.packed`), so no mask and no cache of the
+library is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DecafError
+
+ATTENTION = "decaf"
+"""Name of the attention implementation that a text tower is set to."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""`attend(layer, q, k, v, scale)`: q (B, H, L, D), k and v (B, KV, L, D), after the rotary embedding -> (B, H, L, D)."""
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Numbers of a decoder. `inner_width`: of its feed-forward layers. `vocabulary`: rows of its table of embeddings."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    width: int
+    inner_width: int
+    vocabulary: int
+
+
+class Engine(Protocol):
+    """A decoder that can be run with an attention function of ours. `vision_width`: of the vision tower's hidden states."""
+
+    model: nn.Module
+    shape: TextShape
+    vision_width: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Ids of tokens that end an answer."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) -> (..., width) on the device."""
+
+    def run(self, embeds: Tensor, position_ids: Tensor, attend: Attend, **extras) -> Tensor:
+        """One forward pass: embeds (B, L, width), position_ids (axes, L) of every prompt -> hidden states (B, L, width) after the last
+        norm. `extras`: what the vision tower's family adds for the decoder. DecafError: attention that is not plain causal softmax."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., width) -> (..., vocabulary)."""
+
+
+class TransformersEngine:
+    """A vision-language model of the transformers library."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        text, vision = model.config.get_text_config(), model.config.vision_config
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self.shape = TextShape(
+            text.num_hidden_layers,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            head_width,
+            text.hidden_size,
+            text.intermediate_size,
+            model.get_input_embeddings().weight.shape[0],
+        )
+        self.vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        _register()
+        # The vision tower keeps the fast kernels: only the decoder's attention is ours.
+        self.text_tower.set_attn_implementation(ATTENTION)
+
+    @property
+    def text_tower(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def end_tokens(self) -> set[int]:
+        listed = getattr(self.model.generation_config, "eos_token_id", None)
+        return {listed} if isinstance(listed, int) else set(listed or ())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids.to(self.device))
+
+    def run(self, embeds: Tensor, position_ids: Tensor, attend: Attend, **extras) -> Tensor:
+        positions = position_ids.to(embeds.device)[:, None].expand(-1, len(embeds), -1)
+        if len(positions) == 1:
+            positions = positions[0]
+        # A configuration may ask for all hidden states and attention maps, which nobody reads.
+        kept = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
+        token = _attend.set(attend)
+        try:
+            return self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept, **extras).last_hidden_state
+        finally:
+            _attend.reset(token)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden)
+
+
+_attend: ContextVar[Attend | None] = ContextVar("decaf_attend", default=None)
+
+
+@cache
+def _register() -> None:
+    """Makes `ATTENTION` known to transformers. Without a mask function of that name the library makes no mask for it: none is wanted."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        attend = _attend.get()
+        if attend is None:  # somebody else runs the model
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        refuse_other_attention(module, query, key, attention_mask, kwargs)
+        mixed = attend(module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        return mixed.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(ATTENTION, attention)
+
+
+def refuse_other_attention(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> None:
+    """Maps are rolled out as plain causal softmax attention; a model that computes something else would get wrong maps without a word."""
+    window = kwargs.get("sliding_window")
+    if window is not None and window < key.shape[2]:
+        raise DecafError(
+            f"This model attends in a sliding window of {window} tokens, and the prompt has {key.shape[2]}; its attention rollout is not "
+            "supported. Lower the key frames or the tokens per frame, or choose a model with full attention."
+        )
+    for name, what in (("softcap", "soft-capped attention"), ("s_aux", "attention sinks")):
+        if kwargs.get(name) is not None:
+            raise DecafError(
+                f"This model uses {what}; its attention rollout is not supported. Choose a model with plain softmax attention."
+            )
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if not causal or (mask is not None and not _is_causal(mask)):
+        raise DecafError(
+            "This model lets tokens see later ones, in both directions; its attention rollout is not supported. Choose a model with causal "
+            "attention, such as Qwen2.5-VL."
+        )
+
+
+def _is_causal(mask: Tensor) -> bool:
+    """Whether a mask (..., n, L), True or 0 where a token may look, lets each of the last n tokens see itself and all before, no others."""
+    visible = mask if mask.dtype == torch.bool else mask == 0
+    n, length = mask.shape[-2:]
+    return bool((visible == visible.new_ones(n, length).tril(length - n)).all())
+
+
+@contextmanager
+def explained(name: str, cancelled: Callable[[BaseException], bool] = lambda error: False) -> Iterator[None]:
+    """Names the model in what a forward pass raises: damaged numbers in its files show only there. What `cancelled` knows passes."""
+    from ..devices import is_out_of_memory
+
+    try:
+        yield
+    except DecafError:
+        raise
+    except Exception as error:
+        if cancelled(error) or is_out_of_memory(error):
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        raise DecafError(
+            f"{name} cannot be run with the files it was loaded from ({type(error).__name__}: {lines[0]:.200}). Download it again, or choose "
+            "another model."
+        ) from error

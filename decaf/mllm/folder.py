@@ -1,0 +1,190 @@
+"""What lies in a model folder, read without trusting it: nothing in it is run, and no number in it is believed before it is compared.
+
+Everything here works on files alone; no model is built.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import DecafError
+
+LARGEST_CONFIG = 8 << 20
+"""Bytes of a config.json that is read. Real ones have a few kilobytes."""
+
+LARGEST_INDEX = 64 << 20
+"""Bytes of an index of weights that is read. Real ones have less than a megabyte."""
+
+MOST_LAYERS = 512
+"""Layers of one tower. The largest published models have about 130."""
+
+LARGEST_WIDTH = 1 << 20
+"""Largest single number that a configuration may give for a width, a head or a picture's side; vocabularies and positions are exempt."""
+
+_ATTENTION_CHOICE = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?")
+_DROPPED = {
+    # Which code is imported; no code of the folder is.
+    "auto_map",
+    "custom_pipelines",
+    # What a pass hands out: hidden states and attention of every layer would fill the memory.
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    # Kernels from a hub in the place of the library's own layers.
+    "use_kernels",
+    "kernel_config",
+}
+
+
+def read_json(path: Path, largest: int = LARGEST_CONFIG) -> object:
+    """The content of a JSON file. ValueError for anything else: no regular file, too large, no UTF-8, no JSON, nested too deeply."""
+    try:
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise ValueError("it is not a regular file")
+        if path.stat().st_size > largest:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes; at most {largest:,} are read")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(error.strerror or type(error).__name__) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_config(folder: Path) -> dict:
+    """config.json without what would choose the code that runs: see `clean_config`. DecafError: there is none, or it is damaged."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise DecafError(f"There is no model folder {folder}. Put the model's files there, or choose another folder.")
+    if not path.exists():
+        raise DecafError(f"{folder} holds no config.json, so it is not a model folder. Choose the folder that holds config.json.")
+    try:
+        config = read_json(path)
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise ValueError("it names no model_type")
+        return clean_config(config)
+    except (ValueError, RecursionError) as error:
+        raise DecafError(f"{path} is damaged ({error}). Download the model again.") from error
+
+
+def clean_config(config: Mapping) -> dict:
+    """`config`, and every configuration inside it, without the entries that would override how the model is loaded and run."""
+
+    def clean(value):
+        if isinstance(value, Mapping):
+            return {
+                name: clean(inner)
+                for name, inner in value.items()
+                if name not in _DROPPED and not _ATTENTION_CHOICE.fullmatch(str(name))
+            }
+        return [clean(inner) for inner in value] if isinstance(value, list) else value
+
+    return clean(config)
+
+
+def check_sizes(config: Mapping, where: Path) -> None:
+    """Refuses numbers that no model has, before anything is built from them. DecafError names the entry."""
+    exempt = re.compile(r".*(token_id|vocab_size|position|theta|window|length|pixels|seed|bytes|size_in).*")
+
+    def check(value, path: str) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                check(inner, f"{path}.{name}" if path else str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                check(inner, path)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            name = path.rsplit(".", 1)[-1]
+            layers = re.fullmatch(r"depth|n_layers?|num_(hidden_)?layers|max_window_layers", name)
+            most = MOST_LAYERS if layers else LARGEST_WIDTH
+            if not abs(value) < float("inf") or (abs(value) > most and not exempt.fullmatch(name)):
+                raise DecafError(
+                    f"{where / 'config.json'} gives {value:g} for {path}, which no model has (at most {most:,}). Download the model again."
+                )
+
+    check(config, "")
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights by their names in the files, from the headers alone. DecafError: a file is damaged or only half there.
+
+    Opening a safetensors file compares its length with its header, so that a half-copied file is told by name before memory is taken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
+    for file in weight_files(folder):
+        try:
+            if not file.is_file():
+                raise OSError("it is not a regular file")
+            with safe_open(file, "pt") as opened:
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DecafError(f"{file} is damaged or only half downloaded ({error}). Download it again.") from error
+    return shapes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the model's weights: those of the index, or the single one."""
+    if (folder / "model.safetensors.index.json").exists():
+        return [folder / name for name in sorted(set(_index(folder).values()))]
+    return [folder / "model.safetensors"]
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Names of weights -> names of files in the folder. ValueError if the index is damaged or names a file elsewhere."""
+    index = read_json(folder / "model.safetensors.index.json", LARGEST_INDEX)
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it has no weight_map")
+    for name in files.values():
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\\" in name or "\0" in name:
+            raise ValueError(f"it names the file {name!r:.80}, which is not a safetensors file of this folder")
+    return files
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of files that a complete model folder would have and this one has not."""
+    missing = [name for name in ("config.json",) if not (folder / name).is_file()]
+    if (folder / "model.safetensors.index.json").exists():
+        try:
+            missing += sorted(file.name for file in weight_files(folder) if not file.exists())
+        except (ValueError, RecursionError):  # damaged counts as missing
+            missing.append("model.safetensors.index.json")
+    elif not (folder / "model.safetensors").exists():
+        missing.append("model.safetensors")
+    if not _any_file(folder, ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        missing.append("tokenizer.json")
+    return missing
+
+
+def _any_file(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def picture_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, deviation) of the three colours, 0..1, by which the model's pictures are normalised; None where the folder does not say.
+
+    These six numbers are all that is taken from the folder's description of its picture processor. DecafError if they are no such numbers.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        return None
+    try:
+        given = read_json(path)
+        if not isinstance(given, dict):
+            raise ValueError("it is not a JSON object")
+        if "image_mean" not in given and "image_std" not in given:
+            return None
+        numbers = []
+        for name, low in (("image_mean", 0.0), ("image_std", 1e-3)):
+            values = given.get(name)
+            fine = isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) and low <= value <= 1 for value in values)
+            if not fine:
+                raise ValueError(f"its {name} is not three numbers from {low:g} to 1")
+            numbers.append(tuple(float(value) for value in values))
+        return numbers[0], numbers[1]
+    except ValueError as error:
+        raise DecafError(f"{path} is damaged ({error}). Download the model again, or remove that file.") from error

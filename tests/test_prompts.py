@@ -1,0 +1,80 @@
+"""Prompts and pictures that families make themselves, held against the chat templates and processors that models are published with."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import FAMILIES
+from transformers import AutoProcessor
+
+from decaf.mllm import load_mllm
+
+QUESTION = "Which object is 最大的 thing here?"
+
+
+@pytest.fixture(params=FAMILIES)
+def both(request, mllm_folder):
+    folder = mllm_folder(request.param)
+    return load_mllm(folder), AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def pictures(count, height, width):
+    return [torch.from_numpy(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)) for seed in range(count)]
+
+
+def published(processor, kind, frames):
+    """What the model's processor makes of the question and pictures that need no resizing."""
+    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTION}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if kind == "image":
+        return processor(text=[text], images=[Image.fromarray(frames[0].numpy())], do_resize=False, return_tensors="pt")
+    video = torch.stack(frames).permute(0, 3, 1, 2)
+    return processor(text=[text], videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
+
+
+@pytest.mark.parametrize("kind, count", [("image", 1), ("video", 1), ("video", 4), ("video", 5)])
+def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
+    mllm, processor = both
+    family, size = mllm.family, (112, 112)  # a tile of InternVL, 4 x 4 tokens of Qwen
+    frames = pictures(count, *size)
+    expected = published(processor, kind, frames)
+    if kind == "video":
+        layout = family.video_layout(mllm.vision, size, [0.5 * index for index in range(count)], 16)
+    else:
+        layout = family.image_layout(mllm.vision, size, 1, 4)  # images are twice as fine as the video of so many tokens
+    assert layout.grid[1:] == (4, 4)
+    ids, visual = mllm.picture_ids(layout)
+    ids = torch.cat([ids, mllm.question_ids(layout, QUESTION)])
+    assert ids.tolist() == expected["input_ids"][0].tolist()
+    assert int(visual.sum()) == layout.tokens
+    pixels = family.pixels(mllm, layout, frames)
+    for name, value in pixels.items():
+        torch.testing.assert_close(value, expected["pixel_values" if name not in expected else name].view(value.shape), rtol=1e-5, atol=1e-5)
+
+
+def test_several_images_are_those_of_one_after_the_other(both):
+    mllm, _ = both
+    frames = pictures(3, 100, 180)
+    layout = mllm.family.image_layout(mllm.vision, (100, 180), 3, 40)
+    together = mllm.family.pixels(mllm, layout, frames)
+    one = mllm.family.image_layout(mllm.vision, (100, 180), 1, 40)
+    each = [mllm.family.pixels(mllm, one, [frame]) for frame in frames]
+    for name, value in together.items():
+        assert torch.equal(value, torch.cat([pixels[name] for pixels in each]))
+
+
+def test_a_prompt_without_pictures(both):
+    mllm, processor = both
+    text = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False)
+    assert mllm.question_ids(None, QUESTION).tolist() == processor.tokenizer(text)["input_ids"]
+
+
+def test_words_of_a_question_make_no_visual_tokens(both):
+    """Also where the tokenizer does not list its tokens as special: which tokens are visual is known from the layout."""
+    mllm, _ = both
+    layout = mllm.family.image_layout(mllm.vision, (112, 112), 1, 16)
+    _, visual = mllm.picture_ids(layout)
+    token = mllm.family.visual_tokens["image"]
+    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [1]}})()
+    assert len(mllm.question_ids(layout, f"the {token} one")) == 1
+    assert int(visual.sum()) == layout.tokens
