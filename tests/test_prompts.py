@@ -7,14 +7,15 @@ from PIL import Image
 from tiny_models import FAMILIES
 from transformers import AutoProcessor
 
+from decaf.demo import MLLM_FOLDER
 from decaf.mllm import load_mllm
 
 QUESTION = "Which object is 最大的 thing here?"
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "bundled"])
 def both(request, mllm_folder):
-    folder = mllm_folder(request.param)
+    folder = MLLM_FOLDER if request.param == "bundled" else mllm_folder(request.param)
     return load_mllm(folder), AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 

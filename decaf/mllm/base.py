@@ -91,8 +91,10 @@ class Family(ABC):
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     """Number formats that are chosen without being asked for, best first. float16 is none of them: these models overflow in it."""
 
+    system: str = ""
+    """What the models were told before the chat; a folder may say otherwise (see `decaf.mllm.folder.system_prompt`)."""
     opening: str
-    """The prompt up to the pictures, or to the question where there are none."""
+    """The user's turn up to the pictures, or to the question where there are none."""
     closing: str
     """The prompt after the question, up to the answer."""
     visual_tokens: Mapping[str, str]
@@ -134,7 +136,7 @@ class Family(ABC):
 class MLLM:
     """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows.
 
-    `mean`, `std`: by which its pictures are normalised.
+    `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing.
     """
 
     engine: Engine
@@ -144,6 +146,7 @@ class MLLM:
     vision: VisionShape
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    system: str = ""
 
     @property
     def model(self) -> nn.Module:
@@ -179,7 +182,7 @@ class MLLM:
         visual = self.visual_token_id(layout.kind)
         ids: list[int] = []
         mask: list[bool] = []
-        text = self.family.opening
+        text = self._opening
         for part in layout.parts:
             if isinstance(part, str):
                 text += part
@@ -197,7 +200,7 @@ class MLLM:
         for token in self.tokenizer.all_special_tokens:
             if token and token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        before = self.family.opening if layout is None else layout.rest
+        before = self._opening if layout is None else layout.rest
         ids = self._ids(before + question + self.family.closing)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
@@ -205,6 +208,11 @@ class MLLM:
                 f"wording of the question, which begins: {question[:60]!r}."
             )
         return torch.tensor(ids)
+
+    @property
+    def _opening(self) -> str:
+        told = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
+        return told + self.family.opening
 
     def visual_token_id(self, kind: str) -> int:
         """Id of the token that stands for a cell of a picture. DecafError if the tokenizer has none."""

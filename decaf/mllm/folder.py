@@ -84,6 +84,18 @@ def clean_config(config: Mapping) -> dict:
     return clean(config)
 
 
+def system_prompt(config: dict, where: Path) -> str | None:
+    """Takes the entry "decaf": {"system_prompt": ...} out of `config`: what a model that was trained otherwise than its family is told before
+    the chat, empty for nothing. None where there is no such entry. DecafError if it is not a short text."""
+    entry = config.pop("decaf", None)
+    if entry is None:
+        return None
+    text = entry.get("system_prompt") if isinstance(entry, dict) else None
+    if not isinstance(text, str) or len(text) > 2000:
+        raise DecafError(f'{where / "config.json"} has an entry "decaf" without a system_prompt of up to 2,000 characters. Correct or remove it.')
+    return text
+
+
 def check_sizes(config: Mapping, where: Path) -> None:
     """Refuses numbers that no model has, before anything is built from them. DecafError names the entry."""
     exempt = re.compile(r".*(token_id|vocab_size|position|theta|window|length|pixels|seed|bytes|size_in).*")

@@ -17,7 +17,7 @@ from ..progress import Progress, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
-from .folder import check_sizes, missing_files, picture_statistics, read_config, weight_shapes
+from .folder import check_sizes, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
 
 
 @cache
@@ -48,6 +48,7 @@ def load_mllm(
     progress(0, 2, f"Loading {folder.name}")
     entries = read_config(folder)
     family = _family_of(entries, folder)
+    told = system_prompt(entries, folder)
     _check_complete(folder)
     check_sizes(entries, folder)
     shapes = weight_shapes(folder)
@@ -71,7 +72,7 @@ def load_mllm(
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
-        mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std)
+        mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
         _check_tokenizer(mllm)
     progress(2, 2, f"Loading {folder.name}")
     return mllm

@@ -91,6 +91,7 @@ def model_config(tokenizer: Tokenizer, *, width=128, layers=3, heads=4, hidden=3
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
+        "decaf": {"system_prompt": ""},  # it was trained without one, unlike its family
         "vocab_size": size + -size % 32,
         "hidden_size": width,
         "intermediate_size": hidden,

@@ -43,7 +43,8 @@ class QwenVL(Family):
         "Qwen/Qwen2-VL-2B-Instruct",
         "Qwen/Qwen2-VL-7B-Instruct",
     )
-    opening = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    system = "You are a helpful assistant."
+    opening = "<|im_start|>user\n"
     closing = "<|im_end|>\n<|im_start|>assistant\n"
     visual_tokens = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
     mean = (0.48145466, 0.4578275, 0.40821073)
