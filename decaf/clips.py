@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -24,6 +25,12 @@ BUDGET = 384 << 20
 """Bytes of decoded frames that a clip of files holds: 64 of full HD."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga"}
+
+MAX_PIXELS = 2 * 89_478_485
+"""Of a frame. Where PIL refuses an image: a small file may unpack to any size."""
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "PPM", "TGA", "GIF", "AVIF", "JPEG2000")
+"""Readers of pixels alone. PIL knows more, tells formats by the content, and would hand an EPS file, whatever its name, to Ghostscript."""
 
 
 class Clip(ABC):
@@ -162,9 +169,33 @@ def _check_values(images: Tensor, name: str) -> None:
         log.warning("The %s range from %.3g to %.3g; values outside 0..1 are clipped.", name, low, high)
 
 
+def clip_path_is_folder(path: Path) -> bool:
+    """Whether a clip's path is a folder rather than a file.
+
+    DecafError: nothing there, a name that cannot be, or what is neither: reading a pipe or a device may wait, or go on, for ever.
+    """
+    shown = str(path).encode("unicode_escape", "backslashreplace").decode() if not str(path).isprintable() else str(path)
+    shown = shown if len(shown) <= 200 else f"{shown[:100]}...{shown[-60:]}"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise DecafError(f"There is no file or folder {shown}. Correct the path.") from None
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DecafError(f"{shown} cannot be opened ({reason}). Give the path of a video, an image or a folder of images.") from error
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        raise DecafError(f"{shown} is a pipe, a socket or a device, not a file. Give the path of a video, an image or a folder of images.")
+    return False
+
+
 def folder_images(folder: Path) -> list[Path]:
     """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none."""
-    files = sorted((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural)
+    try:
+        files = sorted((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural)
+    except OSError as error:
+        raise DecafError(f"The folder {folder} cannot be read ({error.strerror}). Check its permissions.") from error
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path.name for path in files if path not in images]
     if not images:
@@ -182,8 +213,9 @@ def read_image(path: Path) -> Tensor:
 
     DecafError: not an image, damaged, or of floating-point pixels.
     """
+    Image.init()  # of several readers PIL knows only then whether it has them
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN]) as image:
             if getattr(image, "n_frames", 1) > 1:
                 log.warning("%s holds %d pictures; only the first is used.", path, image.n_frames)
             image = ImageOps.exif_transpose(image)

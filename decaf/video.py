@@ -13,7 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from .clip_info import check_same_clip, clip_info, thumbnails
-from .clips import BUDGET, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, folder_images
+from .clips import BUDGET, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, clip_path_is_folder, folder_images
 from .decoding import VideoFile
 from .errors import DecafError
 from .files import atomic_write
@@ -25,13 +25,12 @@ def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
     """A video file, a folder of images (natural order), or one image.
 
     `budget`: bytes of decoded frames to hold; a clip that fits is decoded once. A damaged or cut-off video gives the frames that can be
-    decoded and a warning in the log. DecafError: nothing there, no picture in it, frames of different sizes, a damaged image.
+    decoded and a warning in the log. Nothing but this file or folder is read: a playlist is refused.
+    DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
     """
     path = Path(path)
-    if path.is_dir():
+    if clip_path_is_folder(path):
         return ImageFiles(path.name, folder_images(path), budget=budget)
-    if not path.exists():
-        raise DecafError(f"There is no file or folder {path}.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles(path.name, [path], budget=budget)
     return VideoFile(path, budget=budget)
