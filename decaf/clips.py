@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import DecafError
+from .errors import DecafError, reason, shown
 
 log = logging.getLogger(__name__)
 
@@ -174,19 +174,19 @@ def clip_path_is_folder(path: Path) -> bool:
 
     DecafError: nothing there, a name that cannot be, or what is neither: reading a pipe or a device may wait, or go on, for ever.
     """
-    shown = str(path).encode("unicode_escape", "backslashreplace").decode() if not str(path).isprintable() else str(path)
-    shown = shown if len(shown) <= 200 else f"{shown[:100]}...{shown[-60:]}"
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise DecafError(f"There is no file or folder {shown}. Correct the path.") from None
+        raise DecafError(f"There is no file or folder {shown(path)}. Correct the path.") from None
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DecafError(f"{shown} cannot be opened ({reason}). Give the path of a video, an image or a folder of images.") from error
+        why = getattr(error, "strerror", None) or reason(error)
+        raise DecafError(f"{shown(path)} cannot be opened ({why}). Give the path of a video, an image or a folder of images.") from error
     if stat.S_ISDIR(mode):
         return True
     if not stat.S_ISREG(mode):
-        raise DecafError(f"{shown} is a pipe, a socket or a device, not a file. Give the path of a video, an image or a folder of images.")
+        raise DecafError(
+            f"{shown(path)} is a pipe, a socket or a device, not a file. Give the path of a video, an image or a folder of images."
+        )
     return False
 
 
