@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .data import Attention
-from .devices import free_memory
+from .devices import attempt, free_memory, is_out_of_memory
 from .errors import DecafError, out_of_memory
 from .mllm.base import MLLM, Visual
 from .mllm.prefill import Prefix, lay_out
@@ -288,28 +288,25 @@ class _Run:
         return maps, told
 
     def sparing(self, step: Callable[[Visual], object], visual: Visual, divisible: bool = True):
-        """Run a step. If GPU memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more
+        """Run a step. If memory runs out: with several prompts that can be divided, halve the batch and return None; else run it once more
         with smaller blocks and less kept on the GPU, and then say what to lower."""
         self.tick()
-        before = dict(self.counts)
-        try:
+        result = None  # which no step gives
+        with attempt(self.counts):
             result = step(visual)
-        except torch.OutOfMemoryError as error:
-            self.counts.clear()
-            self.counts.update(before)  # what was done in vain is not counted
-            error.__traceback__ = None  # its frames hold the tensors of the failed try
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if result is None:
             if divisible and visual.prompts > 1:
                 self.at_once = -(-visual.prompts // 2)
-                log.warning("GPU memory ran out with %d key frames at once; trying again with %d.", visual.prompts, self.at_once)
+                log.warning("Memory ran out with %d key frames at once; trying again with %d.", visual.prompts, self.at_once)
                 return None
-            log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks and the queries in host memory.")
+            log.warning("Memory ran out during attention extraction; trying again with smaller blocks and the queries in host memory.")
             self.crowded = True
-            self.block_bytes = (self.block_bytes or BLOCK_BYTES["cuda"]) // 16
+            self.block_bytes = BLOCK_BYTES["cuda"] // 16
             try:
                 result = step(visual)
-            except torch.OutOfMemoryError as again:
+            except Exception as again:
+                if not is_out_of_memory(again):
+                    raise
                 raise out_of_memory(
                     again, "the attention of the clip", "Lower the tokens per frame or the number of key frames, or choose a smaller model."
                 ) from None

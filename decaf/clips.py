@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .devices import memory_for
 from .errors import DecafError, reason, shown
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".d
 
 MAX_PIXELS = 2 * 89_478_485
 """Of a frame. Where PIL refuses an image: a small file may unpack to any size."""
+
+CLIP_REMEDY = "Close other programs, or make the frames smaller."
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "PPM", "TGA", "GIF", "AVIF", "JPEG2000")
 """Readers of pixels alone. PIL knows more, tells formats by the content, and would hand an EPS file, whatever its name, to Ghostscript."""
@@ -53,11 +56,13 @@ class Clip(ABC):
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
             raise IndexError(f"Frame {index} of {self.name}, which has frames 0 to {len(self) - 1}.")
-        return self._read(index)
+        with memory_for(f"to decode frame {index} of {self.name}", CLIP_REMEDY):
+            return self._read(index)
 
     def decode_range(self, start: int, stop: int) -> Tensor:
         """Frames start..stop-1 as one (stop - start, H, W, 3) uint8 tensor."""
-        frames = torch.empty(stop - start, *self.frame_size, 3, dtype=torch.uint8)
+        with memory_for(f"to hold frames {start} to {stop - 1} of {self.name}", CLIP_REMEDY):
+            frames = torch.empty(stop - start, *self.frame_size, 3, dtype=torch.uint8)
         for place, index in enumerate(range(start, stop)):
             frames[place] = self[index]
         return frames

@@ -19,6 +19,12 @@ def reason(error: BaseException) -> str:
     return shown(lines[0].split(". ")[0].rstrip("."))
 
 
-def out_of_memory(error: Exception, what: str, remedy: str) -> Exception:
-    """The same kind of error, so that a host still recognises it and can free memory, with a message that says what to lower."""
-    return type(error)(f"GPU memory ran out during {what}, also with smaller batches. {remedy}")
+def out_of_memory(error: Exception, what: str, remedy: str) -> DecafError:
+    """The `devices.OutOfMemoryError` for memory that ran out in `what`, also with smaller batches. `remedy`: what helps where it is a GPU's."""
+    from .devices import OutOfMemoryError, of_the_host
+
+    if of_the_host(error):
+        whose, remedy = "The computer's memory", "Close other programs, or give a shorter clip or smaller frames."
+    else:
+        whose = "GPU memory"
+    return OutOfMemoryError(f"{whose} ran out during {what}, also with smaller batches. {remedy}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..devices import usable_device
+from ..devices import memory_for, usable_device
 from ..errors import DecafError, reason, shown
 from .architecture import Architecture, count, read_architecture
 from .checkpoint import read_checkpoint
@@ -73,10 +73,14 @@ def load_sam2(
     except Exception as error:  # the package's classes assert, divide and look up what they are given
         raise DecafError(f"{path}: its weights do not fit together as a SAM 2 model ({reason(error)}). Use Meta's checkpoint.") from error
     _check_names(path, weights, expected)
-    model = build_model(weights, architecture)  # takes as much memory as the weights now
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    with memory_for(
+        f"to load {path}", "Close other programs, free the GPU memory that other models hold, or choose a smaller SAM 2 model."
+    ):
+        model = build_model(weights, architecture)  # takes as much memory as the weights now
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
+        model.to(device).eval().requires_grad_(False)
     log.info("%s from %s, %d px", architecture.name, path, architecture.settings.image_size)
-    return SAM2(model.to(device).eval().requires_grad_(False), architecture.settings.image_size, architecture.name, dtype)
+    return SAM2(model, architecture.settings.image_size, architecture.name, dtype)
 
 
 class _WithoutMemory(TorchFunctionMode):

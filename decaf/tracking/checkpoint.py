@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..devices import is_out_of_memory
 from ..errors import DecafError, reason, shown
 
 METADATA_KEY = "decaf.sam2"
@@ -52,7 +53,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
     except DecafError:
         raise
     except Exception as error:  # the library's own, and whatever a damaged file leads to behind it
-        raise DecafError(f"{path} is damaged or not a safetensors file ({reason(error)}). Download it again.") from error
+        raise _damaged(path, "safetensors file", error) from error
     return weights, _parse_settings(path, metadata.get(METADATA_KEY))
 
 
@@ -68,9 +69,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
                 f"{path} holds more than weights: loading it would run code that is in the file, so it was not loaded. "
                 "Use Meta's own checkpoint or a .safetensors file."
             ) from error
-        raise _damaged(path, error) from error
+        raise _damaged(path, "PyTorch checkpoint", error) from error
     except Exception as error:  # a damaged list of weights is a damaged program: there is no error that it does not end in somewhere
-        raise _damaged(path, error) from error
+        raise _damaged(path, "PyTorch checkpoint", error) from error
     settings = _parse_settings(path, payload.get(METADATA_KEY)) if isinstance(payload, Mapping) else {}
     weights = payload.get("model", payload) if isinstance(payload, Mapping) else payload
     if not isinstance(weights, Mapping):
@@ -78,8 +79,13 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     return dict(weights), settings
 
 
-def _damaged(path: Path, error: Exception) -> DecafError:
-    return DecafError(f"{path} is damaged or not a PyTorch checkpoint ({reason(error)}). Download it again.")
+def _damaged(path: Path, kind: str, error: Exception) -> DecafError:
+    if is_out_of_memory(error):
+        return DecafError(
+            f"Memory ran out while {path} was read, which has {path.stat().st_size / 1e6:.0f} MB. Close other programs; if that much is free, "
+            "the file is damaged: download it again."
+        )
+    return DecafError(f"{path} is damaged or not a {kind} ({reason(error)}). Download it again.")
 
 
 def _refuse_packed(path: Path) -> None:
