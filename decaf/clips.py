@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .devices import memory_for
+from .devices import is_out_of_memory, memory_for
 from .errors import DecafError, reason, shown
 
 log = logging.getLogger(__name__)
@@ -221,6 +221,11 @@ def read_image(path: Path) -> Tensor:
     Image.init()  # of several readers PIL knows only then whether it has them
     try:
         with Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN]) as image:
+            if image.width * image.height > MAX_PIXELS:  # PIL's own limit is one for the whole process, and may be switched off
+                raise DecafError(
+                    f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS // 1_000_000} million pixels; it is damaged, or has to be made "
+                    "smaller."
+                )
             if getattr(image, "n_frames", 1) > 1:
                 log.warning("%s holds %d pictures; only the first is used.", path, image.n_frames)
             image = ImageOps.exif_transpose(image)
@@ -232,8 +237,10 @@ def read_image(path: Path) -> Tensor:
             return torch.from_numpy(np.array(image.convert("RGB")))
     except DecafError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what PIL raises on damaged files
-        raise DecafError(f"{path} could not be read as an image ({error}); replace or remove it.") from error
+    except Exception as error:  # there is no error that a damaged file does not end in
+        if is_out_of_memory(error):
+            raise
+        raise DecafError(f"{path} could not be read as an image ({reason(error)}); replace or remove it.") from error
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

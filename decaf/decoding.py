@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .clips import BUDGET, MAX_PIXELS, Clip, FrameCache
-from .errors import DecafError
+from .errors import DecafError, reason
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,13 @@ class VideoFile(Clip):
 
     def _upright(self, frame: av.VideoFrame) -> Tensor:
         """(H, W, 3) uint8 RGB; alpha is dropped, more than 8 bits are rounded."""
-        pixels = frame.to_ndarray(format="rgb24")
+        try:
+            pixels = frame.to_ndarray(format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DecafError(
+                f"A frame of {self._path} cannot be turned into RGB ({frame.format.name}: {reason(error)}). "
+                "The file is damaged, or has to be converted, for example to H.264."
+            ) from error
         if self._mirror:
             pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, self._turn)))
@@ -161,6 +167,11 @@ class _Stream:
             self._container.close()
             raise DecafError(
                 f"{path} has no video stream ({', '.join(kinds) or 'no stream'} only); give a video, an image or a folder of images."
+            )
+        if streams[0].codec_context is None:
+            self._container.close()
+            raise DecafError(
+                f"The pictures of {path} are in a format that is not known here, or the file is damaged; convert it, for example to H.264."
             )
         self._video = streams[0]
         width, height = self._video.codec_context.width, self._video.codec_context.height

@@ -196,6 +196,13 @@ def png(width, height, *chunks):
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*one) for one in chunks) + body + chunk(b"IEND", b"")
 
 
+def test_a_limit_of_our_own_for_pictures(tmp_path, monkeypatch):
+    """PIL's holds for the process, and others switch it off."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    (tmp_path / "bomb.png").write_bytes(png(20000, 20000))
+    refused(tmp_path / "bomb.png", "bomb.png", "20000x20000", "178 million")
+
+
 BOMB = zlib.compress(bytes(200 << 20), 9)
 
 
