@@ -21,14 +21,14 @@ def test_a_video_in_a_format_that_nobody_knows(tmp_path):
         open_clip(path)
 
 
-def test_a_picture_without_a_width(tmp_path):
-    """PIL raises a TypeError."""
-    Image.fromarray(numbered(3)).save(tmp_path / "a.tif")
-    data, found = re.subn(rb"\x00\x01([\x03\x04]\x00\x01\x00\x00\x00)", rb"\xff\x01\1", (tmp_path / "a.tif").read_bytes(), count=1)
-    assert found
-    (tmp_path / "a.tif").write_bytes(data)
+def test_a_second_page_without_a_width(tmp_path):
+    """PIL raises a TypeError when it counts the pages."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(numbered(3)).save(path, save_all=True, append_images=[Image.fromarray(numbered(4))])
+    first, width, second, width_again, third = re.split(rb"(\x00\x01[\x03\x04]\x00\x01\x00\x00\x00)", path.read_bytes())
+    path.write_bytes(first + width + second + b"\xff" + width_again[1:] + third)
     with pytest.raises(DecafError, match="a.tif could not be read as an image"):
-        open_clip(tmp_path / "a.tif")
+        open_clip(path)
 
 
 def damaged(whole, draw, kind):
