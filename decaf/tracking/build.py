@@ -64,7 +64,7 @@ def load_sam2(
     sam2_package()  # says what is wrong with the package before anything is said about the file
     try:
         architecture = read_architecture(weights, {**own, **(settings or {})})
-        with _WithoutMemory():
+        with WithoutMemory():
             expected = build_model(weights, architecture).state_dict()
     except KeyError as error:
         raise DecafError(f"{path} lacks the weight {error}. Download it again, or use Meta's checkpoint.") from error
@@ -83,7 +83,7 @@ def load_sam2(
     return SAM2(model, architecture.settings.image_size, architecture.name, dtype)
 
 
-class _WithoutMemory(TorchFunctionMode):
+class WithoutMemory(TorchFunctionMode):
     """Weights that are made have a shape and no memory: sizes that contradict each other may ask for any amount of it. Tensors that a
     constructor computes with are left alone, unlike under `torch.device("meta")`."""
 
