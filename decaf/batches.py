@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from .devices import empty_cache, free_memory, is_out_of_memory
+from .devices import attempt, free_memory, is_out_of_memory
 from .errors import out_of_memory
 from .mllm import MLLM, Layout
 from .rollout import BLOCK_BYTES
@@ -62,21 +62,13 @@ class Batches:
     def attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True) -> object | None:
         """The result of `step`. If memory runs out: with several prompts that can be divided, None, and the batch comes again in halves; else
         `step` is run once more with smaller blocks and less kept on the GPU. An out-of-memory error if that does not fit either."""
-        before = dict(self._counts)
-        try:
+        with attempt(self._counts):
             return step()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            error.__traceback__ = None  # its frames hold the tensors of the failed try
-        self._counts.clear()
-        self._counts.update(before)  # what was done in vain is not counted
-        empty_cache(self._mllm.device)
         if divisible and prompts > 1:
             self._at_once, self._divided = -(-prompts // 2), True
-            log.warning("GPU memory ran out with %d key frames at once; trying again with %d.", prompts, self._at_once)
+            log.warning("Memory ran out with %d key frames at once; trying again with %d.", prompts, self._at_once)
             return None
-        log.warning("GPU memory ran out during attention extraction; trying again with smaller blocks and the queries in host memory.")
+        log.warning("Memory ran out during attention extraction; trying again with smaller blocks and the queries in host memory.")
         self._low_memory = True
         try:
             return step()

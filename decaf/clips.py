@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -16,7 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import DecafError
+from .devices import is_out_of_memory, memory_for
+from .errors import DecafError, reason, shown
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,14 @@ BUDGET = 384 << 20
 """Bytes of decoded frames that a clip of files holds: 64 of full HD."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga"}
+
+MAX_PIXELS = 2 * 89_478_485
+"""Of a frame. Where PIL refuses an image: a small file may unpack to any size."""
+
+CLIP_REMEDY = "Close other programs, or make the frames smaller."
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "PPM", "TGA", "GIF", "AVIF", "JPEG2000")
+"""Readers of pixels alone. PIL knows more, tells formats by the content, and would hand an EPS file, whatever its name, to Ghostscript."""
 
 
 class Clip(ABC):
@@ -46,11 +56,13 @@ class Clip(ABC):
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
             raise IndexError(f"Frame {index} of {self.name}, which has frames 0 to {len(self) - 1}.")
-        return self._read(index)
+        with memory_for(f"to decode frame {index} of {self.name}", CLIP_REMEDY):
+            return self._read(index)
 
     def decode_range(self, start: int, stop: int) -> Tensor:
         """Frames start..stop-1 as one (stop - start, H, W, 3) uint8 tensor."""
-        frames = torch.empty(stop - start, *self.frame_size, 3, dtype=torch.uint8)
+        with memory_for(f"to hold frames {start} to {stop - 1} of {self.name}", CLIP_REMEDY):
+            frames = torch.empty(stop - start, *self.frame_size, 3, dtype=torch.uint8)
         for place, index in enumerate(range(start, stop)):
             frames[place] = self[index]
         return frames
@@ -162,9 +174,33 @@ def _check_values(images: Tensor, name: str) -> None:
         log.warning("The %s range from %.3g to %.3g; values outside 0..1 are clipped.", name, low, high)
 
 
+def clip_path_is_folder(path: Path) -> bool:
+    """Whether a clip's path is a folder rather than a file.
+
+    DecafError: nothing there, a name that cannot be, or what is neither: reading a pipe or a device may wait, or go on, for ever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise DecafError(f"There is no file or folder {shown(path)}. Correct the path.") from None
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
+        why = getattr(error, "strerror", None) or reason(error)
+        raise DecafError(f"{shown(path)} cannot be opened ({why}). Give the path of a video, an image or a folder of images.") from error
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        raise DecafError(
+            f"{shown(path)} is a pipe, a socket or a device, not a file. Give the path of a video, an image or a folder of images."
+        )
+    return False
+
+
 def folder_images(folder: Path) -> list[Path]:
     """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none."""
-    files = sorted((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural)
+    try:
+        files = sorted((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural)
+    except OSError as error:
+        raise DecafError(f"The folder {folder} cannot be read ({error.strerror}). Check its permissions.") from error
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path.name for path in files if path not in images]
     if not images:
@@ -182,8 +218,14 @@ def read_image(path: Path) -> Tensor:
 
     DecafError: not an image, damaged, or of floating-point pixels.
     """
+    Image.init()  # of several readers PIL knows only then whether it has them
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN]) as image:
+            if image.width * image.height > MAX_PIXELS:  # PIL's own limit is one for the whole process, and may be switched off
+                raise DecafError(
+                    f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS // 1_000_000} million pixels; it is damaged, or has to be made "
+                    "smaller."
+                )
             if getattr(image, "n_frames", 1) > 1:
                 log.warning("%s holds %d pictures; only the first is used.", path, image.n_frames)
             image = ImageOps.exif_transpose(image)
@@ -195,8 +237,10 @@ def read_image(path: Path) -> Tensor:
             return torch.from_numpy(np.array(image.convert("RGB")))
     except DecafError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what PIL raises on damaged files
-        raise DecafError(f"{path} could not be read as an image ({error}); replace or remove it.") from error
+    except Exception as error:  # there is no error that a damaged file does not end in
+        if is_out_of_memory(error):
+            raise
+        raise DecafError(f"{path} could not be read as an image ({reason(error)}); replace or remove it.") from error
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

@@ -15,10 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .clips import BUDGET, Clip, FrameCache
-from .errors import DecafError
+from .clips import BUDGET, MAX_PIXELS, Clip, FrameCache
+from .errors import DecafError, reason
 
 log = logging.getLogger(__name__)
+
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,live_flv,kux,rm,ogg,nut,nuv,nsv,mxf,gxf,lxf,dv,wtv,ty,pva,dhav,vivo,swf,"
+    "mpeg,mpegts,mpegvideo,m4v,h261,h263,h264,hevc,vvc,evc,vc1,vc1test,av1,obu,ivf,avs2,avs3,cavsvideo,dirac,dnxhd,apv,mjpeg,mjpeg_2000,"
+    "yuv4mpegpipe,gif,apng,flic,roq,smk,bink,film_cpk,cine,jpegxl_anim,"
+    "bmp_pipe,dds_pipe,dpx_pipe,exr_pipe,gif_pipe,hdr_pipe,j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,pcx_pipe,"
+    "pgm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,tiff_pipe,webp_pipe,"
+    "aac,ac3,aiff,amr,ape,caf,dts,eac3,flac,mp3,w64,wav,wv"
+)
+"""FFmpeg's readers that read one file and nothing else, told apart by its content. Others (playlists, SDP, concat) follow addresses that stand in
+the file, to other files and into the network, whatever its name is. Those of sound are here to say that there is no picture."""
+
+_OPENING = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 
 class VideoFile(Clip):
@@ -94,7 +107,13 @@ class VideoFile(Clip):
 
     def _upright(self, frame: av.VideoFrame) -> Tensor:
         """(H, W, 3) uint8 RGB; alpha is dropped, more than 8 bits are rounded."""
-        pixels = frame.to_ndarray(format="rgb24")
+        try:
+            pixels = frame.to_ndarray(format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DecafError(
+                f"A frame of {self._path} cannot be turned into RGB ({frame.format.name}: {reason(error)}). "
+                "The file is damaged, or has to be converted, for example to H.264."
+            ) from error
         if self._mirror:
             pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, self._turn)))
@@ -135,10 +154,11 @@ class _Stream:
         self._path = path
         try:
             # Absolute, because the library takes what stands before a colon, in "10:30.mp4", for a protocol: http would use the network.
-            self._container = av.open(str(path.absolute()))
+            # Titles and the like, which nobody reads here, are in any encoding.
+            self._container = av.open(str(path.absolute()), container_options=_OPENING, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise DecafError(
-                f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged or of an unknown format."
+                f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged, a playlist or of an unknown format."
             ) from error
         # Cover art of a sound file is a video stream of one picture.
         streams = [one for one in self._container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
@@ -148,7 +168,20 @@ class _Stream:
             raise DecafError(
                 f"{path} has no video stream ({', '.join(kinds) or 'no stream'} only); give a video, an image or a folder of images."
             )
+        if streams[0].codec_context is None:
+            self._container.close()
+            raise DecafError(
+                f"The pictures of {path} are in a format that is not known here, or the file is damaged; convert it, for example to H.264."
+            )
         self._video = streams[0]
+        width, height = self._video.codec_context.width, self._video.codec_context.height
+        if width * height > MAX_PIXELS:
+            self._container.close()
+            raise DecafError(
+                f"The frames of {path} are {width}x{height} by its header, more than {MAX_PIXELS // 1_000_000} million pixels; the file is damaged, "
+                "or has to be made smaller."
+            )
+        self._video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a size inside the stream may differ from the header's
         self._video.thread_type = "AUTO"
         self.rate, self.time_base = self._video.average_rate, self._video.time_base
         self._promised, self._errors = self._video.frames, 0

@@ -1,10 +1,97 @@
-"""Which devices there are, and what room they have."""
+"""Which devices there are, what room they have, and what it looks like when there is none left."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from traceback import clear_frames
+
 import torch
 
-from .errors import DecafError
+from .errors import DecafError, reason
+
+# torch.OutOfMemoryError is the allocator's on CUDA and ROCm alone. Libraries below it, drivers and the other devices say it in words, in
+# RuntimeErrors of their own.
+_GPU_WORDS = (
+    "out of memory",
+    "out_of_memory",
+    "outofmemory",
+    "alloc_failed",
+    "out_of_device_memory",
+    "out_of_resources",
+    "gpu video memory",
+)
+_HOST_WORDS = ("defaultcpuallocator", "out_of_host_memory", "bad_alloc", "cannot allocate memory", "can't allocate memory")
+_CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, and hipErrorOutOfMemory
+
+
+class OutOfMemoryError(DecafError, torch.OutOfMemoryError):
+    """Memory ran out, and doing less at a time did not help. A sentence for people; to a host it is PyTorch's own error, so that it frees
+    memory. The other kinds are made into this one too: some cannot be made of a text, and no host knows all of them."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a device's memory, or the host's, did not suffice, whoever raised it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    return getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY or _says(error, _GPU_WORDS + _HOST_WORDS)
+
+
+@contextmanager
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Within it, memory that runs out is an `OutOfMemoryError` that says `what` could not be done for lack of it, and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DecafError) or not is_out_of_memory(error):
+            raise
+        whose = "The computer's memory" if of_the_host(error) else "The GPU's memory"
+        raise OutOfMemoryError(f"{whose} does not suffice {what}. {remedy}") from error
+
+
+def of_the_host(error: BaseException) -> bool:
+    """Whether it was the memory of the host that did not suffice."""
+    return isinstance(error, MemoryError) or (not isinstance(error, torch.OutOfMemoryError) and _says(error, _HOST_WORDS))
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    said = str(error).lower()
+    return any(word in said for word in words)
+
+
+def empty_caches() -> None:
+    """Hands back the memory that PyTorch keeps for later, on every device that has some."""
+    for device in (torch.cuda, getattr(torch, "xpu", None)):
+        if device is not None and device.is_initialized():
+            with suppress(RuntimeError):  # of the launch that failed: a driver tells of it again in the next call, which is this one
+                device.synchronize()
+            device.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+class attempt:  # noqa: N801 (used like a function)
+    """`with attempt(counts): return step()`. If memory runs out in it, the program goes on behind it: `counts` are what they were before, as
+    nothing came of what they count, and the tensors of the failed try and PyTorch's caches are gone. Other errors pass."""
+
+    def __init__(self, counts: MutableMapping[str, int]):
+        self._counts, self._before = counts, dict(counts)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        self._counts.clear()
+        self._counts.update(self._before)
+        while error is not None:
+            clear_frames(error.__traceback__)  # they hold the tensors of the failed try
+            error = error.__cause__ or error.__context__
+        empty_caches()
+        return True
 
 
 def usable_device(name: str | torch.device) -> torch.device:
@@ -12,18 +99,13 @@ def usable_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, AssertionError) as error:  # a PyTorch built without a device's support asserts
-        reason = str(error).splitlines()[0].split(". ")[0]
+        if is_out_of_memory(error):
+            raise
         raise DecafError(
-            f"PyTorch {torch.__version__} cannot use the device {name} here ({reason}). Choose another, for example cpu."
+            f"PyTorch {torch.__version__} cannot use the device {name} here ({reason(error)}). Choose another, for example cpu."
         ) from error
     return device
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -31,9 +113,3 @@ def free_memory(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def empty_cache(device: torch.device) -> None:
-    """Gives back what PyTorch holds on the device and nobody uses."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 MOST_VECTORS = 4
@@ -25,13 +27,18 @@ MOST_VECTORS = 4
 
 LOG2_E = 1.4426950408889634
 
-broken = False
-"""Set when the kernel could not be compiled or launched on this machine."""
+broken: set[torch.device] = set()
+"""Devices on which the kernel could not be compiled or launched."""
 
 
 def supported(device: torch.device) -> bool:
     """Whether to try on this CUDA device. Below compute capability 8.0 Triton's compiler may abort the process; on AMD nothing was checked."""
-    return not broken and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return _numbered(device) not in broken and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """With its number: "cuda" is the current one."""
+    return torch.device(device.type, torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
 
 def blocks(width: int, itemsize: int, major: int) -> tuple[int, int, int, int]:
@@ -247,7 +254,6 @@ def roll_out(prefix, suffixes: Sequence, visual: Tensor, tick: Callable[[], None
 
     `tick` is called once per layer. Raises torch.OutOfMemoryError as PyTorch does.
     """
-    global broken
     layers = sorted(prefix.queries, reverse=True)
     packed = _Packed(
         suffixes[0].queries[layers[0]].device,
@@ -262,17 +268,17 @@ def roll_out(prefix, suffixes: Sequence, visual: Tensor, tick: Callable[[], None
             queries = packed.join([prompt.queries[layer] for prompt in (prefix, *suffixes)])
             keys = packed.join([prompt.keys[layer] for prompt in (prefix, *suffixes)])
             rows = _pass_layer(queries, keys, rows, packed, prefix.scale)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a compiler's and a driver's errors have no common kind
-            kind, told = type(error).__name__, str(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            full, kind, told = is_out_of_memory(error), type(error).__name__, str(error)
         else:
             continue
         # Outside the handler: an error that came of the first one would keep its frames alive, and the tensors in them.
-        if "out of memory" in told:
+        if full:  # as PyTorch says it; says nothing of the kernel
             raise torch.OutOfMemoryError(told)
-        broken = True
-        log.warning("The fused attention rollout does not run here; going on with the slower one (%s: %s).", kind, told)
+        broken.add(_numbered(packed.device))
+        log.warning("The fused attention rollout does not run on %s; going on with the slower one (%s: %s).", packed.device, kind, told)
         return None
     return [torch.cat([rows[:, i, : packed.shared], rows[:, i, a:b]], 1) for i, (a, b) in enumerate(packed.spans)]
 

@@ -13,8 +13,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from .clip_info import check_same_clip, clip_info, thumbnails
-from .clips import BUDGET, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, folder_images
+from .clips import BUDGET, CLIP_REMEDY, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, clip_path_is_folder, folder_images
 from .decoding import VideoFile
+from .devices import memory_for
 from .errors import DecafError
 from .files import atomic_write
 
@@ -25,16 +26,17 @@ def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
     """A video file, a folder of images (natural order), or one image.
 
     `budget`: bytes of decoded frames to hold; a clip that fits is decoded once. A damaged or cut-off video gives the frames that can be
-    decoded and a warning in the log. DecafError: nothing there, no picture in it, frames of different sizes, a damaged image.
+    decoded and a warning in the log. Nothing but this file or folder is read: a playlist is refused.
+    DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
     """
     path = Path(path)
-    if path.is_dir():
-        return ImageFiles(path.name, folder_images(path), budget=budget)
-    if not path.exists():
-        raise DecafError(f"There is no file or folder {path}.")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageFiles(path.name, [path], budget=budget)
-    return VideoFile(path, budget=budget)
+    folder = clip_path_is_folder(path)
+    with memory_for(f"to decode {path}", CLIP_REMEDY):
+        if folder:
+            return ImageFiles(path.name, folder_images(path), budget=budget)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageFiles(path.name, [path], budget=budget)
+        return VideoFile(path, budget=budget)
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction | float, size: tuple[int, int]) -> None:

@@ -240,9 +240,10 @@ def test_maps_that_do_not_fit(attention, mllm, mllm_folder):
     finer = extract_attention(mllm, clip, "the cup", max_key_frames=3, tokens_per_frame=400)[1]
     internvl = extract_attention(load_mllm(mllm_folder("internvl")), clip, "the cup", max_key_frames=3)[1]
     for background in (finer, internvl):
-        if background.frame.shape != one.frame.shape or background.video.shape != one.video.shape:
-            refused(lambda background=background: object_background_fusion(one, background), "grid")
-    assert internvl.video.shape != one.video.shape
+        assert background.frame.shape != one.frame.shape and background.video.shape != one.video.shape
+        for maps in ({"video": background.video}, {"frame": background.frame}):  # each of them alone does not fit either
+            refused(lambda maps=maps: object_background_fusion(one, replace(other, **maps)), "grid")
+        refused(lambda background=background: object_background_fusion(one, background), "grid")
     fewer = extract_attention(mllm, clip, "the cup", max_key_frames=2, tokens_per_frame=16)[1]
     refused(lambda: object_background_fusion(one, fewer), "key frames")
 

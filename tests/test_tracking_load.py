@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from decaf.errors import DecafError
 from decaf.tracking import load_sam2
 from decaf.tracking.architecture import read_architecture
-from decaf.tracking.build import build_model
+from decaf.tracking.build import WithoutMemory, build_model
 from decaf.tracking.package import sam2_package
 
 OFFICIAL = [f"{folder}_hiera_{size}.yaml" for folder in ("sam2/sam2", "sam2.1/sam2.1") for size in ("t", "s", "b+", "l")]
@@ -67,6 +67,10 @@ def test_official_configuration_is_read_off_the_weights(monkeypatch, name):
     official = official_model(name)
     weights = official.state_dict()
     ours = build_model(weights, read_architecture(weights, {}))
+    with WithoutMemory():
+        empty = build_model(weights, read_architecture(weights, {}))
+    assert {name: value.shape for name, value in empty.state_dict().items()} == {name: value.shape for name, value in weights.items()}
+    assert all(value.is_meta for value in empty.state_dict().values())
     for mine, theirs in zip(description(ours), description(official), strict=True):
         assert mine.keys() == theirs.keys()
         for key in theirs:

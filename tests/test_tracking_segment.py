@@ -7,9 +7,8 @@ import pytest
 import sam2_oracle
 import tiny_sam2
 import torch
-from moving_shapes import moving_shapes
+from moving_shapes import make_prompts, moving_shapes
 
-from decaf.clip_info import clip_info
 from decaf.clips import clip_from_images
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.errors import DecafError
@@ -40,20 +39,6 @@ def models(tmp_path_factory):
         return ours, predictor
 
     return get
-
-
-def key_frames(length, count=16):
-    return torch.linspace(0, length - 1, min(length, count)).to(torch.int64).tolist()
-
-
-def make_prompts(clip, count, seed=0, keys=None):
-    """Random points over the key frames (or those in `keys`) and a random map."""
-    random = torch.Generator().manual_seed(seed)
-    frames = key_frames(len(clip))
-    places = torch.tensor(range(len(frames)) if keys is None else keys)
-    key = places[torch.randint(len(places), (count,), generator=random)].sort().values
-    fused = FusedAttention(torch.rand(len(frames), 6, 7, generator=random), clip_info(clip, frames))
-    return SAM2Prompts(key, torch.rand(count, 2, generator=random), 0.8 + 0.2 * torch.rand(count, generator=random), fused)
 
 
 def dense(tracks):

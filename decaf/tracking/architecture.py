@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-from ..errors import DecafError
+from ..errors import DecafError, shown
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ _OFFICIAL = {
 }
 _REDUCED_IMAGE_SIZE = 256
 _LARGEST_IMAGE_SIZE = 4096  # its position tables grow with the square
+
+# What a checkpoint may ask for, beside what the largest published model has: each of them is built, or used, once per object and frame.
+MAX_BLOCKS = 256  # 48 in the image encoder
+MAX_LAYERS = 32  # 4 in the memory attention, 2 or 3 elsewhere
+MAX_MEMORIES = 64  # 7
+MAX_MASKS = 16  # 4 mask tokens
+_MAX_TABLE_BYTES = 1 << 30  # 32 MB for the positions of the memory attention
 _HEAD_WIDTH = 32  # of the official mask decoder
 
 
@@ -61,6 +68,8 @@ def read_architecture(weights: Mapping[str, Tensor], given: Mapping[str, object]
     settings = settings or _reduced(weights, stages)
     version = "2.1" if "no_obj_embed_spatial" in weights else "2"
     settings = _override(settings, given)
+    _check_settings(settings, sum(stages))
+    _check_sizes(weights, settings)
     if width % settings.num_heads:
         raise DecafError(f"SAM 2 setting 'num_heads' is {settings.num_heads}, which does not divide the first stage's width {width}.")
     return Architecture(f"SAM {version} {size}", stages, settings)
@@ -68,7 +77,7 @@ def read_architecture(weights: Mapping[str, Tensor], given: Mapping[str, object]
 
 def _stages(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Blocks per stage: a stage begins where the width changes."""
-    depth = count(weights, "image_encoder.trunk.blocks.")
+    depth = count(weights, "image_encoder.trunk.blocks.", MAX_BLOCKS)
     starts = [0] + [i for i in range(depth) if f"image_encoder.trunk.blocks.{i}.proj.weight" in weights] + [depth]
     return tuple(b - a for a, b in zip(starts[:-1], starts[1:], strict=True))
 
@@ -95,23 +104,57 @@ def _override(settings: Settings, given: Mapping[str, object]) -> Settings:
     known = {field.name for field in fields(Settings)}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise DecafError(f"Unknown SAM 2 setting {unknown[0]!r}. The settings are: {', '.join(sorted(known))}.")
+        raise DecafError(f"Unknown SAM 2 setting '{shown(unknown[0])}'. The settings are: {', '.join(sorted(known))}.")
     values = {}
     for name, value in given.items():
         several = name in ("window_spec", "global_att_blocks")
         numbers = value if several and isinstance(value, list | tuple) else [value]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
-            raise DecafError(f"SAM 2 setting {name!r} is {value!r}; it must be {'whole numbers' if several else 'a whole number'}.")
+            raise DecafError(
+                f"SAM 2 setting {name!r} is {shown(repr(value))}; it must be {'whole numbers' if several else 'a whole number'}."
+            )
         if name.endswith("heads") and value == 0:
             raise DecafError(f"SAM 2 setting {name!r} is 0; there must be at least one head.")
         values[name] = tuple(numbers) if several else value
     size = values.get("image_size", 32)
     if size % 32 or not 0 < size <= _LARGEST_IMAGE_SIZE:
-        raise DecafError(f"SAM 2 setting 'image_size' is {size}; it must be a multiple of 32 pixels, at most {_LARGEST_IMAGE_SIZE}.")
+        raise DecafError(f"SAM 2 setting 'image_size' is {shown(size)}; it must be a multiple of 32 pixels, at most {_LARGEST_IMAGE_SIZE}.")
     return replace(settings, **values)
 
 
-def count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """How many consecutive numbered parts follow `prefix`, for example layers."""
+def _check_settings(settings: Settings, depth: int) -> None:
+    """A window that is larger than the picture would be filled up with padding, whatever that takes."""
+    side = settings.image_size // 4
+    if any(window > side for window in settings.window_spec):
+        raise DecafError(
+            f"SAM 2 setting 'window_spec' is {shown(settings.window_spec)}; at {settings.image_size} px the image encoder has {side} tokens a side."
+        )
+    if any(block >= depth for block in settings.global_att_blocks):
+        raise DecafError(
+            f"SAM 2 setting 'global_att_blocks' is {shown(settings.global_att_blocks)}; the image encoder has blocks 0 to {depth - 1}."
+        )
+
+
+def _check_sizes(weights: Mapping[str, Tensor], settings: Settings) -> None:
+    """What is built, or used, as often as a weight is long. ValueError says what there is too much of."""
+    for name, most in (("maskmem_tpos_enc", MAX_MEMORIES), ("sam_mask_decoder.mask_tokens.weight", MAX_MASKS)):
+        if weights[name].shape[0] > most:
+            raise ValueError(f"'{name}' is {weights[name].shape[0]} long, and at most {most} are read")
+    layers = count(weights, "memory_attention.layers.")
+    tokens = (settings.image_size // 16) ** 2
+    parts = ("self_attn", "cross_attn_image")
+    channels = sum(weights[f"memory_attention.layers.0.{part}.q_proj.weight"].shape[0] for part in parts)
+    tables = layers * tokens * channels // 2 * 8  # a complex number for two channels
+    if tables > _MAX_TABLE_BYTES:
+        raise ValueError(f"the positions of {layers} layers of {channels} channels at {settings.image_size} px take {tables / 1e9:.1f} GB")
+
+
+def count(weights: Mapping[str, Tensor], prefix: str, most: int = MAX_LAYERS) -> int:
+    """How many parts, for example layers, follow `prefix`. ValueError if they are not numbered from 0 on, or more than `most`."""
     numbers = {name[len(prefix) :].split(".", 1)[0] for name in weights if name.startswith(prefix)}
+    if len(numbers) > most:
+        raise ValueError(f"it has {len(numbers)} parts '{prefix}', and at most {most} are read")
+    odd = numbers - {str(number) for number in range(len(numbers))}
+    if odd:
+        raise ValueError(f"its {len(numbers)} parts '{prefix}' are not numbered from 0 on: one is '{shown(min(odd))}'")
     return len(numbers)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ..devices import usable_device
-from ..errors import DecafError
+from ..devices import memory_for, usable_device
+from ..errors import DecafError, reason, shown
 from .architecture import Architecture, count, read_architecture
 from .checkpoint import read_checkpoint
 from .package import sam2_package
@@ -60,19 +61,37 @@ def load_sam2(
     """
     device = usable_device(device)
     weights, own = read_checkpoint(path)
+    sam2_package()  # says what is wrong with the package before anything is said about the file
     try:
         architecture = read_architecture(weights, {**own, **(settings or {})})
-        model = build_model(weights, architecture)
+        with WithoutMemory():
+            expected = build_model(weights, architecture).state_dict()
     except KeyError as error:
         raise DecafError(f"{path} lacks the weight {error}. Download it again, or use Meta's checkpoint.") from error
-    except DecafError:
-        raise
-    except (AssertionError, IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise DecafError(f"{path}: its weights do not fit together as a SAM 2 model ({error}). Use Meta's checkpoint.") from error
-    _check_names(path, weights, model.state_dict())
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    except DecafError as error:
+        raise DecafError(f"{path}: {error}") from error
+    except Exception as error:  # the package's classes assert, divide and look up what they are given
+        raise DecafError(f"{path}: its weights do not fit together as a SAM 2 model ({reason(error)}). Use Meta's checkpoint.") from error
+    _check_names(path, weights, expected)
+    with memory_for(
+        f"to load {path}", "Close other programs, free the GPU memory that other models hold, or choose a smaller SAM 2 model."
+    ):
+        model = build_model(weights, architecture)  # takes as much memory as the weights now
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
+        model.to(device).eval().requires_grad_(False)
     log.info("%s from %s, %d px", architecture.name, path, architecture.settings.image_size)
-    return SAM2(model.to(device).eval().requires_grad_(False), architecture.settings.image_size, architecture.name, dtype)
+    return SAM2(model, architecture.settings.image_size, architecture.name, dtype)
+
+
+class WithoutMemory(TorchFunctionMode):
+    """Weights that are made have a shape and no memory: sizes that contradict each other may ask for any amount of it. Tensors that a
+    constructor computes with are left alone, unlike under `torch.device("meta")`."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def _check_names(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -82,7 +101,9 @@ def _check_names(path: str | Path, weights: Mapping[str, Tensor], expected: Mapp
     for names, what in ((missing, "lacks"), (unexpected, "has unknown"), (shaped, "has, in another shape than its other weights ask for,")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise DecafError(f"{path} {what} weights of a SAM 2 model: '{names[0]}'{more}. Download it again, or use Meta's checkpoint.")
+            raise DecafError(
+                f"{path} {what} weights of a SAM 2 model: '{shown(names[0])}'{more}. Download it again, or use Meta's checkpoint."
+            )
 
 
 def build_model(weights: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..clip_info import check_same_clip
 from ..clips import Clip
 from ..data import SAM2Prompts, Track, Tracks
-from ..devices import free_memory
+from ..devices import attempt, empty_caches, free_memory, is_out_of_memory
 from ..errors import DecafError, out_of_memory
 from ..mask_store import MaskStore, pack_bits, unpack_bits
 from ..progress import Progress, silent, ticking
@@ -78,7 +78,7 @@ def segment(
     Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
     A message also says so if the only track is a best guess.
     Raises DecafError when the prompts were made from another clip or do not fit together, or for a threshold or number of
-    tracks that cannot be. Running out of GPU memory is tried once more with smaller batches.
+    tracks that cannot be. Running out of memory is tried once more with smaller batches, and then is `devices.OutOfMemoryError`.
     """
     if math.isnan(score_threshold):
         raise DecafError("The score threshold is not a number; give one from 0 to 1.")
@@ -95,11 +95,11 @@ def segment(
     features = features or feature_cache(sam2)
     features.let_go()  # of what another query has left
     limits = _Limits(max(1, pixels // sam2.image_size**2), features)
-    tracklets = _retry_smaller(sam2, limits, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
+    tracklets = _retry_smaller(limits, counts, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
         return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
     tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
-    store = _retry_smaller(sam2, limits, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
+    store = _retry_smaller(limits, counts, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
     if not store.any():
         return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
     message = ""
@@ -243,17 +243,16 @@ def _propagate(
     return store
 
 
-def _retry_smaller(sam2: SAM2, limits: _Limits, run: Callable[[_Limits], object]) -> object:
-    """`run`, and if the GPU's memory does not suffice, once more with less at a time."""
-    try:
+def _retry_smaller(limits: _Limits, counts: MutableMapping[str, int], run: Callable[[_Limits], object]) -> object:
+    """`run`, and if memory does not suffice, once more with less at a time. `counts` are of the run that succeeded."""
+    with attempt(counts):
         return run(limits)
-    except torch.cuda.OutOfMemoryError:
-        log.warning("SAM 2 ran out of GPU memory with %d objects at a time; trying again with one", limits.batch)
-    # Outside the handler: as long as the error is alive, its traceback holds the tensors that filled the memory.
+    log.warning("SAM 2 ran out of memory with %d objects at a time; trying again with one", limits.batch)
     limits.cache.clear()
-    if sam2.device.type == "cuda":
-        torch.cuda.empty_cache()
+    empty_caches()
     try:
         return run(_Limits(batch=1, cache=FeatureCache(0)))
-    except torch.cuda.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise out_of_memory(error, "SAM 2's tracking", _TOO_LARGE) from None

@@ -1,8 +1,10 @@
-"""Small clips of moving coloured shapes on a textured ground."""
+"""Small clips of moving coloured shapes on a textured ground, and random points on them."""
 
 import torch
 
+from decaf.clip_info import clip_info
 from decaf.clips import clip_from_images
+from decaf.data import FusedAttention, SAM2Prompts
 
 
 def moving_shapes(length: int, height: int, width: int, seed: int = 0, shapes: int = 3):
@@ -22,3 +24,17 @@ def moving_shapes(length: int, height: int, width: int, seed: int = 0, shapes: i
             cy, cx = ((start + speed * t) % 1).tolist()
             frames[t][(y - cy) ** 2 + (x - cx) ** 2 < size**2] = colour
     return clip_from_images((frames * 255).to(torch.uint8))
+
+
+def key_frames(length, count=16):
+    return torch.linspace(0, length - 1, min(length, count)).to(torch.int64).tolist()
+
+
+def make_prompts(clip, count, seed=0, keys=None):
+    """Random points over the key frames (or those in `keys`) and a random map."""
+    random = torch.Generator().manual_seed(seed)
+    frames = key_frames(len(clip))
+    places = torch.tensor(range(len(frames)) if keys is None else keys)
+    key = places[torch.randint(len(places), (count,), generator=random)].sort().values
+    fused = FusedAttention(torch.rand(len(frames), 6, 7, generator=random), clip_info(clip, frames))
+    return SAM2Prompts(key, torch.rand(count, 2, generator=random), 0.8 + 0.2 * torch.rand(count, generator=random), fused)
