@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import DecafError
+from .paths import look_at, reason, shown
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +164,16 @@ def _check_values(images: Tensor, name: str) -> None:
 
 
 def folder_images(folder: Path) -> list[Path]:
-    """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none."""
-    files = sorted((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural)
+    """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none, or if something that cannot be
+    read bears the name of one: left out, it would shift all frames after it."""
+    try:
+        entries = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural)
+    except OSError as error:
+        raise DecafError(f"The folder {shown(folder)} cannot be read ({reason(error)}); change its permissions.") from error
+    for path in entries:
+        if path.suffix.lower() in IMAGE_SUFFIXES and look_at(path, "The frame") is None:
+            raise DecafError(f"{shown(path)} is a link to a file that is not there; repair or remove it.")
+    files = [path for path in entries if path.is_file()]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path.name for path in files if path not in images]
     if not images:

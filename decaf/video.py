@@ -17,6 +17,7 @@ from .clips import BUDGET, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, f
 from .decoding import VideoFile
 from .errors import DecafError
 from .files import atomic_write
+from .paths import look_at, shown
 
 __all__ = ["Clip", "open_clip", "clip_from_images", "clip_info", "check_same_clip", "thumbnails", "write_video"]
 
@@ -28,10 +29,11 @@ def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
     decoded and a warning in the log. DecafError: nothing there, no picture in it, frames of different sizes, a damaged image.
     """
     path = Path(path)
-    if path.is_dir():
+    kind = look_at(path, "The clip")
+    if kind == "folder":
         return ImageFiles(path.name, folder_images(path), budget=budget)
-    if not path.exists():
-        raise DecafError(f"There is no file or folder {path}.")
+    if kind is None:
+        raise DecafError(f"There is no file or folder {shown(path)}.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles(path.name, [path], budget=budget)
     return VideoFile(path, budget=budget)
