@@ -8,13 +8,17 @@ import logging
 import os
 import signal
 import sys
+import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+from . import __version__
 from .demo.command import add_demo
-from .errors import DecafError
+from .errors import DecafError, reason, shown
+from .paths import look_at
 from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress, silent
 from .questions import Templates
@@ -58,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         description="Mask what a sentence means in a video: the attention of a multimodal language model, tracked with SAM 2.",
         epilog=_EXAMPLES,
     )
-    top.add_argument("--version", action="version", version=f"decaf {_version()}", help="show the version and exit")
+    top.add_argument("--version", action="version", version=f"decaf {__version__}", help="show the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     segment = commands.add_parser(
         "segment",
@@ -142,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="instead of progress bars, a line every ten seconds with what is done and, on Linux, the memory held",
     )
-    output.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
+    output.add_argument(
+        "--quiet", action="store_true", help="no progress bars, no closing summary; errors and that nothing was found are still told"
+    )
     add_demo(commands, _Help)
     return top
 
@@ -151,19 +157,29 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for an error that the user can act on, 130 when stopped with Ctrl-C, 143 when asked to end."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # A polite kill unwinds like Ctrl-C does, so that no temporary file stays behind.
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return arguments.run(arguments)
+        with _polite_kill():
+            return arguments.run(arguments)
     except DecafError as error:
-        _say(sys.stderr, f"decaf: {error}")
+        say(sys.stderr, f"decaf: {error}")
         return 2
     except KeyboardInterrupt as stop:
         again = f" Run the same command with --resume to go on in {arguments.out}." if hasattr(arguments, "resume") else ""
-        _say(sys.stderr, f"decaf: stopped.{again}")
+        say(sys.stderr, f"decaf: stopped.{again}")
         return 143 if isinstance(stop, _Terminated) else 130
+
+
+@contextmanager
+def _polite_kill() -> Iterator[None]:
+    """Within it, a polite kill unwinds like Ctrl-C does, so that no temporary file stays behind. Only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -174,18 +190,12 @@ def _terminate(number, frame):
     raise _Terminated
 
 
-def _say(stream, text: str) -> None:
-    stream.write(text.encode(stream.encoding or "utf-8", "backslashreplace").decode(stream.encoding or "utf-8") + "\n")
+def say(stream, text: str) -> None:
+    """Writes lines, whatever they hold: what the stream's encoding lacks, and what would command a terminal, is escaped."""
+    text = "".join(letter if letter == "\n" or not unicodedata.category(letter) == "Cc" else f"\\x{ord(letter):02x}" for letter in text)
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("comfyui-decaf")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _templates() -> list[str]:
@@ -194,28 +204,43 @@ def _templates() -> list[str]:
 
 def _questions(arguments) -> Templates:
     """The question templates: ours, changed by the file, changed by the options."""
-    changed = {}
-    if arguments.questions is not None:
-        try:
-            changed = json.loads(arguments.questions.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DecafError(f"--questions {arguments.questions} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
-            raise DecafError(
-                f'--questions {arguments.questions} is not JSON: {error}. Write an object like {{"object": "{{query}} ..."}}.'
-            ) from error
-        if not isinstance(changed, dict) or not all(isinstance(text, str) for text in changed.values()):
-            raise DecafError(
-                f"--questions {arguments.questions} must hold one JSON object of texts, with any of {', '.join(_templates())}."
-            )
-        unknown = sorted(set(changed) - set(_templates()))
-        if unknown:
-            raise DecafError(f"--questions {arguments.questions} has {', '.join(unknown)}; known are {', '.join(_templates())}.")
+    changed = _questions_file(arguments.questions) if arguments.questions is not None else {}
     if arguments.object_question is not None:
         changed["object"] = arguments.object_question
     if arguments.background_question is not None:
         changed["background" if arguments.setting == "expression" else "class_background"] = arguments.background_question
     return Templates(**changed)
+
+
+_LARGEST_QUESTIONS = 1 << 20
+
+
+def _questions_file(path: Path) -> dict[str, str]:
+    named = f"--questions {shown(path)}"
+    kind = look_at(path, "--questions")
+    if kind != "file":
+        raise DecafError(f"{named} " + ("is a folder. Give the JSON file in it." if kind else "does not exist. Check the path."))
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_QUESTIONS + 1)
+        if len(content) > _LARGEST_QUESTIONS:
+            raise DecafError(f"{named} is larger than 1 MB. Give a JSON file of a few questions.")
+        changed = json.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise DecafError(f"{named} cannot be read ({reason(error)}). Change its permissions or give another file.") from error
+    except RecursionError as error:
+        raise DecafError(f"{named} is nested too deeply. It must hold one JSON object of texts.") from error
+    except DecafError:
+        raise
+    except ValueError as error:
+        raise DecafError(f'{named} is not JSON: {error}. Write an object like {{"object": "{{query}} ..."}}.') from error
+    if not isinstance(changed, dict) or not all(isinstance(text, str) for text in changed.values()):
+        raise DecafError(f"{named} must hold one JSON object of texts, with any of {', '.join(_templates())}.")
+    unknown = sorted(set(changed) - set(_templates()))
+    if unknown:
+        listed = ", ".join(name[:40] for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
+        raise DecafError(f"{named} has {listed}; known are {', '.join(_templates())}.")
+    return changed
 
 
 class _Bars:
@@ -267,7 +292,10 @@ def _segment(arguments) -> int:
     }
     logging.getLogger(__package__).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
     with progress_bars(arguments.quiet or arguments.verbose) as progress:
-        summary = command.run(command.Options(**options), progress)
+        told = command.run(command.Options(**options), progress)
     if not arguments.quiet:
-        _say(sys.stdout, summary)
+        say(sys.stdout, told.summary)
+    else:  # masks that are empty must not go unnoticed
+        for doubt in told.doubts:
+            say(sys.stderr, f"decaf: {doubt}")
     return 0

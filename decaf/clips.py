@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .devices import is_out_of_memory, memory_for
 from .errors import DecafError, reason, shown
+from .paths import look_at
 
 log = logging.getLogger(__name__)
 
@@ -174,33 +174,17 @@ def _check_values(images: Tensor, name: str) -> None:
         log.warning("The %s range from %.3g to %.3g; values outside 0..1 are clipped.", name, low, high)
 
 
-def clip_path_is_folder(path: Path) -> bool:
-    """Whether a clip's path is a folder rather than a file.
-
-    DecafError: nothing there, a name that cannot be, or what is neither: reading a pipe or a device may wait, or go on, for ever.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise DecafError(f"There is no file or folder {shown(path)}. Correct the path.") from None
-    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
-        why = getattr(error, "strerror", None) or reason(error)
-        raise DecafError(f"{shown(path)} cannot be opened ({why}). Give the path of a video, an image or a folder of images.") from error
-    if stat.S_ISDIR(mode):
-        return True
-    if not stat.S_ISREG(mode):
-        raise DecafError(
-            f"{shown(path)} is a pipe, a socket or a device, not a file. Give the path of a video, an image or a folder of images."
-        )
-    return False
-
-
 def folder_images(folder: Path) -> list[Path]:
-    """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none."""
+    """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none, or if something that cannot be
+    read bears the name of one: left out, it would shift all frames after it."""
     try:
-        files = sorted((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural)
+        entries = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural)
     except OSError as error:
-        raise DecafError(f"The folder {folder} cannot be read ({error.strerror}). Check its permissions.") from error
+        raise DecafError(f"The folder {shown(folder)} cannot be read ({reason(error)}); change its permissions.") from error
+    for path in entries:
+        if path.suffix.lower() in IMAGE_SUFFIXES and look_at(path, "The frame") is None:
+            raise DecafError(f"{shown(path)} is a link to a file that is not there; repair or remove it.")
+    files = [path for path in entries if path.is_file()]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path.name for path in files if path not in images]
     if not images:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,14 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import outputs
+from . import __version__, outputs
 from .attention import extract_attentions
+from .attention_file import load_attention, save_attention
+from .clip_info import check_same_clip
 from .data import Attention, Tracks
 from .demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
-from .errors import DecafError
+from .errors import DecafError, reason, shown
 from .files import write_image, write_json
+from .folder_lock import FolderLocks
 from .memory_log import MemoryLog
 from .mllm import find_mllm, load_mllm
+from .paths import look_at, real_path
 from .pipeline import Result, segment_clip
 from .presence import THRESHOLD as PRESENCE_THRESHOLD
 from .progress import Progress
@@ -72,22 +77,40 @@ class _Job:
     made_from: dict
 
 
-def run(options: Options, progress: Progress) -> str:
-    """Runs the command and returns a closing summary in a few lines. Raises DecafError for every input that cannot be used."""
+@dataclass(frozen=True)
+class Told:
+    """What a run says at its end. `summary`: in a few lines; `doubts`: the sentences in it about queries for which nothing, or only a best
+    guess, was found."""
+
+    summary: str
+    doubts: tuple[str, ...]
+
+
+def run(options: Options, progress: Progress, locks: FolderLocks | None = None) -> Told:
+    """Runs the command. `locks`: of the caller, who has something of its own to write into --out; else the run locks it for itself.
+
+    Raises DecafError for every input that cannot be used, and if another run writes into --out.
+    """
+    if locks is None:
+        with FolderLocks() as locks:
+            return run(options, progress, locks)
     with MemoryLog(progress) as watched:
-        return _run(options, watched)
+        return _run(options, watched, locks)
 
 
-def _run(options: Options, progress: MemoryLog) -> str:
+def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     queries = split_queries(options.queries)
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
-    _check(options, folders)
+    if look_at(options.clip, "CLIP") is None:
+        raise DecafError(f"CLIP {shown(options.clip)} does not exist. Check the path.")
+    check_options(options)
+    _check_places(options, folders)
     device = choose_device(options.device)
     dtype, sam2_dtype = _dtype(options.dtype, device), mixed_dtype(options.sam2_dtype, device)
-    for folder in folders:
-        outputs.prepare_folder(folder)
+    stale = _claim(options.out, folders, locks)
     mllm = mllm_folder(options.mllm, progress)
+    _check_start_layer(options.start_layer, mllm)
 
     settings = {
         "setting": options.setting,
@@ -97,7 +120,7 @@ def _run(options: Options, progress: MemoryLog) -> str:
         "start_layer": options.start_layer,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    source = {"decaf": outputs.versions()["comfyui-decaf"], "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
+    source = {"decaf": __version__, "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
     settings |= {
         name: getattr(options, name) for name in ("point_threshold", "presence_threshold", "score_threshold", "objects", "overlay")
     }
@@ -106,45 +129,120 @@ def _run(options: Options, progress: MemoryLog) -> str:
     jobs = [
         _Job(query, folder, source | {"query": query}, whole | {"query": query}) for query, folder in zip(queries, folders, strict=True)
     ]
-    left = [job for job in jobs if not (options.resume and outputs.is_finished(job.folder, job.made_from))]
-    if not left:
-        outputs.clear_others(options.out, folders)
-        return f"Already finished in {options.out}; nothing to do."
-
-    clock = _Clock(progress)
-    with clock("open clip"):
-        clip = open_clip(options.clip)
-    # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
-    with clock("load SAM 2"):
-        sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
-    attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
+    earlier = {job.folder: outputs.finished(job.folder, job.made_from) if options.resume else None for job in jobs}
+    left = [job for job in jobs if earlier[job.folder] is None]
+    messages = {job.folder: earlier[job.folder]["message"] for job in jobs if job not in left}
     told = []
-    features = feature_cache(sam2, shared=len(left) > 1)
-    for job, (attention, record) in zip(left, attentions, strict=True):
-        tracks, filled = _segment(
-            options, job, clip, sam2, features, attention, record, settings | {"device": str(device)}, clock, progress
-        )
-        told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
-    outputs.clear_others(options.out, folders)
-    return "\n".join(told)
+    if left:
+        clock = _Clock(progress)
+        with clock("open clip"):
+            clip = open_clip(options.clip)
+        # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
+        with clock("load SAM 2"):
+            sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
+        attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
+        features = feature_cache(sam2, shared=len(left) > 1)
+        for job, (attention, record) in zip(left, attentions, strict=True):
+            tracks, filled = _segment(
+                options, job, clip, sam2, features, attention, record, settings | {"device": str(device)}, clock, progress
+            )
+            messages[job.folder] = tracks.message
+            told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+    else:
+        told.append(f"Already finished in {options.out}; nothing to do.")
+        told += filter(None, messages.values())
+    _clear_stale(options.out, stale, locks)
+    return Told("\n".join(told), tuple(message for job in jobs if (message := messages[job.folder])))
 
 
-def _check(options: Options, folders: list[Path]) -> None:
-    for path, name in ((options.clip, "CLIP"), (options.sam2, "--sam2")):
-        if not os.path.exists(path):  # Path.exists raises for a name that is too long
-            raise DecafError(f"{name} {path} does not exist. Check the path.")
+def _claim(out: Path, folders: list[Path], locks: FolderLocks) -> list[Path]:
+    """Makes the folders and locks them, `out` first, and those in which earlier queries left results, which are returned."""
+    outputs.prepare_folder(out)
+    locks.take(out)
+    for folder in folders:
+        outputs.prepare_folder(folder)
+        locks.take(folder)
+    stale = outputs.earlier_results(out, folders)
+    for folder in stale:
+        locks.take(folder)
+    return stale
+
+
+def _clear_stale(out: Path, stale: list[Path], locks: FolderLocks) -> None:
+    for folder in stale:
+        outputs.clear_earlier(folder)
+        if folder != out:
+            locks.release(folder)  # its file goes, too
+            outputs.remove_if_empty(folder)
+
+
+_HIGHEST = {"max_key_frames": 256, "tokens_per_frame": 16384}
+"""More than any model takes in. A larger number is a slip, and frames or tokens of that number would fill the memory."""
+
+
+def check_models(mllm: str, sam2: Path) -> None:
+    """DecafError if what --mllm or --sam2 names is evidently no model. Opens nothing."""
+    look_at(os.path.expanduser(mllm), "--mllm")
+    found = look_at(sam2, "--sam2")
+    if found != "file":
+        told = "is a folder. Give the checkpoint file in it." if found else "does not exist. Check the path."
+        raise DecafError(f"--sam2 {shown(sam2)} {told}")
+
+
+def check_options(options: Options) -> None:
+    """DecafError for what is wrong with the options, but for the clip. Nothing is opened, made or loaded for it."""
+    check_models(options.mllm, sam2_file(options.sam2))
+    if look_at(options.out, "--out") == "file":
+        raise DecafError(f"--out {shown(options.out)} is a file. Give a folder.")
     for name, usual in (("point_threshold", 0.8), ("presence_threshold", PRESENCE_THRESHOLD), ("score_threshold", 0.8)):
         value = getattr(options, name)
-        if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):  # told before the language model takes its minutes
+        if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):
             raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as {usual}.")
-    # Results of other queries in --out go at the end: the clip must not be among those either.
-    for folder in {options.out, *folders, *outputs.query_folders(options.out)}:
-        if options.clip.resolve() == folder.resolve():
+    for name, highest in _HIGHEST.items():
+        value = getattr(options, name)
+        if not 1 <= value <= highest:
+            raise DecafError(f"--{name.replace('_', '-')} {value} is not between 1 and {highest}. Leave it out for the usual number.")
+    if options.start_layer is not None and options.start_layer < 0:
+        raise DecafError(f"--start-layer {options.start_layer} is below 0, the first layer. Leave it out for half of the layers.")
+
+
+def _check_start_layer(start: int | None, mllm: Path) -> None:
+    """Told from the model's configuration, before its weights are loaded. One that says nothing is left to the loader."""
+    layers = layer_count(mllm) if start is not None else None
+    if layers is not None and start >= layers:
+        raise DecafError(f"--start-layer {start} is no layer of {shown(mllm)}, which has layers 0 to {layers - 1}. The middle is usual.")
+
+
+def layer_count(mllm: Path) -> int | None:
+    """Decoder layers of the language model in a folder, as its config.json has them; None if that does not say."""
+    path = mllm / "config.json"
+    try:
+        if not os.path.isfile(path) or path.stat().st_size > 1 << 20:
+            return None
+        config = json.loads(path.read_text(encoding="utf-8"))
+        layers = (config.get("text_config") or config)["num_hidden_layers"]
+        return layers if isinstance(layers, int) and layers > 0 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _check_places(options: Options, folders: list[Path]) -> None:
+    """DecafError if results would come to lie in the clip, or over it."""
+    clip = real_path(options.clip)
+    try:
+        # Results of other queries in --out go at the end: the clip must not be among those either.
+        places = {folder: outputs.replaced(folder) for folder in {options.out, *folders, *outputs.query_folders(options.out)}}
+    except OSError as error:
+        raise DecafError(f"--out {shown(options.out)} cannot be looked into ({reason(error)}). Give another folder.") from error
+    for folder, replaced in places.items():
+        if clip == real_path(folder):
             raise DecafError(
-                f"--out {folder} is the clip itself; results would mix with its frames. Give another folder, outside the clip."
+                f"--out {shown(folder)} is the clip itself; results would mix with its frames. Give another folder, outside the clip."
             )
-        if options.clip.resolve() in outputs.replaced(folder):
-            raise DecafError(f"CLIP {options.clip} is a result in --out {folder} and would be overwritten. Give another folder.")
+        if clip in replaced:
+            raise DecafError(
+                f"CLIP {shown(options.clip)} is a result in --out {shown(folder)} and would be overwritten. Give another folder."
+            )
 
 
 def _attentions(
@@ -152,7 +250,7 @@ def _attentions(
 ) -> list[tuple[tuple[Attention, Attention], dict]]:
     """Per job (object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now,
     all queries on the same passes over the pictures."""
-    found = {job.folder: _earlier(options, job) if options.resume else None for job in jobs}
+    found = {job.folder: _earlier(options, job, clip) if options.resume else None for job in jobs}
     missing = [job for job in jobs if not found[job.folder]]
     if missing:
         counts: dict[str, int] = {}
@@ -171,12 +269,12 @@ def _attentions(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         for job, attention in zip(missing, attentions, strict=True):
-            outputs.save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
+            save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
     else:
         attentions, record = [], {}
     for job in jobs:
         if found[job.folder]:  # it may come from another folder: the queries were in another order then
-            outputs.save_attention(job.folder / outputs.ATTENTION, found[job.folder][0], job.attention_from, found[job.folder][1])
+            save_attention(job.folder / outputs.ATTENTION, found[job.folder][0], job.attention_from, found[job.folder][1])
     asked = iter(attentions)
     return [
         (found[job.folder][0], found[job.folder][1] | {"earlier": True})
@@ -186,11 +284,14 @@ def _attentions(
     ]
 
 
-def _earlier(options: Options, job: _Job) -> tuple[tuple[Attention, Attention], dict] | None:
+def _earlier(options: Options, job: _Job, clip: Clip) -> tuple[tuple[Attention, Attention], dict] | None:
     """The attention that an earlier run, of these or other queries, has left for this query."""
     for folder in [job.folder, *outputs.query_folders(options.out)]:
-        if found := outputs.load_attention(folder / outputs.ATTENTION, job.attention_from):
-            return found
+        found = load_attention(folder / outputs.ATTENTION, job.attention_from)
+        if found and found[0][0].query == job.query:
+            with suppress(DecafError):  # a file that says it is this clip's, and is not, is as good as none
+                check_same_clip(clip, found[0][0].clip)
+                return found
     return None
 
 

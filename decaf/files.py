@@ -6,10 +6,11 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import DecafError
+from .errors import DecafError, reason, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -18,15 +19,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path in the same folder to write to, with the same suffix; it takes the name `path` when the block ends without an error.
 
-    An error or a cancel leaves what was at `path` before. The folder is made if need be.
-    DecafError: no permission, not a folder, or the disk is full.
+    An error or a cancel leaves what was at `path` before. The folder is made if need be. Whoever writes the same file at the same time has
+    another part, so that one of the two stays, whole.
+    DecafError: no permission, not a folder, no possible name, or the disk is full.
     """
     path = Path(path)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.open("wb").close()
-    except OSError as error:
+        part.open("xb").close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _explained(path, error) from error
     try:
         yield part
@@ -62,7 +64,7 @@ def _full_disk(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _explained(path: Path, error: BaseException) -> DecafError:
-    if error.errno in _FULL:
-        return DecafError(f"The disk is full: {path} could not be written. Free space there or choose another output folder.")
-    return DecafError(f"{path} could not be written ({error.strerror}); choose another output folder or change its permissions.")
+def _explained(path: Path, error: Exception) -> DecafError:
+    if getattr(error, "errno", None) in _FULL:
+        return DecafError(f"The disk is full: {shown(path)} could not be written. Free space there or choose another output folder.")
+    return DecafError(f"{shown(path)} could not be written ({reason(error)}); choose another output folder or change its permissions.")

@@ -1,29 +1,33 @@
-"""What the command leaves behind: masks, pictures, a record of the run, and the attention maps that a later run can start from.
+"""What the command leaves behind: masks, pictures, a record of the run, and the attention maps that a later run can start from (see
+`attention_file`).
 
 Every file appears under its name only when it is complete, and `result.json` is written last: a folder without it is not finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
 import re
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from .data import Attention, ClipInfo, Tracks
-from .errors import DecafError
-from .files import atomic_write, write_image
+from . import __version__
+from .data import Tracks
+from .errors import DecafError, reason, shown
+from .files import write_image
+from .paths import real_path
 from .progress import Progress, silent
 
 RESULT = "result.json"
@@ -34,15 +38,24 @@ MASKS = "masks"
 OBJECTS = "objects"
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes the folder and tries it, so that hours of work do not end at a folder that takes no files. DecafError if it does not."""
+def prepare_folder(folder: Path, name: str = "--out") -> None:
+    """Makes the folder and tries it, so that hours of work do not end at a folder that takes no files. DecafError if it does not, or if
+    something that is no result lies where one belongs. `name`: the option that it is given with."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder / f".{ATTENTION}.00000000.part")  # whether a path of that length is taken
     except (FileExistsError, NotADirectoryError) as error:
-        raise DecafError(f"--out {folder} is a file or lies in one. Give a folder.") from error
-    except OSError as error:
-        raise DecafError(f"--out {folder} cannot be written to ({error.strerror}). Give another folder.") from error
+        raise DecafError(f"{name} {shown(folder)} is a file or lies in one. Give a folder.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DecafError(f"{name} {shown(folder)} cannot be written to ({reason(error)}). Give another folder.") from error
+    for file in (RESULT, ATTENTION, SHEET, OVERLAY):
+        if os.path.isdir(folder / file):
+            raise DecafError(f"{name} {shown(folder)} has a folder {file}, where a file belongs. Move it away, or give another folder.")
+    for file in (MASKS, OBJECTS):
+        if os.path.lexists(folder / file) and not os.path.isdir(folder / file):
+            raise DecafError(f"In {name} {shown(folder)}, {file} is not a folder. Move it away, or give another folder.")
 
 
 def replaced(folder: Path) -> set[Path]:
@@ -50,76 +63,52 @@ def replaced(folder: Path) -> set[Path]:
     places = {folder, *(folder / name for name in (MASKS, OBJECTS, OVERLAY, SHEET))}
     for masks in (folder / MASKS, *_object_folders(folder)):
         places |= {masks, *_numbered(masks)}
-    return {place.resolve() for place in places}
+    return {real_path(place) for place in places}
 
 
 def stamp(path: Path) -> dict:
-    """How to recognise a file or folder later: absolute path, bytes, time of the last change; of a folder: of the files in it."""
-    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
-    states = [entry.stat() for entry in files]
+    """How to recognise a file or folder later: absolute path, bytes, time of the last change; of a folder: of the files in it.
+
+    DecafError: it cannot be looked into.
+    """
+    try:
+        files = sorted(entry for entry in path.iterdir() if os.path.isfile(entry)) if path.is_dir() else [path]
+        states = [entry.stat() for entry in files]
+    except OSError as error:
+        raise DecafError(f"{shown(path)} cannot be read ({reason(error)}). Change its permissions or give another.") from error
     changed = max((state.st_mtime_ns for state in states), default=0)
-    return {"path": str(path.resolve()), "files": len(files), "bytes": sum(state.st_size for state in states), "modified_ns": changed}
+    return {"path": str(real_path(path)), "files": len(files), "bytes": sum(state.st_size for state in states), "modified_ns": changed}
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in ("comfyui-decaf", "torch", "transformers", "sam2")}
+def versions() -> dict[str, str | None]:
+    """Of this package and of what the figures depend on; None for one that is not installed but merely lies on the path."""
+    found = {"python": platform.python_version(), "comfyui-decaf": __version__}
+    for name in ("torch", "transformers", "sam2"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = getattr(sys.modules.get(name), "__version__", None)
+    return found
 
 
-def save_attention(path: Path, attention: tuple[Attention, Attention], made_from: dict, record: dict) -> None:
-    """Writes (object, background) attention with what it was `made_from`, and a `record` (JSON) to be given back by `load_attention`."""
-    tensors = {"thumbnails": attention[0].clip.thumbnails}
-    texts = {}
-    for one in attention:
-        tensors |= {f"{one.kind}.video": one.video.contiguous(), f"{one.kind}.frame": one.frame.contiguous()}
-        texts[one.kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
-    clip = attention[0].clip
-    about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames}
-    metadata = {"made_from": made_from, "clip": about, "texts": texts, "record": record}
-    # Bytes first: the library's own file writer hides which error of the disk it met.
-    content = save(tensors, metadata={key: json.dumps(value) for key, value in metadata.items()})
-    with atomic_write(path) as part:
-        part.write_bytes(content)
-
-
-def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attention], dict] | None:
-    """(object, background) attention and the record saved with it; None when there is none or it was made from something else."""
+def finished(folder: Path, made_from: dict) -> dict | None:
+    """The result of a run from the same clip, models and settings that ended in `folder` and whose files are still there, else None."""
+    path = folder / RESULT
     try:
-        with safe_open(path, "pt") as file:
-            kept = file.metadata() or {}
-            # Compared as text: another program's file of that name may hold anything.
-            if kept.get("made_from") != json.dumps(made_from):
-                return None
-            metadata = {key: json.loads(value) for key, value in kept.items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, SafetensorError):  # not there, unreadable or damaged
-        return None
-    about = metadata["clip"]
-    clip = ClipInfo(about["length"], tuple(about["frame_size"]), tuple(about["key_frames"]), tensors["thumbnails"])
-    one, other = (
-        Attention(
-            kind=kind,
-            video=tensors[f"{kind}.video"],
-            frame=tensors[f"{kind}.frame"],
-            clip=clip,
-            query=metadata["texts"][kind]["query"],
-            question=metadata["texts"][kind]["question"],
-            answers=tuple(metadata["texts"][kind]["answers"]),
-            presence=metadata["texts"][kind]["presence"],
+        if not os.path.isfile(path) or path.stat().st_size > _LARGEST_RESULT:
+            return None
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["made_from"] != json.loads(json.dumps(made_from)):
+            return None
+        whole = (
+            all(os.path.isfile(folder / name) for name in result["files"]) and len(_numbered(folder / MASKS)) == result["clip"]["frames"]
         )
-        for kind in ("object", "background")
-    )
-    return (one, other), metadata["record"]
+        return result if whole and isinstance(result["message"], str) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # unreadable, no JSON, or another program's
+        return None
 
 
-def is_finished(folder: Path, made_from: dict) -> bool:
-    """Whether a run from the same clip, models and settings ended in `folder`, and its files are still there."""
-    try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, unreadable or no JSON
-        return False
-    if not isinstance(result, dict) or result.get("made_from") != json.loads(json.dumps(made_from)):
-        return False
-    return all((folder / name).is_file() for name in result["files"]) and len(_numbered(folder / MASKS)) == result["clip"]["frames"]
+_LARGEST_RESULT = 64 << 20
 
 
 def clear(folder: Path) -> None:
@@ -131,9 +120,7 @@ def clear(folder: Path) -> None:
     try:
         _clear(folder)
     except OSError as error:
-        raise DecafError(
-            f"An earlier result, {error.filename}, cannot be replaced ({error.strerror}). Remove it, or give another folder as --out."
-        ) from error
+        raise _kept(error) from error
 
 
 def query_folders(out: Path) -> list[Path]:
@@ -142,27 +129,56 @@ def query_folders(out: Path) -> list[Path]:
     return [out, *sorted(entry for entry in found if entry.is_dir() and re.fullmatch(r"query-\d+", entry.name))]
 
 
-def clear_others(out: Path, folders: list[Path]) -> None:
-    """Takes results of earlier queries out of `out`, in all folders but these. Files of other names stay. DecafError as in `clear`."""
-    for folder in query_folders(out):
-        if folder not in folders and (folder / RESULT).exists():
-            clear(folder)
-            (folder / ATTENTION).unlink(missing_ok=True)
-            for left in (folder / MASKS, folder / OBJECTS, folder):
-                if left.is_dir() and left != out and not any(left.iterdir()):
-                    left.rmdir()
+def earlier_results(out: Path, folders: list[Path]) -> list[Path]:
+    """The folders in which earlier queries into `out` have left results, but for `folders`."""
+    return [folder for folder in query_folders(out) if folder not in folders and (folder / RESULT).exists()]
+
+
+def clear_earlier(folder: Path) -> None:
+    """Takes an earlier query's result and attention out of `folder`. Files of other names stay. DecafError as in `clear`."""
+    try:
+        _clear(folder)
+        (folder / ATTENTION).unlink(missing_ok=True)
+        for left in (folder / MASKS, folder / OBJECTS):
+            if left.is_dir() and not any(left.iterdir()):
+                left.rmdir()
+    except OSError as error:
+        raise _kept(error) from error
+
+
+def remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def clear_images(folder: Path) -> None:
+    """Takes the numbered images out of a folder, and what a killed run left unfinished there. DecafError as in `clear`."""
+    try:
+        _clear_images(folder)
+    except OSError as error:
+        raise _kept(error) from error
+
+
+def _kept(error: OSError) -> DecafError:
+    return DecafError(
+        f"An earlier result, {shown(error.filename)}, cannot be replaced ({reason(error)}). Remove it, or give another folder as --out."
+    )
+
+
+def _clear_images(folder: Path) -> None:
+    for entry in [*folder.iterdir()] if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(entry.name) or _NUMBERED.fullmatch(entry.name):
+            entry.unlink()
 
 
 def _clear(folder: Path) -> None:
     (folder / RESULT).unlink(missing_ok=True)
+    for entry in [*folder.iterdir()] if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(entry.name) or entry.name in (SHEET, OVERLAY):
+            entry.unlink()
     numbered = _object_folders(folder)
-    for place in (folder, folder / MASKS, *numbered):
-        for entry in place.iterdir() if place.is_dir() else ():
-            if _UNFINISHED.fullmatch(entry.name) or (place == folder and entry.name in (SHEET, OVERLAY)):
-                entry.unlink()
-    for masks in (folder / MASKS, *numbered):
-        for file in _numbered(masks):
-            file.unlink()
+    for images in (folder / MASKS, *numbered):
+        _clear_images(images)
     for emptied in numbered:
         if not any(emptied.iterdir()):
             emptied.rmdir()
@@ -174,10 +190,12 @@ def _object_folders(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if re.fullmatch(r"\d{5,}\.png", entry.name)] if folder.is_dir() else []
+    return [entry for entry in folder.iterdir() if _NUMBERED.fullmatch(entry.name)] if folder.is_dir() else []
 
 
-_UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result)\.part\.(png|mp4|json|safetensors)")
+_NUMBERED = re.compile(r"\d{5,}\.png")
+_UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result)(\.[0-9a-f]{8})?\.part\.(png|mp4|json|safetensors)")
+"""Names of `atomic_write` for what is written here."""
 
 
 def union_masks(tracks: Tracks) -> Iterator[Tensor]:

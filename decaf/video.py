@@ -13,11 +13,12 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from .clip_info import check_same_clip, clip_info, thumbnails
-from .clips import BUDGET, CLIP_REMEDY, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, clip_path_is_folder, folder_images
+from .clips import BUDGET, CLIP_REMEDY, IMAGE_SUFFIXES, Clip, ImageFiles, clip_from_images, folder_images
 from .decoding import VideoFile
 from .devices import memory_for
-from .errors import DecafError
+from .errors import DecafError, shown
 from .files import atomic_write
+from .paths import look_at
 
 __all__ = ["Clip", "open_clip", "clip_from_images", "clip_info", "check_same_clip", "thumbnails", "write_video"]
 
@@ -30,9 +31,11 @@ def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
     DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
     """
     path = Path(path)
-    folder = clip_path_is_folder(path)
+    kind = look_at(path, "The clip")
+    if kind is None:
+        raise DecafError(f"There is no file or folder {shown(path)}. Correct the path.")
     with memory_for(f"to decode {path}", CLIP_REMEDY):
-        if folder:
+        if kind == "folder":
             return ImageFiles(path.name, folder_images(path), budget=budget)
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return ImageFiles(path.name, [path], budget=budget)

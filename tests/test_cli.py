@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from short_runs import FRAMES, KEYS, SIZE, Meter, masks, picture, read
 from tiny_models import FAMILIES
 
-from decaf import cli, command, outputs
+from decaf import cli, command
+from decaf.attention_file import load_attention
+from decaf.folder_lock import NAME as LOCK
 from decaf.memory_log import resident_bytes
 from decaf.video import open_clip
 
@@ -194,7 +197,7 @@ def test_without_resume_everything_is_made_anew(line, tmp_path, mllm_folder):
 
 
 STOPS = {
-    "attention": "import decaf.outputs as m; m.atomic_write = stop",
+    "attention": "import decaf.attention_file as m; m.atomic_write = stop",
     "mask": "import decaf.files as m; replace = os.replace; m.os.replace = lambda a, b: stop() if '00003' in str(b) else replace(a, b)",
     "overlay": "import decaf.command as m; m.mask_overlay = stop",
 }
@@ -229,8 +232,9 @@ def test_killed_run_leaves_nothing_half_written(line, tmp_path, monkeypatch):
     for where in STOPS:
         out = tmp_path / where
         check_no_half_written(out)
-        # The file that was being written when the process died keeps its temporary name.
-        assert bool(list(out.rglob(".*"))) == (where != "attention")
+        # The file that was being written when the process died keeps its temporary name, and what was locked is still there.
+        left = {path.name for path in out.rglob(".*")}
+        assert LOCK in left and bool(left - {LOCK}) == (where != "attention")
         assert (out / "attention.safetensors").exists() == (where != "attention")
         arguments[place] = str(out)
         with monkeypatch.context() as patched:
@@ -251,7 +255,9 @@ def check_no_half_written(out):
         elif path.suffix == ".mp4":
             assert len(open_clip(path)) == FRAMES
         elif path.suffix == ".safetensors":
-            assert outputs.load_attention(path, {"not": "this"}) is None
+            with safe_open(path, "pt") as file:
+                made_from = json.loads(file.metadata()["made_from"])
+            assert load_attention(path, made_from) is not None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

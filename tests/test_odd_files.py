@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from decaf import cli, outputs
+from decaf import cli
 from decaf.attention import extract_attention
+from decaf.attention_file import load_attention
 from decaf.errors import DecafError
 from decaf.files import write_json
 from decaf.fusion import frame_fusion, object_background_fusion
@@ -84,7 +85,7 @@ def test_resume_beside_a_strange_record(segment, tmp_path, content):
 def test_attention_of_another_program_is_not_taken_up(tmp_path, metadata):
     path = tmp_path / "attention.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata)
-    assert outputs.load_attention(path, {"query": "the cup"}) is None
+    assert load_attention(path, {"query": "the cup"}) is None
 
 
 @pytest.mark.parametrize("place", ["masks/00000.png", "objects/0", "objects/0/00000.png", "attention.png", "."])

@@ -53,22 +53,50 @@ def add_demo(commands, formatter) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
-    from ..cli import progress_bars
+    from ..cli import progress_bars, say
 
+    _check(arguments)
     transformers_logging.disable_progress_bar()
     with progress_bars(arguments.quiet) as progress:
-        told = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
+        told, doubts = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
     if not arguments.quiet:
-        sys.stdout.write(told + "\n")
+        say(sys.stdout, told)
+    else:
+        for doubt in doubts:
+            say(sys.stderr, f"decaf: {doubt}")
     return 0
 
 
-def _show(arguments, progress) -> str:
+_LONGEST = 1000
+_MOST = 1_000_000
+
+
+def _check(arguments) -> None:
+    """What is wrong with the options is told before anything is made or loaded."""
+    from ..errors import DecafError, shown
+    from ..outputs import prepare_folder
+    from ..paths import look_at
+
+    if arguments.seed < 0:
+        raise DecafError(f"--seed {arguments.seed} is below 0. Give 0 or more.")
+    if not 1 <= arguments.frames <= _LONGEST:
+        raise DecafError(f"--frames {arguments.frames} is not between 1 and {_LONGEST}. Give a number such as 10.")
+    if arguments.evaluate is not None and not 1 <= arguments.evaluate <= _MOST:
+        raise DecafError(f"--evaluate {arguments.evaluate} is not between 1 and {_MOST}. Give the number of clips to ask, such as 200.")
+    if arguments.json is not None:
+        if look_at(arguments.json, "--json") == "folder":
+            raise DecafError(f"--json {shown(arguments.json)} is a folder. Give a file in it.")
+        prepare_folder(arguments.json.parent, "--json")
+
+
+def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
+    """The closing summary, and what of it must not go unnoticed."""
     import torch
     from PIL import Image
 
     from .. import command, outputs
     from ..files import write_image
+    from ..folder_lock import FolderLocks
     from ..questions import Templates, clean_query
     from ..video import open_clip
     from .scenes import make_scene
@@ -77,16 +105,6 @@ def _show(arguments, progress) -> str:
     query = clean_query(arguments.query) if arguments.query is not None else scene.queries[0].text
     known = _same_query(scene, query)
     folder = arguments.out
-    outputs.prepare_folder(folder)
-    for name in ("clip", "truth"):
-        (folder / name).mkdir(exist_ok=True)
-        for old in (folder / name).glob("?????.png"):
-            old.unlink()
-    for index, frame in enumerate(scene.frames):
-        write_image(folder / "clip" / f"{index:05d}.png", Image.fromarray(frame))
-    if known is not None:
-        truth = torch.from_numpy(scene.truth(known))
-        outputs.write_masks(folder / "truth", iter(truth), len(truth))
     options = command.Options(
         clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
         setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
@@ -94,15 +112,28 @@ def _show(arguments, progress) -> str:
         device=arguments.device, dtype="auto", sam2_dtype="auto",
         objects=False, overlay=True, resume=False,
     )  # fmt: skip
-    lines = [f'Clip {arguments.seed}, "{query}"', command.run(options, progress)]
-    if known is None:
-        lines.append("The truth of this query is not known; of these it is: " + "; ".join(one.text for one in scene.queries) + ".")
-    else:
-        masks = torch.stack([frame[..., 0] > 127 for frame in _frames(open_clip(folder / outputs.MASKS))])
-        lines.append(_score(masks, truth))
-        lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
+    command.check_options(options)
+    outputs.prepare_folder(folder)
+    with FolderLocks() as locks:
+        locks.take(folder)
+        for name in ("clip", "truth"):
+            outputs.prepare_folder(folder / name)
+            outputs.clear_images(folder / name)
+        for index, frame in enumerate(scene.frames):
+            write_image(folder / "clip" / f"{index:05d}.png", Image.fromarray(frame))
+        if known is not None:
+            truth = torch.from_numpy(scene.truth(known))
+            outputs.write_masks(folder / "truth", iter(truth), len(truth))
+        told = command.run(options, progress, locks)
+        lines = [f'Clip {arguments.seed}, "{query}"', told.summary]
+        if known is None:
+            lines.append("The truth of this query is not known; of these it is: " + "; ".join(one.text for one in scene.queries) + ".")
+        else:
+            masks = torch.stack([frame[..., 0] > 127 for frame in _frames(open_clip(folder / outputs.MASKS))])
+            lines.append(_score(masks, truth))
+            lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
     lines.append(f"Look at {folder / outputs.SHEET} and {folder / outputs.OVERLAY}.")
-    return "\n".join(lines)
+    return "\n".join(lines), told.doubts
 
 
 def _frames(clip):
@@ -125,23 +156,21 @@ def _same_query(scene, text: str):
     return next((query for query in scene.queries if plain(query.text) == plain(text)), None)
 
 
-def _evaluate(arguments, progress) -> str:
-    from ..command import choose_device, mllm_folder, sam2_file
-    from ..errors import DecafError
+def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
+    from ..command import check_models, choose_device, mllm_folder, sam2_file
     from ..files import write_json
     from ..mllm import load_mllm
     from ..tracking import load_sam2
     from .evaluate import evaluate
 
-    if arguments.evaluate < 1:
-        raise DecafError(f"--evaluate {arguments.evaluate} asks no clip. Give 1 or more.")
+    check_models(arguments.mllm, sam2_file(arguments.sam2))
     device = choose_device(arguments.device)
     mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
     sam2 = load_sam2(sam2_file(arguments.sam2), device=device)
     found = evaluate(mllm, sam2, arguments.evaluate, arguments.seed, progress=progress)
     if arguments.json is not None:
         write_json(arguments.json, {"scenes": arguments.evaluate, "seed": arguments.seed, **found})
-    return report(found)
+    return report(found), ()
 
 
 def report(found: dict) -> str:
