@@ -308,7 +308,7 @@ def test_any_damage_is_a_sentence(tmp_path, kind, caplog):
     else:
         write(path, small)
     whole, loaded = path.read_bytes(), 0
-    for seed in range(120):
+    for seed in range(90):
         path.write_bytes(damaged(whole, seed))
         try:
             load_sam2(path)
@@ -316,4 +316,4 @@ def test_any_damage_is_a_sentence(tmp_path, kind, caplog):
         except DecafError as error:
             assert kind in str(error), seed
             assert str(error).isprintable() and len(str(error)) < 700, seed
-    assert loaded < 80
+    assert loaded < 60
