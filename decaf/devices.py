@@ -39,6 +39,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY or _says(error, _GPU_WORDS + _HOST_WORDS)
 
 
+def is_device_failure(error: BaseException) -> bool:
+    """Whether a device broke off what it was doing, for other reasons than memory: nothing that a model's files would explain."""
+    accelerator = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, accelerator) or (isinstance(error, RuntimeError) and _says(error, ("cuda error", "hip error", "xpu error")))
+
+
 @contextmanager
 def memory_for(what: str, remedy: str) -> Iterator[None]:
     """Within it, memory that runs out is an `OutOfMemoryError` that says `what` could not be done for lack of it, and the remedy."""

@@ -169,18 +169,23 @@ def test_neither_file_nor_folder(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as one:
         one.bind("socket.mp4")
         for name in ("pipe.mp4", "pipe.png", "link.mp4", "socket.mp4"):
-            refused(tmp_path / name, name, "pipe, a socket or a device")
+            refused(tmp_path / name, name, "a socket" if name.startswith("socket") else "a named pipe")
     refused("/dev/zero", "/dev/zero", "device")
-    refused(tmp_path / "loop.mp4", "loop.mp4", "cannot be opened")
-    refused(tmp_path / "pipe.mp4" / "x.mp4", "x.mp4", "cannot be opened")
+    refused(tmp_path / "loop.mp4", "loop.mp4", "cannot be used as a path")
+    refused(tmp_path / "pipe.mp4" / "x.mp4", "x.mp4", "no file or folder")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
-def test_a_pipe_among_the_frames_is_left_out(tmp_path):
+def test_what_is_no_file_among_the_frames(tmp_path):
+    """Left out, it would shift all frames after it without a word."""
     for index in range(2):
         Image.fromarray(numbered(index)).save(tmp_path / f"{index}.png")
-    os.mkfifo(tmp_path / "3.png")
     (tmp_path / "4.png").symlink_to("4.png")
+    refused(tmp_path, "4.png", "cannot be used as a path")
+    (tmp_path / "4.png").unlink()
+    os.mkfifo(tmp_path / "3.png")
+    refused(tmp_path, "3.png", "a named pipe")
+    (tmp_path / "3.png").rename(tmp_path / "pipe")
     assert [number_of(frame) for frame in open_clip(tmp_path)] == [0, 1]
 
 

@@ -148,8 +148,8 @@ def test_attention_is_tried_again(mllm_folder, monkeypatch, error):
 def test_blocks_are_made_smaller_once(mllm_folder, monkeypatch):
     """Three passes that fail once each: the blocks of the last are as large as those of the first."""
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    monkeypatch.setattr(decaf.attention, "ENOUGH_TOKENS_ON_CPU", 1)
-    monkeypatch.setattr(decaf.attention._Run, "room", lambda *_: None)
+    monkeypatch.setattr(decaf.batches, "ENOUGH_TOKENS_ON_CPU", 1)
+    monkeypatch.setattr(decaf.batches.Batches, "q_budget_bytes", lambda *_: None)
     calls = fail_at(monkeypatch, decaf.attention, "last_row_rollout", FULL[0], {0, 2, 4, 6})
     extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=16)
     sizes = [call["block_bytes"] for call in calls]

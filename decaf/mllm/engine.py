@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import DecafError
+from ..devices import is_device_failure, is_out_of_memory
+from ..errors import DecafError, reason
 
 ATTENTION = "decaf"
 """Name of the attention implementation that a text tower is set to."""
@@ -178,17 +179,14 @@ def _is_causal(mask: Tensor) -> bool:
 @contextmanager
 def explained(name: str, cancelled: Callable[[BaseException], bool] = lambda error: False) -> Iterator[None]:
     """Names the model in what a forward pass raises: damaged numbers in its files show only there. What `cancelled` knows passes."""
-    from ..devices import is_out_of_memory
-
     try:
         yield
     except DecafError:
         raise
     except Exception as error:
-        if cancelled(error) or is_out_of_memory(error):
+        if cancelled(error) or is_out_of_memory(error) or is_device_failure(error):
             raise
-        lines = str(error).strip().splitlines() or [""]
         raise DecafError(
-            f"{name} cannot be run with the files it was loaded from ({type(error).__name__}: {lines[0]:.200}). Download it again, or choose "
+            f"{name} cannot be run with the files it was loaded from ({type(error).__name__}: {reason(error)}). Download it again, or choose "
             "another model."
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..devices import usable_device
+from ..devices import is_device_failure, is_out_of_memory, usable_device
 from ..errors import DecafError
 from ..progress import Progress, silent
 from . import families
@@ -81,8 +81,6 @@ def load_mllm(
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Re-raise any loading error as a DecafError that names the folder. Which errors damaged files raise is beyond any list."""
-    from ..devices import is_out_of_memory
-
     try:
         yield
     except DecafError as error:
@@ -92,7 +90,7 @@ def _explained(folder: Path) -> Iterator[None]:
     except ImportError as error:
         raise DecafError(_import_failed(folder, error, _root_cause(error))) from error
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_device_failure(error):
             raise
         raise DecafError(f"The model in {folder} cannot be loaded: {_first_line(error)} Download it again.") from error
 
