@@ -29,8 +29,7 @@ def clean_query(query: str) -> str:
     text = " ".join(query.split())
     if not text:
         raise DecafError('The query is empty. Say what to look for, for example "the dog that gets the ball first".')
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DecafError("The query holds bytes that are not text in UTF-8. Check the encoding of the terminal or file that it comes from.")
+    _check_text("The query", text)
     if len(text) > LONGEST_QUERY:
         raise DecafError(
             f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
@@ -84,7 +83,9 @@ class Templates:
             for field in needs.get(one.name, ("{query}",)):
                 if field not in getattr(self, one.name):
                     raise DecafError(f'The question template "{one.name}" does not contain {field}; write {field} where it belongs.')
-            _check_length(f'The question template "{one.name}"', getattr(self, one.name))
+            what = f'The question template "{one.name}"'
+            _check_text(what, getattr(self, one.name))
+            _check_length(what, getattr(self, one.name))
 
     def check(self, queries: Iterable[str], setting: str) -> None:
         """DecafError if a question of these queries would be too long to be asked; known without a model."""
@@ -111,6 +112,11 @@ class Templates:
         named = ", ".join(dict.fromkeys(a for a in answers if a)) or "none"
         values = {"{query}": query, "{answers}": named}
         return re.sub("|".join(values), lambda found: values[found[0]], self.choose)
+
+
+def _check_text(what: str, text: str) -> None:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DecafError(f"{what} holds bytes that are not text in UTF-8. Check the encoding of the terminal or file that it comes from.")
 
 
 def _check_length(what: str, text: str) -> None:

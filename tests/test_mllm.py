@@ -19,7 +19,7 @@ from decaf.mllm import load_mllm
 from decaf.mllm.base import fit_grid
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
-from decaf.questions import Templates, clean_query
+from decaf.questions import Templates, clean_query, split_queries
 
 QUERY = "the dog that gets the ball first"
 
@@ -67,6 +67,34 @@ def test_templates_must_hold_their_fields():
         Templates(object="what is it?")
     with pytest.raises(DecafError, match="{object}"):
         Templates(class_background="no {query}")
+
+
+def test_templates_are_text_of_a_bounded_length():
+    with pytest.raises(DecafError, match="UTF-8"):
+        Templates(object="\ud800 {query}")
+    with pytest.raises(DecafError, match="21,000 characters"):
+        Templates(object="{query}" * 3000)
+    templates = Templates(presence="{query} " * 900)
+    templates.check([clean_query("short")], "expression")
+    with pytest.raises(DecafError, match='"presence" for the query "a dog that'):
+        templates.check(["a cup.", "a dog that gets the ball."], "expression")
+    templates = Templates(background="{query} " * 900)
+    templates.check(["a dog that gets the ball."], "class name")  # where it is not asked
+    with pytest.raises(DecafError, match="at most 8,000"):
+        templates.check(["a dog that gets the ball."], "expression")
+
+
+def test_tokens_of_a_question_are_bounded(mllm):
+    """Characters that are several tokens each: only the tokenizer knows."""
+    with pytest.raises(DecafError, match="at most 4,096"):
+        extract_attention(mllm, clip_of(1), "🐕" * 1900, tokens_per_frame=4)
+    extract_attention(mllm, clip_of(1), "🐕" * 300, tokens_per_frame=4)
+
+
+def test_there_are_not_too_many_queries():
+    assert len(split_queries(["\n".join(f"cup {number}" for number in range(256))])) == 256
+    with pytest.raises(DecafError, match="more than 256"):
+        split_queries(["\n".join(f"cup {number}" for number in range(300))])
 
 
 # -- grids ----------------------------------------------------------------------------------------------------------------------------------

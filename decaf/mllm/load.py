@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..devices import is_device_failure, is_out_of_memory, usable_device
-from ..errors import DecafError
+from ..errors import DecafError, shown
 from ..progress import Progress, silent
 from . import families
 from .base import MLLM, Family
@@ -116,8 +116,12 @@ def _import_failed(folder: Path, error: ImportError, root: BaseException) -> str
 
 
 def _first_line(error: BaseException) -> str:
+    """Some libraries list all that would have been fine; the kind of error helps where there are few words."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines and len(lines[0].split()) < 3 else lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__ + "."
+    text = f"{type(error).__name__}: {lines[0]}" if len(lines[0].split()) < 3 else lines[0]
+    return shown(text, 240)
 
 
 def _family_of(config: dict, folder: Path) -> Family:
