@@ -121,17 +121,18 @@ class ExtractRolloutAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         clip = host.clip_of(frames)
-        found = decaf.extract_attentions(  # imports transformers only now
-            mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
-            clip,
-            queries,
-            setting=setting,
-            max_key_frames=max_key_frames,
-            tokens_per_frame=tokens_per_frame,
-            templates=templates,
-            start_layer=None if start_layer < 0 else start_layer,
-            progress=host.progress(),
-        )
+        with host.returning_memory():
+            found = decaf.extract_attentions(  # imports transformers only now
+                mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
+                clip,
+                queries,
+                setting=setting,
+                max_key_frames=max_key_frames,
+                tokens_per_frame=tokens_per_frame,
+                templates=templates,
+                start_layer=None if start_layer < 0 else start_layer,
+                progress=host.progress(),
+            )
         objects, backgrounds = map(list, zip(*found, strict=True))
         return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
 

@@ -148,7 +148,8 @@ class SAM2VideoPropagate(io.ComfyNode):
     def execute(cls, sam2, frames, prompts, score_threshold, nms_iou=0.7, preview_fps=24.0) -> io.NodeOutput:
         clip = host.clip_of(frames)
         report = host.progress()
-        tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
+        with host.returning_memory():
+            tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
         fps = host.frame_rate(frames, preview_fps)
         mask = host.tracks_mask(tracks, report)
         told = describe(tracks)
@@ -157,7 +158,7 @@ class SAM2VideoPropagate(io.ComfyNode):
         except host.Cancelled:
             raise
         except Exception as error:  # whatever it is: a picture for people must not cost the masks
-            problem = f"The overlay could not be made: {error or type(error).__name__} The masks are whole."
+            problem = f"The overlay could not be made: {str(error).rstrip('.') or type(error).__name__}. The masks are whole."
             log.warning(problem)
             again = "To have it made again, give preview_fps another value."
             overlay, shown, told = host.blocked(f"{problem} {again}"), None, f"{told}\n{problem} {again}"

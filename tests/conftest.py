@@ -20,6 +20,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--golden", default=TESTS / "golden" / "data", type=Path, help="folder of golden numbers, laid out like tests/golden/data"
     )
+    parser.addoption("--long", action="store_true", help="run the long forms of the fuzz, kill and memory tests")
 
 
 @pytest.fixture(scope="session")
