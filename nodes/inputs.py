@@ -79,8 +79,7 @@ def _checked(cls: type[io.ComfyNode], inputs: Mapping[str, object]) -> dict[str,
 
 def _checked_by_itself(cls: type[io.ComfyNode]) -> set[str]:
     """Inputs whose values the node judges itself, as ComfyUI has it too: those that its `validate_inputs` takes."""
-    own = "validate_inputs" in vars(cls) or any("validate_inputs" in vars(base) for base in cls.__mro__ if base is not io.ComfyNode)
-    return set(inspect.signature(cls.validate_inputs).parameters) if own else set()
+    return set(inspect.signature(cls.validate_inputs).parameters)
 
 
 def _problem(item: io.Input, value: object, left_to_node: set[str]) -> str | None:
