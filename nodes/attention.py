@@ -9,6 +9,7 @@ from ..decaf import fusion
 from ..decaf.errors import DecafError
 from ..decaf.questions import SETTINGS, Templates, split_queries
 from . import host
+from .inputs import checked
 from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
 
 LARGEST_TILES = 4096
@@ -104,31 +105,34 @@ class ExtractRolloutAttention(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, query, setting, object_question="", background_question=""):
+    def validate_inputs(cls, query=None):
+        # Only the query: ComfyUI shows what is returned once for every input that is taken here, whichever of them is wrong.
         try:
-            if query is not None:  # None: linked, its value is not known yet
+            if query is not None:  # None: linked, its value is not known yet; or missing, which ComfyUI says
                 split_queries([query])
-            _templates(setting, object_question, background_question)
         except DecafError as error:
             return str(error)
         return True
 
     @classmethod
+    @checked
     def execute(
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
     ) -> io.NodeOutput:
+        queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         clip = host.clip_of(frames)
-        found = decaf.extract_attentions(  # imports transformers only now
-            mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
-            clip,
-            split_queries([query]),
-            setting=setting,
-            max_key_frames=max_key_frames,
-            tokens_per_frame=tokens_per_frame,
-            templates=_templates(setting, object_question, background_question),
-            start_layer=None if start_layer < 0 else start_layer,
-            progress=host.progress(),
-        )
+        with host.returning_memory():
+            found = decaf.extract_attentions(  # imports transformers only now
+                mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
+                clip,
+                queries,
+                setting=setting,
+                max_key_frames=max_key_frames,
+                tokens_per_frame=tokens_per_frame,
+                templates=templates,
+                start_layer=None if start_layer < 0 else start_layer,
+                progress=host.progress(),
+            )
         objects, backgrounds = map(list, zip(*found, strict=True))
         return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
 
@@ -178,6 +182,7 @@ class ObjectBackgroundFusion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, object, background, sigma=1.0) -> io.NodeOutput:
         return io.NodeOutput(fusion.object_background_fusion(object, background, sigma=sigma))
 
@@ -211,5 +216,6 @@ class FrameFusion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, attention, video_weight=0.5) -> io.NodeOutput:
         return io.NodeOutput(fusion.frame_fusion(attention, video_weight=video_weight))

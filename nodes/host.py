@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -15,10 +19,15 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import InputImpl, io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..decaf.data import Tracks
+from ..decaf.errors import DecafError
 from ..decaf.progress import Progress
 from ..decaf.video import Clip, clip_from_images, open_clip
+
+Cancelled = mm.InterruptProcessingException
+"""Raised by a progress callback when the user has pressed Cancel."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -50,20 +59,41 @@ class _Holder(torch.nn.Module):
         self.device = None
 
 
+@cache
+def _holder_class(name: str) -> type[_Holder]:
+    """A holder that goes by the name of the class it holds, which is what ComfyUI writes into its log."""
+    return type(name, (_Holder,), {})
+
+
 class Managed:
     """A model of decaf that ComfyUI loads, unloads and counts. `value`: the record around the module, which is `value.model`."""
 
     def __init__(self, value):
         self.value = value
-        self.patcher = ModelPatcher(_Holder(value.model), load_device=mm.get_torch_device(), offload_device=offload_device())
+        holder = _holder_class(type(value.model).__name__)(value.model)
+        self.patcher = ModelPatcher(holder, load_device=mm.get_torch_device(), offload_device=offload_device())
 
     def load(self, memory: int):
         """The record, with its weights on the device that computes and `memory` bytes free beside them.
 
         The layers are not ComfyUI's own, so that they cannot be cast in from RAM one by one: all of them are loaded.
+        DecafError: ComfyUI has left some of them elsewhere.
         """
         mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
+        self._check_loaded()
         return self.value
+
+    def _check_loaded(self) -> None:
+        device = self.patcher.load_device
+        weights = list(self.value.model.parameters())
+        left = [one for one in weights if one.device.type != device.type or device.index not in (None, one.device.index)]
+        if left:
+            size, whole = (sum(one.nbytes for one in some) / 2**30 for some in (left, weights))
+            raise DecafError(
+                f"ComfyUI has put only a part of {self.value.name} on {device}: {size:.1f} of {whole:.1f} GB stayed on {left[0].device}, and "
+                "this model is not computed in parts. Start ComfyUI without --novram, or take a smaller model; with --cpu all of it runs on "
+                "the CPU."
+            )
 
 
 def offload_device() -> torch.device:
@@ -71,13 +101,15 @@ def offload_device() -> torch.device:
 
 
 def model_dtype(name: str) -> torch.dtype:
-    """The dtype of a combo value; "auto" is what ComfyUI would use on this machine."""
+    """The dtype of a combo value. "auto": bf16 where the device can compute in it at all, else fp32.
+
+    Never fp16 by itself: the activations of Qwen's models pass its largest number. GPUs before Ampere only emulate bf16, slowly, but in fp32
+    the weights would take twice the memory, which those cards have not got.
+    """
     if name in DTYPES:
         return DTYPES[name]
-    device = mm.get_torch_device()
-    if mm.should_use_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if mm.should_use_fp16(device) else torch.float32
+    bf16 = mm.should_use_bf16(mm.get_torch_device(), prioritize_performance=False, manual_cast=True)  # that is: also emulated
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def mixed_dtype(name: str) -> torch.dtype:
@@ -89,21 +121,60 @@ def mixed_dtype(name: str) -> torch.dtype:
 
 def progress() -> Progress:
     """A callback that shows a step on the node and stops it when the user has pressed Cancel."""
-    bar = comfy.utils.ProgressBar(1)
+    bar, phase, last = None, None, 0
     stopped = []
 
     def report(done: int, total: int, what: str) -> None:
+        nonlocal bar, phase, last
         # ComfyUI tells of a Cancel once, but a download asks from several threads, each of which has to stop.
         if stopped:
             raise stopped[0]
         try:
             mm.throw_exception_if_processing_interrupted()
-        except mm.InterruptProcessingException as cancel:
+        except Cancelled as cancel:
             stopped.append(cancel)
             raise
+        # ComfyUI's bar sends nothing that is less than what it has sent: what starts again at 0 needs a bar of its own.
+        if what != phase or done < last:
+            bar = comfy.utils.ProgressBar(total)
+        phase, last = what, done
         bar.update_absolute(done, total)
 
     return report
+
+
+def blocked(reason: str) -> ExecutionBlocker:
+    """In the place of an output that could not be made: the nodes behind it are not run, and show `reason`."""
+    return ExecutionBlocker(reason)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int]:
+    """The C library's function of that name, where it has one: glibc's."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            trim = ctypes.CDLL(None).malloc_trim
+            trim.argtypes = [ctypes.c_size_t]
+            return trim
+    return lambda keep: 0
+
+
+def return_memory() -> None:
+    """Give the system back what nothing lives in any more.
+
+    glibc keeps freed blocks of up to 32 MB, such as a frame or a feature map, for as long as one that lives lies behind them: half a
+    gigabyte after 247 frames of 720p, and more with every clip of another size. Other C libraries give it back by themselves.
+    """
+    _malloc_trim()(0)
+
+
+@contextmanager
+def returning_memory() -> Iterator[None]:
+    """Around a stage that makes much and keeps little: what it has freed goes back to the system, also when it fails or is cancelled."""
+    try:
+        yield
+    finally:
+        return_memory()
 
 
 _opened: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -122,19 +193,34 @@ def clip_of(frames) -> Clip:
     whole_file = isinstance(frames, InputImpl.VideoFromFile) and window == (0.0, 0.0)
     source = frames.get_stream_source() if whole_file else None
     if not isinstance(source, str):
-        return clip_from_images(frames.get_components().images)
+        return clip_from_images(_read(frames, frames.get_components).images)
     if not os.path.isfile(source):
         return open_clip(source)  # which says so
     state = os.stat(source)
     stamp = source, state.st_mtime_ns, state.st_size
     if _opened.get(frames, (None,))[0] != stamp:
+        if frames not in _opened:
+            # Registered before the entry, and hence called after the frames went with it.
+            weakref.finalize(frames, return_memory).atexit = False
         _opened[frames] = stamp, open_clip(source)
     return _opened[frames][1]
 
 
 def frame_rate(frames, otherwise: float) -> Fraction:
     """Frames per second of an IMAGE or VIDEO socket; IMAGE does not know its own."""
-    return Fraction(otherwise).limit_denominator(1001) if isinstance(frames, torch.Tensor) else frames.get_frame_rate()
+    return Fraction(otherwise).limit_denominator(1001) if isinstance(frames, torch.Tensor) else _read(frames, frames.get_frame_rate)
+
+
+def _read(frames, ask: Callable):
+    """What ComfyUI's own reader answers about a VIDEO. DecafError: the video cannot be read."""
+    try:
+        return ask()
+    except Cancelled:
+        raise
+    except Exception as error:  # its reader has no kind of error of its own
+        raise DecafError(
+            f"ComfyUI could not read the video ({type(error).__name__}: {error}). Check the file, and the node that trims or makes it."
+        ) from error
 
 
 def as_image(pixels: torch.Tensor) -> torch.Tensor:
@@ -147,10 +233,11 @@ def as_mask(masks: torch.Tensor) -> torch.Tensor:
     return masks.to(mm.intermediate_device(), torch.float32)
 
 
-def tracks_mask(tracks: Tracks, objects: Sequence[int] | None = None) -> torch.Tensor:
-    """MASK of all objects, or of those at these places, together. Filled frame by frame: it is the only thing of its size."""
+def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None = None) -> torch.Tensor:
+    """MASK of all objects, or of those at the indices `objects`, together. Filled frame by frame: it is the only thing of its size."""
     mask = torch.empty(tracks.length, *tracks.frame_size, dtype=torch.float32, device=mm.intermediate_device())
     for frame in range(tracks.length):
+        report(frame, tracks.length, "filling the mask")
         mask[frame] = tracks.union(frame, frame + 1, objects)[0]
     return mask
 
@@ -161,3 +248,14 @@ def temp_file(suffix: str) -> tuple[Path, ui.SavedResult]:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name, ui.SavedResult(name, "", io.FolderType.temp)
+
+
+def shown_images(images: torch.Tensor) -> ui.PreviewImage:
+    """What a node shows of an IMAGE. DecafError: its files cannot be written to ComfyUI's temporary folder."""
+    try:
+        return ui.PreviewImage(images)
+    except OSError as error:
+        raise DecafError(
+            f"The pictures to be shown could not be written to {folder_paths.get_temp_directory()} ({error.strerror or error}). "
+            "Make room there, or start ComfyUI with --temp-directory elsewhere."
+        ) from error

@@ -13,6 +13,7 @@ from ..decaf.mllm.folder import missing_files
 from ..decaf.mllm.load import load_mllm
 from ..decaf.tracking import load_sam2
 from . import host
+from .inputs import brief, checked
 from .sockets import CATEGORY, MLLM, SAM2
 
 CHOOSE = "choose a model"
@@ -45,12 +46,12 @@ def _mllm_choices() -> list[str]:
     return [*_local_mllms(), *(DOWNLOAD + repository for repository in REPOSITORIES), BUNDLED, CHOOSE]
 
 
-def _mllm_problem(model: str) -> str | None:
-    """Why the combo's value cannot be loaded, and what to do."""
+def _mllm_problem(model: object) -> str | None:
+    """Why the combo's value cannot be loaded, and what to do. Whatever JSON holds may be its value."""
     if model in _mllm_choices() and model != CHOOSE:
         return None
     return (
-        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model '{model}' in models/LLM.")
+        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model {brief(model)} in models/LLM.")
         + f" Put the files of a model such as {REPOSITORIES[1]} into a folder of its own in {host.folders('LLM')[0]} and press R, "
         f"or choose a '{DOWNLOAD}...' entry in the node Load Multimodal LLM."
     )
@@ -60,11 +61,11 @@ def _sam2_files() -> dict[str, Path]:
     return host.files("sam2", (".safetensors", ".pt", ".pth"))
 
 
-def _sam2_problem(model: str) -> str | None:
-    if model in _sam2_files() or model == BUNDLED:
+def _sam2_problem(model: object) -> str | None:
+    if model in [*_sam2_files(), BUNDLED]:
         return None
     return (
-        ("No SAM 2 checkpoint is chosen." if model == CHOOSE else f"There is no checkpoint '{model}' in models/sam2.")
+        ("No SAM 2 checkpoint is chosen." if model == CHOOSE else f"There is no checkpoint {brief(model)} in models/sam2.")
         + " Put a SAM 2 or 2.1 checkpoint (.safetensors or .pt, for example sam2.1_hiera_large.pt of facebook/sam2.1-hiera-large) into "
         f"{host.folders('sam2')[0]} and press R, then choose it in the node Load SAM 2."
     )
@@ -93,18 +94,21 @@ class LoadMLLM(io.ComfyNode):
                     options=["auto", *host.DTYPES],
                     default="auto",
                     advanced=True,
-                    tooltip="Number format of the weights. auto: bf16 or fp16 where the GPU is good at it, else fp32. Attention maps are "
-                    "fp32 always.",
+                    tooltip="Number format of the weights. auto: bf16 on a GPU, also on older ones that are slow at it, since fp32 takes twice the "
+                    "memory; fp32 where bf16 is not to be had, as on a CPU. fp16 is never taken by itself: Qwen models overflow in it. "
+                    "Attention maps are always fp32.",
                 ),
             ],
             outputs=[MLLM.Output("mllm", tooltip="The loaded model, under ComfyUI's memory management.")],
         )
 
     @classmethod
-    def validate_inputs(cls, model):
-        return True if model is None else _mllm_problem(model) or True  # None: linked, its value is not known yet
+    def validate_inputs(cls, model=None):
+        # None: linked, its value is not known yet; or missing, which ComfyUI says.
+        return True if model is None else _mllm_problem(model) or True
 
     @classmethod
+    @checked
     def execute(cls, model, dtype) -> io.NodeOutput:
         problem = _mllm_problem(model)
         if problem:
@@ -155,10 +159,11 @@ class DecAFLoadSAM2(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model):
+    def validate_inputs(cls, model=None):
         return True if model is None else _sam2_problem(model) or True
 
     @classmethod
+    @checked
     def execute(cls, model, precision="auto") -> io.NodeOutput:
         problem = _sam2_problem(model)
         if problem:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..decaf.fusion import coarse_masks
 from ..decaf.video import check_same_clip
 from ..decaf.visualize import heat_overlay
 from . import host
+from .inputs import checked
 from .sockets import CATEGORY, FusedAttention, Prompts, frames_input
 
 
@@ -36,6 +37,7 @@ class DecAFAttentionPreview(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, frames, fused, prompts=None) -> io.NodeOutput:
         clip = host.clip_of(frames)
         check_same_clip(clip, fused.clip)
@@ -47,4 +49,4 @@ class DecAFAttentionPreview(io.ComfyNode):
             dots = None if prompts is None else prompts.xy[prompts.key == key]
             pictures.append(heat_overlay(clip[index], fused.map[key], masks[key], dots))
         images = host.as_image(torch.stack(pictures))
-        return io.NodeOutput(images, host.as_mask(masks), ui=ui.PreviewImage(images))
+        return io.NodeOutput(images, host.as_mask(masks), ui=host.shown_images(images))

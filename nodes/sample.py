@@ -9,6 +9,7 @@ from ..decaf.demo.asking import KINDS
 from ..decaf.demo.scenes import make_scene
 from ..decaf.errors import DecafError
 from . import host
+from .inputs import checked
 from .sockets import CATEGORY
 
 ANY = "any"
@@ -46,6 +47,7 @@ class DecAFSampleClip(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip_seed, kind, frames) -> io.NodeOutput:
         scene = make_scene(clip_seed, length=frames)
         fitting = [query for query in scene.queries if kind in (ANY, query.kind)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import InputImpl, io, ui
 
@@ -13,7 +15,10 @@ from ..decaf.tracking import segment
 from ..decaf.video import write_video
 from ..decaf.visualize import mask_overlay
 from . import host
+from .inputs import checked
 from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
+
+log = logging.getLogger(__name__)
 
 # Image encoder, decoder and memory of the largest SAM 2 at 1024 pixels in fp32, with a batch of objects.
 MEMORY = 3 * 2**30
@@ -69,6 +74,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, fused, threshold, presence_threshold=PRESENCE_THRESHOLD) -> io.NodeOutput:
         prompts = points.attention_points(fused, threshold=threshold, presence_threshold=presence_threshold)
         best = points.best_key_frame(prompts)
@@ -122,27 +128,41 @@ class SAM2VideoPropagate(io.ComfyNode):
                     step=1.0,
                     advanced=True,
                     optional=True,
-                    tooltip="Frames per second of the overlay when images are connected; a video brings its own.",
+                    tooltip="Frames per second of the overlay, and of the output fps, when images are connected; a video brings its own.",
                 ),
             ],
             outputs=[
                 io.Mask.Output("mask", tooltip="Union of all kept objects, one mask per frame of the clip. Empty when nothing was found."),
                 Tracks.Output("tracks", tooltip="Each kept object by itself, with its scores; see Pick Objects as Mask."),
                 io.Video.Output("overlay", tooltip="The clip with the objects coloured, silent, ready for Save Video."),
-                io.Float.Output("fps", tooltip="Frames per second of the clip, for Create Video."),
+                io.Float.Output(
+                    "fps", tooltip="Frames per second, for Create Video: those of a video; with images, which have none, just preview_fps."
+                ),
                 io.String.Output("report", tooltip="The objects with their scores, or why there are none."),
             ],
             is_output_node=True,
         )
 
     @classmethod
+    @checked
     def execute(cls, sam2, frames, prompts, score_threshold, nms_iou=0.7, preview_fps=24.0) -> io.NodeOutput:
         clip = host.clip_of(frames)
         report = host.progress()
-        tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
+        with host.returning_memory():
+            tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
         fps = host.frame_rate(frames, preview_fps)
-        overlay, shown = _overlay(clip, tracks, fps, report)
-        return io.NodeOutput(host.tracks_mask(tracks), tracks, overlay, float(fps), describe(tracks), ui=shown)
+        mask = host.tracks_mask(tracks, report)
+        told = describe(tracks)
+        try:
+            overlay, shown = _overlay(clip, tracks, fps, report)
+        except host.Cancelled:
+            raise
+        except Exception as error:  # whatever it is: a picture for people must not cost the masks
+            problem = f"The overlay could not be made: {str(error).rstrip('.') or type(error).__name__}. The masks are whole."
+            log.warning(problem)
+            again = "To have it made again, give preview_fps another value."
+            overlay, shown, told = host.blocked(f"{problem} {again}"), None, f"{told}\n{problem} {again}"
+        return io.NodeOutput(mask, tracks, overlay, float(fps), told, ui=shown)
 
 
 def _overlay(clip, tracks: TracksRecord, fps, report):
@@ -155,7 +175,7 @@ def _overlay(clip, tracks: TracksRecord, fps, report):
 
     path, saved = host.temp_file(".mp4")
     write_video(path, (frame(index) for index in range(len(clip))), fps, clip.frame_size)
-    shown = ui.PreviewVideo([saved]) if len(clip) > 1 else ui.PreviewImage(host.as_image(frame(0))[None])
+    shown = ui.PreviewVideo([saved]) if len(clip) > 1 else host.shown_images(host.as_image(frame(0))[None])
     return InputImpl.VideoFromFile(str(path)), shown
 
 
@@ -191,6 +211,7 @@ class DecAFTracksToMask(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, tracks, objects) -> io.NodeOutput:
         places = {track.id: place for place, track in enumerate(tracks.tracks)}
         wanted = _numbers(objects) or list(places)
@@ -200,7 +221,7 @@ class DecAFTracksToMask(io.ComfyNode):
                 f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
             )
         kept = [places[number] for number in wanted if number in places]
-        return io.NodeOutput(host.tracks_mask(tracks, kept))
+        return io.NodeOutput(host.tracks_mask(tracks, host.progress(), kept))
 
 
 def _numbers(text: str) -> list[int]:

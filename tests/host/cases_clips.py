@@ -125,10 +125,10 @@ def case_a_video_without_pictures_is_refused():
 
 def case_queries_are_checked_when_they_are_queued():
     for query in ("", "  \n ", "x" * 10_000):
-        message = refused("ExtractRolloutAttention", query=query, setting="expression")
+        message = refused("ExtractRolloutAttention", query=query)
         assert error_of("ExtractRolloutAttention", mllm=mllm(), frames=images(1), query=query) == message
-    assert NODES["ExtractRolloutAttention"].validate_inputs(query=None, setting="expression") is True  # linked
-    assert NODES["ExtractRolloutAttention"].validate_inputs(query="赤い四角 العربية", setting="class name") is True
+    assert NODES["ExtractRolloutAttention"].validate_inputs(query=None) is True  # linked
+    assert NODES["ExtractRolloutAttention"].validate_inputs(query="赤い四角 العربية") is True
     assert extract(images(1), query="赤い四角 العربية")[0].frame.isfinite().all()
 
 
@@ -138,7 +138,7 @@ def case_one_query_a_line():
     assert len(answers) == 2 and "the slope?" in answers[1]
     alone = extract(images(3), query="the slope?")[0]
     torch.testing.assert_close(objects[1].frame, alone.frame, rtol=1e-4, atol=1e-9)
-    assert "2,000" in refused("ExtractRolloutAttention", query="the square\n" + "x" * 3000, setting="expression")
+    assert "2,000" in refused("ExtractRolloutAttention", query="the square\n" + "x" * 3000)
 
 
 def case_presence_decides_whether_there_are_points():
@@ -155,8 +155,12 @@ def case_presence_decides_whether_there_are_points():
 def case_own_questions_are_asked_and_checked():
     asked = extract(images(1), object_question="Where is {query}", background_question="Not {query}")
     assert asked[0].question.startswith("Where is the bright square") and asked[1].question.startswith("Not the bright square")
-    assert "{query}" in refused("ExtractRolloutAttention", query="it", setting="expression", object_question="Where?")
-    assert "{object}" in refused("ExtractRolloutAttention", query="it", setting="class name", background_question="{query}")
+    assert "{query}" in _wrong_question(object_question="Where?")
+    assert "{object}" in _wrong_question(setting="class name", background_question="{query}")
+
+
+def _wrong_question(**inputs):
+    return error_of("ExtractRolloutAttention", mllm=mllm(), frames=images(1), query="it", **inputs)
 
 
 def case_a_start_layer_beyond_the_model_is_refused():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 import tiny_models
 import tiny_sam2
-from comfy_host import Server, find_host
+from comfy_host import HostBroken, PackBroken, Server, check_requirements, find_host, running
 from comfy_page import chromium, open_browser
 from make_workflows import red_square
 from PIL import Image
@@ -20,9 +18,10 @@ def host():
     found = find_host()
     if isinstance(found, str):
         pytest.skip(found)
-    probe = subprocess.run([found.python, "-c", "import sam2, transformers"], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"the requirements of this pack are not installed in {found.python}: {probe.stderr.strip().splitlines()[-1]}")
+    try:
+        check_requirements(found)
+    except HostBroken as reason:
+        pytest.skip(str(reason))
     return found
 
 
@@ -42,9 +41,14 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(host, base):
-    with Server(host, base) as server:
-        yield server
+def server(host, base, tmp_path_factory):
+    try:
+        with running(Server(host, base), tmp_path_factory.mktemp("bare")) as server:
+            yield server
+    except HostBroken as reason:
+        pytest.skip(str(reason))
+    except PackBroken as reason:
+        pytest.fail(str(reason), pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Runs the functions of cases_*.py inside ComfyUI's own Python and prints one JSON line for each: its name, seconds, and what went wrong.
+"""Runs functions of cases_*.py inside ComfyUI's own Python. Prints a JSON line before each, and one after it: seconds, and what went wrong.
 
 `python inside.py SETTINGS.json`, with ComfyUI's checkout on PYTHONPATH. Started by test_nodes.py; ComfyUI's environment has no pytest.
 """
@@ -49,6 +49,9 @@ def main():
     modules = [importlib.import_module(file.stem) for file in sorted(Path(__file__).parent.glob("cases_*.py"))]
     cases = [(name, case) for module in modules for name, case in vars(module).items() if name.startswith("case_")]
     for name, case in cases:
+        if name not in settings["cases"]:
+            continue
+        print(json.dumps({"begin": name}), flush=True)
         start = time.perf_counter()
         torch.manual_seed(0)
         try:

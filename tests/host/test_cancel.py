@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from comfy_host import Events
 
 LIMIT = 2.0
 """Seconds. It is a fraction of one on an idle machine; the server polls, and the machine may be busy."""
@@ -60,11 +61,13 @@ def warm(server):
     ],
 )
 def test_cancel_stops_the_running_node(warm, node, change):
-    queued = warm.queue(prompt(**change))
-    time.sleep(1.0)
-    asked = time.time()
-    warm.post("/interrupt", {})
-    entry = warm.result(queued)
+    with Events(warm) as events:
+        queued = warm.queue(prompt(**change), events.client_id)
+        events.wait("executing", node=node, prompt_id=queued)
+        events.wait("progress", node=node, prompt_id=queued)  # it is at work
+        asked = time.time()
+        warm.post("/interrupt", {})
+        entry = warm.result(queued)
     messages = dict(entry["status"]["messages"])
     assert "execution_interrupted" in messages, entry["status"]
     assert messages["execution_interrupted"]["node_id"] == node

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from comfy_cases import Cases
 from comfy_host import PACK
 
 HERE = Path(__file__).parent
@@ -20,22 +20,41 @@ CASES = [
 
 
 @pytest.fixture(scope="session")
-def results(host, base, tmp_path_factory) -> dict[str, dict]:
-    settings = tmp_path_factory.mktemp("inside") / "settings.json"
-    settings.write_text(json.dumps({"pack": str(PACK), "base": str(base), "scratch": str(settings.parent)}))
-    run = subprocess.run(
-        [host.python, HERE / "inside.py", settings],
-        cwd=settings.parent,
-        env=host.environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"case"')]
-    return {line["case"]: line for line in lines} | {"": {"error": run.stderr[-3000:]}}
+def cases(request, host, base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inside")
+    chosen = [item.callspec.params["case"] for item in request.session.items if getattr(item, "originalname", "") == "test_case"]
+    settings = {"pack": str(PACK), "base": str(base), "scratch": str(folder)}
+    cases = Cases([host.python, HERE / "inside.py"], chosen, settings, folder, env=host.environment())
+    yield cases
+    cases.close()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_case(results, case):
-    assert case in results, results[""]["error"]
-    assert results[case]["error"] is None, results[case]["error"]
+def test_case(cases, case):
+    error = cases.error(case)
+    assert error is None, error
+
+
+FAKE = """
+import json, os, sys, time
+for name in json.load(open(sys.argv[1]))["cases"]:
+    print(json.dumps({"begin": name}), flush=True)
+    if name == "hangs": time.sleep(60)
+    if name == "dies": os._exit(3)
+    print(json.dumps({"case": name, "error": "wrong" if name == "fails" else None}), flush=True)
+"""
+
+
+def test_a_case_that_hangs_or_dies_is_one_failure(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE)
+    names = ["one", "hangs", "two", "dies", "fails", "three"]
+    cases = Cases([sys.executable, tmp_path / "fake.py"], names, {}, tmp_path, limit=1.0)
+    found = {name: cases.error(name) for name in names}
+    cases.close()
+    assert [name for name in names if found[name] is None] == ["one", "two", "three"]
+    assert "1 seconds" in found["hangs"] and "exit code 3" in found["dies"] and found["fails"] == "wrong"
+
+
+def test_a_process_that_does_not_begin_fails_every_case_at_once(tmp_path):
+    cases = Cases([sys.executable, "-c", "raise SystemExit('no torch here')"], ["one", "two"], {}, tmp_path)
+    assert all("before its first case" in cases.error(name) and "no torch here" in cases.error(name) for name in ("one", "two"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +54,54 @@ def find_host() -> Host | str:
     return Host(root, python)
 
 
+class HostBroken(Exception):
+    """This ComfyUI cannot run, whatever this pack does."""
+
+
+class PackBroken(Exception):
+    """ComfyUI runs, but not with this pack in it."""
+
+
+_NEEDED = """
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
+import av, sam2
+import comfy.model_management
+from transformers import AutoModelForImageTextToText, AutoProcessor
+import comfy_api.latest
+"""  # transformers finds only what is asked for, and then what that needs: a broken torchaudio, for example
+
+
+def check_requirements(host: Host) -> None:
+    """HostBroken: ComfyUI's Python cannot import what ComfyUI or this pack needs; the message says what is behind it."""
+    probe = subprocess.run([host.python, "-c", _NEEDED], capture_output=True, text=True, env=host.environment(), cwd=host.root)
+    if probe.returncode:
+        errors = [line for line in probe.stderr.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
+        causes = dict.fromkeys([*errors[-1:], *errors[:1]]) or [f"exit code {probe.returncode}"]
+        raise HostBroken(f"what ComfyUI or this pack needs is not in {host.python}: {' Behind it: '.join(causes)}")
+
+
+@contextmanager
+def running(server: Server, bare: Path):
+    """The server with this pack. HostBroken: it does not start; in the folder `bare`, without the pack, neither. PackBroken: there it does, or
+    the pack's nodes are missing."""
+    try:
+        server.__enter__()
+    except RuntimeError as error:
+        try:
+            with Server(server.host, bare, server.arguments, with_pack=False):
+                pass
+        except RuntimeError as without:
+            raise HostBroken(f"ComfyUI in {server.host.root} does not start, also not without this pack: {without}") from None
+        raise PackBroken(f"ComfyUI starts without this pack, but not with it: {error}") from None
+    try:
+        if "LoadMLLM" not in server.get("/object_info"):
+            raise PackBroken(f"ComfyUI could not import this pack:\n{server.log[-4000:]}")
+        yield server
+    finally:
+        server.__exit__()
+
+
 @dataclass
 class Server:
     """ComfyUI's server on a free port over a folder of its own: `base`/models, input, output, temp and custom_nodes with this pack."""
@@ -57,6 +109,7 @@ class Server:
     host: Host
     base: Path
     arguments: tuple[str, ...] = ()
+    with_pack: bool = True
     port: int = 0
     process: subprocess.Popen | None = field(default=None, repr=False)
 
@@ -75,7 +128,7 @@ class Server:
         settings.parent.mkdir(exist_ok=True)
         settings.write_text('{"Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false}')  # else the page opens with its templates
         pack = self.base / "custom_nodes" / "ComfyUI-DecAF"
-        if not pack.exists():
+        if self.with_pack and not pack.exists():
             pack.symlink_to(PACK, target_is_directory=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -86,7 +139,11 @@ class Server:
             self.process = subprocess.Popen(
                 [str(part) for part in command], cwd=self.host.root, env=self.host.environment(), stdout=log, stderr=subprocess.STDOUT
             )
-        self._wait(120)
+        try:
+            self._wait(120)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
@@ -112,18 +169,24 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.loads(answer.read())
 
-    def post(self, path: str, content: dict) -> dict:
-        """The server's answer; also that to a prompt it refuses, which names the nodes and why."""
-        request = urllib.request.Request(self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def post(self, path: str, content: dict | str) -> dict:
+        """The server's answer; also that to a prompt it refuses, which names the nodes and why. `content`: also as JSON text, right or
+        wrong. An answer that is no JSON, of a server that failed, comes as {"status": number, "text": ...}."""
+        text = content if isinstance(content, str) else json.dumps(content)
+        request = urllib.request.Request(self.url + path, text.encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
-            return json.loads(error.read())
+            body = error.read().decode(errors="replace")
+            try:
+                return json.loads(body)
+            except json.JSONDecodeError:
+                return {"status": error.code, "text": body}
 
-    def queue(self, prompt: dict) -> str:
-        """Queue a workflow in API form: its id."""
-        answer = self.post("/prompt", {"prompt": prompt})
+    def queue(self, prompt: dict, client_id: str | None = None) -> str:
+        """Queue a workflow in API form: its id. `client_id`: of the `Events` that shall be told of it."""
+        answer = self.post("/prompt", {"prompt": prompt} | ({"client_id": client_id} if client_id else {}))
         if "prompt_id" not in answer:
             raise AssertionError(json.dumps(answer, indent=1)[:4000])
         return answer["prompt_id"]
@@ -144,3 +207,51 @@ class Server:
         if entry["status"]["status_str"] != "success":
             raise AssertionError(json.dumps(entry["status"]["messages"][-1], indent=1)[:4000])
         return entry["outputs"]
+
+
+class Events:
+    """What the server tells a page over its websocket: `with Events(server) as events: server.queue(prompt, events.client_id)`."""
+
+    def __init__(self, server: Server):
+        self.client_id = uuid.uuid4().hex
+        self._port = server.port
+
+    def __enter__(self) -> Events:
+        self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=60)
+        self._file = self._socket.makefile("rb")
+        key = base64.b64encode(os.urandom(16)).decode()
+        self._socket.sendall(
+            f"GET /ws?clientId={self.client_id} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        if b" 101 " not in self._file.readline():
+            raise ConnectionError("the server opened no websocket")
+        while self._file.readline().strip():
+            pass
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def wait(self, kind: str, seconds: float = 60, **wanted) -> dict:
+        """The data of the next message of that kind that holds these values. The messages before it are gone."""
+        end = time.monotonic() + seconds
+        seen = []
+        while time.monotonic() < end:
+            message = self._message()
+            if message is None:
+                continue
+            seen.append(message["type"])
+            if message["type"] == kind and all(message["data"].get(name) == value for name, value in wanted.items()):
+                return message["data"]
+        raise AssertionError(f"no {kind} with {wanted} in {seconds} s, but {seen[-20:]}")
+
+    def _message(self) -> dict | None:
+        """The next message, None for a frame that is no text. The server sends frames unmasked and whole."""
+        kind, length = self._file.read(2)
+        length &= 127
+        if length > 125:
+            length = int.from_bytes(self._file.read(2 if length == 126 else 8), "big")
+        content = self._file.read(length)
+        return json.loads(content) if kind & 15 == 1 else None

@@ -1,0 +1,101 @@
+"""Memory of a server that runs for long: it stays where it is from one run to the next, and a long clip leaves nothing when it is gone.
+
+Resident memory of the whole process is what is measured, so that it does not matter who holds what stays: this pack, ComfyUI, or the C library.
+40 runs by default, 300 with --long.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from comfy_host import Server
+from make_workflows import red_square
+
+from decaf.video import write_video
+
+MB = 1 << 20
+LONG_CLIP = 160, 360, 480
+"""Frames, height, width: 83 MB when decoded."""
+
+
+@pytest.fixture(scope="module")
+def own_server(host, base):
+    """One that no other test has used."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell the memory of a process in /proc")
+    write_video(base / "input" / "long.mp4", red_square(*LONG_CLIP), 12, LONG_CLIP[1:])
+    with Server(host, base) as server:
+        yield server
+
+
+def resident(server: Server) -> float:
+    """Megabytes of RAM that the server holds now."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MB
+
+
+def prompt(query: str, clip: str = "clip.mp4") -> dict:
+    graph = {
+        "video": ("LoadVideo", {"file": clip}),
+        "mllm": ("LoadMLLM", {"model": "tiny_qwen2_5_vl", "dtype": "fp32"}),
+        "sam2": ("DecAFLoadSAM2", {"model": "tiny_sam2.safetensors"}),
+        "extract": (
+            "ExtractRolloutAttention",
+            {
+                "mllm": ["mllm", 0],
+                "frames": ["video", 0],
+                "query": query,
+                "setting": "expression",
+                "max_key_frames": 4,
+                "tokens_per_frame": 32,
+            },
+        ),
+        "contrast": ("ObjectBackgroundFusion", {"object": ["extract", 0], "background": ["extract", 1]}),
+        "fused": ("FrameFusion", {"attention": ["contrast", 0]}),
+        "prompts": ("AttentionToSAM2Prompts", {"fused": ["fused", 0], "threshold": 0.95, "presence_threshold": 0.0}),
+        "shown": ("DecAFAttentionPreview", {"frames": ["video", 0], "fused": ["fused", 0], "prompts": ["prompts", 0]}),
+        "propagate": (
+            "SAM2VideoPropagate",
+            {"sam2": ["sam2", 0], "frames": ["video", 0], "prompts": ["prompts", 0], "score_threshold": 0.8},
+        ),
+    }
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in graph.items()}
+
+
+def free(server: Server, bound: float, seconds: float = 25) -> float:
+    """Has ComfyUI forget all results and models: what it holds as soon as that is under `bound`, or after so long."""
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    end = time.monotonic() + seconds
+    while (held := resident(server)) > bound and time.monotonic() < end:
+        time.sleep(0.2)
+    return held
+
+
+def test_a_long_clip_leaves_nothing_when_it_is_gone(own_server):
+    for number in range(3):
+        own_server.run(prompt(f"the red square {number}"))
+    before = free(own_server, 0, seconds=6)
+    own_server.run(prompt("the red square", "long.mp4"))
+    full = resident(own_server)
+    after = free(own_server, before + LEFT)
+    assert full - before > 100, "the clip and its masks were held, or this test says nothing"
+    assert after - before < LEFT, f"{before:.0f} MB before, {full:.0f} with the clip, {after:.0f} after"
+
+
+LEFT = 40
+"""Megabytes that may stay: of the clip's and the masks' 190."""
+
+
+def test_runs_take_no_more_memory_than_the_runs_before_them(own_server, request):
+    first, last, rise = (100, 300, 20) if request.config.getoption("--long") else (10, 40, 10)
+    series = []
+    for number in range(last):
+        own_server.run(prompt(f"the {number}th square"))
+        series.append(resident(own_server))
+    # Medians of ten: a collection of garbage, or a buffer that grows, shows as a step up and down.
+    start, end = (sorted(series[run - 10 : run])[5] for run in (first, last))
+    print(f"run {first}: {start:.0f} MB, run {last}: {end:.0f} MB")
+    assert end - start < rise, [round(one) for one in series[::5]]

@@ -1,0 +1,33 @@
+"""A workflow in API form in which every node of the pack is at work."""
+
+from __future__ import annotations
+
+
+def node(class_type: str, /, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def whole_graph(frames: list) -> dict:
+    """Every node of the pack at work on a clip of six frames, from `frames`: a link."""
+    return {
+        "image": node("LoadImage", image="example.png"),
+        "clip": node("RepeatImageBatch", image=["image", 0], amount=6),
+        "video": node("LoadVideo", file="clip.mp4"),
+        "mllm": node("LoadMLLM", model="tiny_qwen2_5_vl", dtype="fp32"),
+        "sam2": node("DecAFLoadSAM2", model="tiny_sam2.safetensors", precision="auto"),
+        "extract": node(
+            "ExtractRolloutAttention", mllm=["mllm", 0], frames=frames, query="it", setting="expression", max_key_frames=2, tokens_per_frame=16,
+            start_layer=-1, object_question="", background_question="",
+        ),
+        "contrast": node("ObjectBackgroundFusion", object=["extract", 0], background=["extract", 1], sigma=1.0),
+        "fused": node("FrameFusion", attention=["contrast", 0], video_weight=0.5),
+        "prompts": node("AttentionToSAM2Prompts", fused=["fused", 0], threshold=0.9, presence_threshold=0.0),
+        "shown": node("DecAFAttentionPreview", frames=frames, fused=["fused", 0], prompts=["prompts", 0]),
+        "propagate": node(
+            "SAM2VideoPropagate", sam2=["sam2", 0], frames=frames, prompts=["prompts", 0], score_threshold=0.5, nms_iou=0.7, preview_fps=24.0
+        ),
+        "picked": node("DecAFTracksToMask", tracks=["propagate", 1], objects=""),
+        "mask": node("MaskPreview", mask=["picked", 0]),
+        "sample": node("DecAFSampleClip", clip_seed=3, kind="any", frames=2),
+        "sample_shown": node("PreviewImage", images=["sample", 0]),
+    }  # fmt: skip
