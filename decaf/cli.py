@@ -55,8 +55,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """A value of thousands of characters is not repeated as a whole."""
+        super().error(message if len(message) <= 300 else f"{message[:200]}...{message[-60:]}")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="decaf",
         formatter_class=_Help,
         description="Mask what a sentence means in a video: the attention of a multimodal language model, tracked with SAM 2.",

@@ -100,6 +100,8 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
 
 def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     queries = split_queries(options.queries)
+    if len(queries) > _MOST_QUERIES:
+        raise DecafError(f"{len(queries):,} queries are more than the {_MOST_QUERIES} that are asked at once. Give them in several runs.")
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
     if look_at(options.clip, "CLIP") is None:
@@ -175,6 +177,9 @@ def _clear_stale(out: Path, stale: list[Path], locks: FolderLocks) -> None:
             locks.release(folder)  # its file goes, too
             outputs.remove_if_empty(folder)
 
+
+_MOST_QUERIES = 100
+"""Each has a folder, and all of them are asked together."""
 
 _HIGHEST = {"max_key_frames": 256, "tokens_per_frame": 16384}
 """More than any model takes in. A larger number is a slip, and frames or tokens of that number would fill the memory."""

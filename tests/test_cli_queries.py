@@ -80,7 +80,11 @@ def test_a_clip_among_the_results_of_other_queries(line, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("more", "told"),
-    [(["--query", "the red square."], '"the red square." is given twice'), (["--query", ""], "Query 2: The query is empty")],
+    [
+        (["--query", "the red square."], '"the red square." is given twice'),
+        (["--query", ""], "Query 2: The query is empty"),
+        (["--query", "\n".join(map(str, range(100)))], "101 queries are more than the 100"),
+    ],
 )
 def test_queries_that_cannot_be_asked_together(line, capsys, more, told):
     assert cli.main(line(*more)) == 2

@@ -33,21 +33,40 @@ def test_what_is_taken_and_given_back_shows():
     assert after - before < 20 << 20
 
 
+def until(condition):
+    """Waits for the watching thread, for as long as a busy machine may need."""
+    given_up = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < given_up
+        time.sleep(0.01)
+
+
+def lines_of(caplog):
+    return [record.getMessage() for record in [*caplog.records]]
+
+
+def test_lines_are_as_far_apart_as_asked(caplog):
+    with caplog.at_level(logging.INFO, "decaf"), MemoryLog(every=3600) as memory:
+        until(lambda: lines_of(caplog))
+        samples = []
+        memory._sample = lambda: samples.append(1)
+        until(lambda: len(samples) >= 3)
+    assert len(lines_of(caplog)) == 1
+
+
 def test_peaks_by_step_and_lines_in_the_log(caplog, monkeypatch):
     held, reports = [100], []
     monkeypatch.setattr("decaf.memory_log.resident_bytes", lambda: held[0] * 10**6)
-    with caplog.at_level(logging.INFO, "decaf"), MemoryLog(lambda *report: reports.append(report), every=0.3) as memory:
+    with caplog.at_level(logging.INFO, "decaf"), MemoryLog(lambda *report: reports.append(report), every=0.01) as memory:
         memory.step("small")
         memory(1, 3, "large")
         held[0] = 250
-        time.sleep(1)  # the thread sees it
+        until(lambda: sum("250 MB held  large 1/3" in line for line in lines_of(caplog)) >= 2)
         held[0] = 120
         memory(2, 3, "large")
         memory.step("small again")
     assert reports == [(1, 3, "large"), (2, 3, "large")]
     assert memory.peaks == {"small": 100 * 10**6, "large": 250 * 10**6, "small again": 120 * 10**6}
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) >= 3 and any("250 MB held  large 1/3" in line for line in lines)
 
 
 def test_an_error_ends_the_watch():
@@ -59,7 +78,7 @@ def test_an_error_ends_the_watch():
 
 def test_steps_are_told_where_memory_is_not(caplog, monkeypatch):
     monkeypatch.setattr("decaf.memory_log.resident_bytes", lambda: None)
-    with caplog.at_level(logging.INFO, "decaf"), MemoryLog(every=0.1) as memory:
+    with caplog.at_level(logging.INFO, "decaf"), MemoryLog(every=0.01) as memory:
         memory(1, 3, "tracking")
-        time.sleep(0.5)
-    assert not memory.peaks and any(record.getMessage().endswith("tracking 1/3") for record in caplog.records)
+        until(lambda: any(line.endswith("s  tracking 1/3") for line in lines_of(caplog)))
+    assert not memory.peaks
