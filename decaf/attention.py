@@ -34,7 +34,7 @@ LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
 
 MOST_KEY_FRAMES = 256
-"""Key frames that can be asked for; the paper shows 16."""
+"""Key frames that can be asked for; the paper shows 16. A larger number is a slip, and would fill the memory."""
 
 MOST_TOKENS_PER_FRAME = 16384
 """Visual tokens of a frame that can be asked for; the paper shows 400."""

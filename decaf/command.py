@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections import Counter
@@ -17,16 +16,18 @@ import torch
 from torch import Tensor
 
 from . import __version__, outputs
-from .attention import extract_attentions
+from .attention import MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, extract_attentions
 from .attention_file import load_attention, save_attention
 from .clip_info import check_same_clip
 from .data import Attention, Tracks
 from .demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
+from .devices import empty_caches, language_dtype, mixed_dtype
 from .errors import DecafError, reason, shown
 from .files import write_image, write_json
 from .folder_lock import FolderLocks
 from .memory_log import MemoryLog
 from .mllm import find_mllm, load_mllm
+from .mllm.folder import read_json
 from .paths import look_at, real_path
 from .pipeline import Result, segment_clip
 from .presence import THRESHOLD as PRESENCE_THRESHOLD
@@ -100,8 +101,7 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
 
 def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     queries = split_queries(options.queries)
-    if len(queries) > _MOST_QUERIES:
-        raise DecafError(f"{len(queries):,} queries are more than the {_MOST_QUERIES} that are asked at once. Give them in several runs.")
+    options.templates.check(queries, options.setting)
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
     if look_at(options.clip, "CLIP") is None:
@@ -109,7 +109,8 @@ def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     check_options(options)
     _check_places(options, folders)
     device = choose_device(options.device)
-    dtype, sam2_dtype = _dtype(options.dtype, device), mixed_dtype(options.sam2_dtype, device)
+    dtype = language_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
     stale = _claim(options.out, folders, locks)
     mllm = mllm_folder(options.mllm, progress)
     _check_start_layer(options.start_layer, mllm)
@@ -178,11 +179,7 @@ def _clear_stale(out: Path, stale: list[Path], locks: FolderLocks) -> None:
             outputs.remove_if_empty(folder)
 
 
-_MOST_QUERIES = 100
-"""Each has a folder, and all of them are asked together."""
-
-_HIGHEST = {"max_key_frames": 256, "tokens_per_frame": 16384}
-"""More than any model takes in. A larger number is a slip, and frames or tokens of that number would fill the memory."""
+_HIGHEST = {"max_key_frames": MOST_KEY_FRAMES, "tokens_per_frame": MOST_TOKENS_PER_FRAME}
 
 
 def check_models(mllm: str, sam2: Path) -> None:
@@ -220,14 +217,11 @@ def _check_start_layer(start: int | None, mllm: Path) -> None:
 
 def layer_count(mllm: Path) -> int | None:
     """Decoder layers of the language model in a folder, as its config.json has them; None if that does not say."""
-    path = mllm / "config.json"
     try:
-        if not os.path.isfile(path) or path.stat().st_size > 1 << 20:
-            return None
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(mllm / "config.json")
         layers = (config.get("text_config") or config)["num_hidden_layers"]
         return layers if isinstance(layers, int) and layers > 0 else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -271,8 +265,7 @@ def _attentions(
         # SAM 2's sweeps need the memory that a language model of many gigabytes holds.
         del mllm
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_caches()
         for job, attention in zip(missing, attentions, strict=True):
             save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
     else:
@@ -397,19 +390,6 @@ def choose_device(name: str) -> torch.device:
             f"--device {name} was asked for, but PyTorch {torch.__version__} finds no such device here. Use --device auto or cpu."
         )
     return torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return getattr(torch, name)
-
-
-def mixed_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What --sam2-dtype names: "auto" is bfloat16 on a GPU that has it, as SAM 2 was trained, else float32."""
-    if name != "auto":
-        return getattr(torch, name)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def _summary(folder: Path, tracks: Tracks, filled: int) -> str:

@@ -114,6 +114,25 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def language_dtype(device: torch.device) -> torch.dtype:
+    """In which number format a language model computes on a device: bfloat16 where it can, emulated or not, else float32.
+
+    Never float16: activations of Qwen's models pass its largest number. GPUs before Ampere only emulate bfloat16, slowly, but in float32
+    the weights would take twice the memory, which those cards do not have.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def mixed_dtype(device: torch.device) -> torch.dtype:
+    """In which number format SAM 2 computes on a device: bfloat16 on a GPU that has it natively, as SAM 2 was trained, else float32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that PyTorch could still allocate on a GPU, what it keeps cached included; None for a device that has no memory of its own."""
     if device.type != "cuda":

@@ -120,6 +120,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
+        templates.check(queries, setting)
         clip = host.clip_of(frames)
         with host.returning_memory():
             found = decaf.extract_attentions(  # imports transformers only now

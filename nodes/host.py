@@ -206,9 +206,12 @@ def clip_of(frames) -> Clip:
     return _opened[frames][1]
 
 
-def frame_rate(frames, otherwise: float) -> Fraction:
-    """Frames per second of an IMAGE or VIDEO socket; IMAGE does not know its own."""
-    return Fraction(otherwise).limit_denominator(1001) if isinstance(frames, torch.Tensor) else _read(frames, frames.get_frame_rate)
+def frame_rate(frames, clip: Clip, otherwise: float) -> Fraction:
+    """Frames per second of an IMAGE or VIDEO socket and its clip; IMAGE does not know its own. ComfyUI's reader is asked last: it fails at
+    titles that are not UTF-8."""
+    if isinstance(frames, torch.Tensor):
+        return Fraction(otherwise).limit_denominator(1001)
+    return clip.fps or _read(frames, frames.get_frame_rate)
 
 
 def _read(frames, ask: Callable):

@@ -150,7 +150,7 @@ class SAM2VideoPropagate(io.ComfyNode):
         report = host.progress()
         with host.returning_memory():
             tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
-        fps = host.frame_rate(frames, preview_fps)
+        fps = host.frame_rate(frames, clip, preview_fps)
         mask = host.tracks_mask(tracks, report)
         told = describe(tracks)
         try:

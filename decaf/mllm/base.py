@@ -88,8 +88,6 @@ class Family(ABC):
     """`model_type` in config.json of the models it serves."""
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
-    """Number formats that are chosen without being asked for, best first. float16 is none of them: these models overflow in it."""
 
     system: str = ""
     """What the models were told before the chat; a folder may say otherwise (see `decaf.mllm.folder.system_prompt`)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..devices import is_device_failure, is_out_of_memory, usable_device
+from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
 from ..progress import Progress, silent
 from . import families
@@ -39,7 +39,7 @@ def load_mllm(
 
     Args:
         folder: holds config.json, *.safetensors and tokenizer files.
-        dtype: of the weights; None takes float32 on a CPU and the family's first choice elsewhere. Maps are float32 in any case.
+        dtype: of the weights; None takes what suits the device, see `decaf.devices.language_dtype`. Maps are float32 in any case.
 
     Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
     that is not there.
@@ -52,8 +52,7 @@ def load_mllm(
     _check_complete(folder)
     check_sizes(entries, folder)
     shapes = weight_shapes(folder)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else family.dtypes[0]
+    dtype = dtype or language_dtype(device)
     with _explained(folder):
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
