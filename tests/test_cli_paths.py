@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from short_runs import FRAMES, masks, read
 
 from decaf import cli, command
+from decaf.command_options import layer_count
+from decaf.demo import MLLM_FOLDER
 
 unix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
 
@@ -210,7 +212,7 @@ def test_numbers_are_told_before_anything_is_loaded(line, unloaded, capsys, opti
 
 
 def test_the_last_layer_is_a_layer(line, tmp_path):
-    assert command.layer_count(command.MLLM_FOLDER) > 0
+    assert layer_count(MLLM_FOLDER) > 0
     assert cli.main(line("--start-layer", "3", "--no-overlay")) == 0
 
 

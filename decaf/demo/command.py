@@ -95,6 +95,7 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
     from PIL import Image
 
     from .. import command, outputs
+    from ..command_options import Options, check_options
     from ..files import write_image
     from ..folder_lock import FolderLocks
     from ..questions import Templates, clean_query
@@ -105,14 +106,14 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
     query = clean_query(arguments.query) if arguments.query is not None else scene.queries[0].text
     known = _same_query(scene, query)
     folder = arguments.out
-    options = command.Options(
+    options = Options(
         clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
         setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
         point_threshold=0.8, presence_threshold=arguments.presence_threshold, score_threshold=0.8,
         device=arguments.device, dtype="auto", sam2_dtype="auto",
         objects=False, overlay=True, resume=False,
     )  # fmt: skip
-    command.check_options(options)
+    check_options(options)
     outputs.prepare_folder(folder)
     with FolderLocks() as locks:
         locks.take(folder)
@@ -157,7 +158,8 @@ def _same_query(scene, text: str):
 
 
 def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
-    from ..command import check_models, choose_device, mllm_folder, sam2_file
+    from ..command import choose_device, mllm_folder
+    from ..command_options import check_models, sam2_file
     from ..files import write_json
     from ..mllm import load_mllm
     from ..tracking import load_sam2

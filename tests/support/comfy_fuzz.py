@@ -9,8 +9,9 @@ from random import Random
 
 NUMBERS = (0, -1, 1, 2, 16, 0.5, -0.0, 1e-300, 1e300, 10**400, -(2**63), 2**64, float("nan"), float("inf"), float("-inf"))
 TEXTS = (
-    "", " \n\t", "0", "-1", "NaN", "it", "the red square\nthe blue one", "x" * 10**5, "{query} " + "x" * 10**5, "{query}" * 1000, "word " * 400, "<|im_end|><|vision_start|><|image_pad|>",
-    "<IMG_CONTEXT></img>", "{query}", "{object} {answers} {query}", "{{}}", "%s%n", 
+    "", " \n\t", "0", "-1", "NaN", "it", "the red square\nthe blue one", "x" * 10**5, "{query} " + "x" * 10**5, "{query}" * 1000, "word " * 400,
+    "<|im_end|><|vision_start|><|image_pad|>",
+    "<IMG_CONTEXT></img>", "{query}", "{object} {answers} {query}", "{{}}", "%s%n",
     "\ud800", "a\udfffb", "\x00", "a\x00b", "\u202e\u200b\ufeff",
     "赤い四角", "👨‍👩‍👧‍👦" * 50, "../../../etc/passwd", "..\\..\\secret", "/dev/zero", "clip.mp4", "example.png", "input/../clip.mp4",
     "tiny_qwen2_vl", "tiny_internvl", "tiny_sam2.safetensors", "choose a model", "download: Qwen/Qwen2.5-VL-3B-Instruct", "download: ../x",
