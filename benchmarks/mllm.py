@@ -80,7 +80,7 @@ def build(shape: Shape, device: str, attention: str) -> MLLM:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
     family = registry()[config.model_type]
     engine = TransformersEngine(model.eval().requires_grad_(False))
     engine.text_tower.set_attn_implementation(attention)

@@ -170,7 +170,7 @@ def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     from transformers import AutoModelForImageTextToText
 
     mllm = load_mllm(mllm_folder(family))
-    plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), dtype=torch.float32).eval()
+    plain = AutoModelForImageTextToText.from_pretrained(mllm_folder(family), dtype=torch.float32, trust_remote_code=False).eval()
     kinds = [sum(isinstance(module, torch.nn.Conv3d) for module in model.modules()) for model in (mllm.model, plain)]
     assert kinds == [0, 1] and mllm.model.state_dict().keys() == plain.state_dict().keys()
     untouched = replace(mllm, engine=TransformersEngine(plain))

@@ -1,5 +1,6 @@
 """What the repository promises about itself: its size, what an import costs, what is packed, and code that must not appear."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -46,6 +47,23 @@ def shipped() -> list[Path]:
     code = [path for path in tracked() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in ("decaf", "nodes", "__init__.py")]
     assert len(code) > 10
     return code
+
+
+def calls(path: Path, *names: str) -> list[ast.Call]:
+    """Calls of functions or methods of these names in a Python file."""
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in tree if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in names]
+
+
+def test_no_code_of_a_model_folder_is_asked_for():
+    """Left out, the library asks on the terminal, and runs it after a yes."""
+    found = 0
+    for path in tracked():
+        for call in calls(path, "from_pretrained", "from_config") if path.suffix == ".py" else ():
+            given = {keyword.arg: keyword.value for keyword in call.keywords}.get("trust_remote_code")
+            assert isinstance(given, ast.Constant) and given.value is False, f"{path.relative_to(ROOT)}:{call.lineno}"
+            found += path.relative_to(ROOT).parts[0] == "decaf"
+    assert found >= 3
 
 
 def test_sizes():

@@ -18,9 +18,9 @@ VISUAL = {
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request, mllm_folder):
     folder = mllm_folder(request.param)
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return request.param, model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+    return request.param, model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def ask(processor, kind, query="the red object", **media):

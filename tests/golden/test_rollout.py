@@ -28,7 +28,7 @@ def load(folder) -> MLLM:
     if folder not in _models:
         from transformers import AutoModelForImageTextToText
 
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
         model.generation_config.eos_token_id = None  # the reference was made to give a fixed number of tokens
         family, tokenizer = registry()[model.config.model_type], SimpleNamespace(eos_token_id=None)  # the files hold token ids
         vision = family.vision_shape(model.config)

@@ -321,7 +321,7 @@ def _write_weights(folder: Path, names: str, seed: int) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, parameter in sorted(model.state_dict().items()):

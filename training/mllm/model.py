@@ -17,7 +17,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 def build_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     """A fresh model of the configuration in `folder`."""
-    model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder))
+    model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     _start_filters(model.model.visual)
     _start_names(model.get_input_embeddings().weight, Tokenizer.from_file(str(folder / "tokenizer.json")))
     return model.float()
