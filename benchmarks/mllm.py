@@ -20,14 +20,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextTo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from decaf.attention import extract_attention, key_frames
-from decaf.batches import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU
-from decaf.clips import Clip, clip_from_images
+from decaf.attention.batches import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU
+from decaf.attention.extract import extract_attention, key_frames
+from decaf.attention.questions import Templates, clean_query
+from decaf.clips.base import Clip, clip_from_images
 from decaf.demo.scenes import make_scene
 from decaf.mllm import MLLM, Layout, registry
 from decaf.mllm.engine import ATTENTION, TransformersEngine
 from decaf.mllm.packed import pack
-from decaf.questions import Templates, clean_query
 
 from .measure import Cost, Different, figures, measure, ratio
 from .rollout import dense_layer

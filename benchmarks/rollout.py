@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from decaf.rollout import CapturedQK, last_row_rollout
+from decaf.attention.rollout import CapturedQK, last_row_rollout
 
 from .measure import Different, Failed, figures, measure, ratio
 

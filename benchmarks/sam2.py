@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 import decaf.demo
-from decaf.attention import key_frames
-from decaf.clip_info import clip_info
-from decaf.clips import Clip, clip_from_images
+from decaf.attention.extract import key_frames
+from decaf.clips.base import Clip, clip_from_images
+from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.demo.scenes import make_scene
-from decaf.mask_store import pack_bits, unpack_bits
-from decaf.tracking import SAM2, load_sam2, segment
-from decaf.tracking.architecture import read_architecture
-from decaf.tracking.build import build_model
+from decaf.masks import pack_bits, unpack_bits
+from decaf.sam2 import SAM2, load_sam2
+from decaf.sam2.architecture import read_architecture
+from decaf.sam2.build import build_model
+from decaf.tracking import segment
 
 from .measure import Different, figures, measure, ratio
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .mask_store import MaskStore
+from .masks import MaskStore
 
 
 @dataclass(frozen=True)

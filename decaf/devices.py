@@ -45,6 +45,15 @@ def is_device_failure(error: BaseException) -> bool:
     return isinstance(error, accelerator) or (isinstance(error, RuntimeError) and _says(error, ("cuda error", "hip error", "xpu error")))
 
 
+def out_of_memory(error: Exception, what: str, remedy: str) -> OutOfMemoryError:
+    """The error for memory that ran out in `what`, also with smaller batches. `remedy`: what helps where it is a GPU's."""
+    if of_the_host(error):
+        whose, remedy = "The computer's memory", "Close other programs, or give a shorter clip or smaller frames."
+    else:
+        whose = "GPU memory"
+    return OutOfMemoryError(f"{whose} ran out during {what}, also with smaller batches. {remedy}")
+
+
 @contextmanager
 def memory_for(what: str, remedy: str) -> Iterator[None]:
     """Within it, memory that runs out is an `OutOfMemoryError` that says `what` could not be done for lack of it, and the remedy."""

@@ -1,6 +1,5 @@
 """Errors that a user can act on."""
 
-
 from __future__ import annotations
 
 import os
@@ -22,14 +21,3 @@ def reason(error: BaseException) -> str:
     """Why the system refused, or the first sentence of what a library says, or the kind of error where it says nothing."""
     lines = str(getattr(error, "strerror", None) or error).strip().splitlines() or [type(error).__name__]
     return shown(lines[0].split(". ")[0].rstrip("."))
-
-
-def out_of_memory(error: Exception, what: str, remedy: str) -> DecafError:
-    """The `devices.OutOfMemoryError` for memory that ran out in `what`, also with smaller batches. `remedy`: what helps where it is a GPU's."""
-    from .devices import OutOfMemoryError, of_the_host
-
-    if of_the_host(error):
-        whose, remedy = "The computer's memory", "Close other programs, or give a shorter clip or smaller frames."
-    else:
-        whose = "GPU memory"
-    return OutOfMemoryError(f"{whose} ran out during {what}, also with smaller batches. {remedy}")

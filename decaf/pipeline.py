@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .attention import extract_attention
+from .attention.extract import extract_attention
+from .attention.fusion import frame_fusion, object_background_fusion
+from .attention.points import attention_points
+from .attention.presence import THRESHOLD as PRESENCE_THRESHOLD
+from .attention.questions import Templates, clean_query
+from .clips import Clip
 from .data import Attention, FusedAttention, SAM2Prompts, Tracks
 from .errors import DecafError
-from .fusion import frame_fusion, object_background_fusion
 from .mllm import MLLM
-from .points import attention_points
-from .presence import THRESHOLD as PRESENCE_THRESHOLD
-from .progress import Progress, silent
-from .questions import Templates, clean_query
-from .tracking import SAM2, segment
-from .tracking.frames import FeatureCache
-from .video import Clip
+from .report import Progress, silent
+from .sam2 import SAM2
+from .sam2.frames import FeatureCache
+from .tracking import segment
 
 
 @dataclass(frozen=True)

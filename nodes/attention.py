@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .. import decaf
-from ..decaf import fusion
+from ..decaf.attention import fusion
+from ..decaf.attention.questions import SETTINGS, Templates, split_queries
 from ..decaf.errors import DecafError
-from ..decaf.questions import SETTINGS, Templates, split_queries
 from . import host
 from .inputs import checked
 from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input

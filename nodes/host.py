@@ -21,10 +21,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import InputImpl, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..decaf.clips import Clip, clip_from_images, open_clip
 from ..decaf.data import Tracks
 from ..decaf.errors import DecafError
-from ..decaf.progress import Progress
-from ..decaf.video import Clip, clip_from_images, open_clip
+from ..decaf.report import Progress
 
 Cancelled = mm.InterruptProcessingException
 """Raised by a progress callback when the user has pressed Cancel."""

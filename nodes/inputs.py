@@ -17,7 +17,7 @@ from comfy_api.latest import io
 from ..decaf import data
 from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM as LoadedMLLM
-from ..decaf.tracking import SAM2 as LoadedSAM2
+from ..decaf.sam2 import SAM2 as LoadedSAM2
 from . import host, sockets
 
 

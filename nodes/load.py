@@ -11,7 +11,7 @@ from ..decaf.errors import DecafError
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
 from ..decaf.mllm.load import load_mllm
-from ..decaf.tracking import load_sam2
+from ..decaf.sam2 import load_sam2
 from . import host
 from .inputs import brief, checked
 from .sockets import CATEGORY, MLLM, SAM2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..decaf.fusion import coarse_masks
-from ..decaf.video import check_same_clip
-from ..decaf.visualize import heat_overlay
+from ..decaf.attention.fusion import coarse_masks
+from ..decaf.clips import check_same_clip
+from ..decaf.pictures.contact_sheet import heat_overlay
 from . import host
 from .inputs import checked
 from .sockets import CATEGORY, FusedAttention, Prompts, frames_input

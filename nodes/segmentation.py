@@ -7,13 +7,13 @@ import logging
 import torch
 from comfy_api.latest import InputImpl, io, ui
 
-from ..decaf import points
+from ..decaf.attention import points
+from ..decaf.attention.presence import THRESHOLD as PRESENCE_THRESHOLD
+from ..decaf.clips import write_video
 from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
-from ..decaf.presence import THRESHOLD as PRESENCE_THRESHOLD
+from ..decaf.pictures.contact_sheet import mask_overlay
 from ..decaf.tracking import segment
-from ..decaf.video import write_video
-from ..decaf.visualize import mask_overlay
 from . import host
 from .inputs import checked
 from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input

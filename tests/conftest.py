@@ -59,7 +59,7 @@ def sam2_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):
-    from decaf.video import write_video
+    from decaf.clips import write_video
 
     path = tmp_path_factory.mktemp("clip") / "square.mp4"
     write_video(path, (picture(index) for index in range(FRAMES)), Fraction(25), SIZE)

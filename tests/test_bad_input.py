@@ -15,15 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 
-from decaf import cli
-from decaf.attention import extract_attention
+from decaf.attention.extract import extract_attention
+from decaf.attention.fusion import frame_fusion, object_background_fusion
+from decaf.attention.points import attention_points
+from decaf.clips import clip_from_images, open_clip, write_video
+from decaf.command import main as cli
 from decaf.errors import DecafError
-from decaf.fusion import frame_fusion, object_background_fusion
 from decaf.mllm import load_mllm
 from decaf.pipeline import segment_clip
-from decaf.points import attention_points
-from decaf.tracking import load_sam2, segment
-from decaf.video import clip_from_images, open_clip, write_video
+from decaf.sam2 import load_sam2
+from decaf.tracking import segment
 
 
 def noise(frames, height=48, width=64, channels=3, seed=0):

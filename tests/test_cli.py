@@ -14,11 +14,12 @@ from safetensors import safe_open
 from short_runs import FRAMES, KEYS, SIZE, Meter, masks, picture, read
 from tiny_models import FAMILIES
 
-from decaf import cli, command
-from decaf.attention_file import load_attention
-from decaf.folder_lock import NAME as LOCK
-from decaf.memory_log import resident_bytes
-from decaf.video import open_clip
+from decaf.clips import open_clip
+from decaf.command import main as cli
+from decaf.command import segment as command
+from decaf.command.attention_file import load_attention
+from decaf.command.folder_lock import NAME as LOCK
+from decaf.command.memory_log import resident_bytes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -197,15 +198,15 @@ def test_without_resume_everything_is_made_anew(line, tmp_path, mllm_folder):
 
 
 STOPS = {
-    "attention": "import decaf.attention_file as m; m.atomic_write = stop",
+    "attention": "import decaf.command.attention_file as m; m.atomic_write = stop",
     "mask": "import decaf.files as m; replace = os.replace; m.os.replace = lambda a, b: stop() if '00003' in str(b) else replace(a, b)",
-    "overlay": "import decaf.command as m; m.mask_overlay = stop",
+    "overlay": "import decaf.command.segment as m; m.mask_overlay = stop",
 }
 
 KILLER = """
 import os, signal, sys
-from decaf import cli
-import transformers, decaf.command  # once, before the children
+from decaf.command import main as cli
+import transformers, decaf.command.segment  # once, before the children
 def stop(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 code, *arguments = sys.argv[1:]
 for case in code.split("||"):

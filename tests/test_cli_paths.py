@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from short_runs import FRAMES, masks, read
 
-from decaf import cli, command
-from decaf.command_options import layer_count
+from decaf.command import main as cli
+from decaf.command import segment as command
+from decaf.command.options import layer_count
 from decaf.demo import MLLM_FOLDER
 
 unix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
@@ -357,7 +358,8 @@ def test_a_clone_that_is_not_installed(line, tmp_path, monkeypatch):
     """As it lies in a host's folder of nodes: no metadata of the package, and perhaps none of SAM 2's."""
     from importlib.metadata import PackageNotFoundError
 
-    from decaf import __version__, outputs
+    from decaf import __version__
+    from decaf.command import outputs
 
     real = outputs.version
 

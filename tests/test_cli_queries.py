@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from short_runs import FRAMES, Meter, masks, read
 
-from decaf import cli
+from decaf.command import main as cli
 
 
 def test_several_queries_share_the_pictures(line, tmp_path, monkeypatch, capsys):

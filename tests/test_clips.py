@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from video_files import numbered
 
-from decaf.attention import key_frames
+from decaf.attention.extract import key_frames
+from decaf.clips import check_same_clip, clip_from_images, clip_info, open_clip, thumbnails, write_video
 from decaf.errors import DecafError
-from decaf.video import check_same_clip, clip_from_images, clip_info, open_clip, thumbnails, write_video
 
 
 def save(folder, count=12, size=(20, 30), name="frame{}.png"):

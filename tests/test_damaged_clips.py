@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from video_files import encode, numbered
 
+from decaf.clips import open_clip
 from decaf.errors import DecafError
-from decaf.video import open_clip
 
 
 def test_a_video_in_a_format_that_nobody_knows(tmp_path):

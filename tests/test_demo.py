@@ -8,19 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from decaf import cli
-from decaf.attention import extract_attentions
+from decaf.attention.extract import extract_attentions
+from decaf.attention.fusion import coarse_masks, frame_fusion, object_background_fusion
+from decaf.attention.presence import THRESHOLD
+from decaf.clips import clip_from_images
+from decaf.command import main as cli
 from decaf.demo import MLLM_FOLDER, SAM2_FILE
 from decaf.demo.asking import KINDS
-from decaf.demo.evaluate import evaluate, pointing
 from decaf.demo.scenes import make_scene
-from decaf.fusion import coarse_masks, frame_fusion, object_background_fusion
-from decaf.metrics import region_similarity
+from decaf.evaluation.evaluate import evaluate, pointing
+from decaf.evaluation.metrics import region_similarity
 from decaf.mllm import load_mllm
 from decaf.pipeline import segment_clip
-from decaf.presence import THRESHOLD
-from decaf.tracking import load_sam2
-from decaf.video import clip_from_images
+from decaf.sam2 import load_sam2
 
 LENGTH = 6
 SCENES = 12

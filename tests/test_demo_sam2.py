@@ -8,18 +8,19 @@ import torch
 from safetensors import safe_open
 
 import decaf.demo
-from decaf.attention import key_frames
-from decaf.clip_info import clip_info
-from decaf.clips import clip_from_images
+from decaf.attention.extract import key_frames
+from decaf.attention.points import attention_points
+from decaf.clips.base import clip_from_images
+from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention
 from decaf.demo.scenes import make_scene
-from decaf.metrics import region_similarity
-from decaf.points import attention_points
-from decaf.tracking import load_sam2, segment
+from decaf.evaluation.metrics import region_similarity
+from decaf.sam2 import load_sam2
+from decaf.sam2.frames import FeatureCache, FrameEncoder
+from decaf.sam2.sweep import FixedPrompts, Sweep
+from decaf.tracking import segment
 from decaf.tracking.candidates import point_masks
-from decaf.tracking.frames import FeatureCache, FrameEncoder
 from decaf.tracking.masks import video_masks
-from decaf.tracking.sweep import FixedPrompts, Sweep
 
 CHECKPOINT = Path(decaf.demo.__file__).parent / "models" / "sam2.safetensors"
 SEEDS = range(80_000_000, 80_000_006)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from decaf.attention.fusion import coarse_masks, frame_fusion, object_background_fusion, otsu_threshold
 from decaf.data import Attention, ClipInfo, FusedAttention
 from decaf.errors import DecafError
-from decaf.fusion import coarse_masks, frame_fusion, object_background_fusion, otsu_threshold
 
 
 def clip_of(frames=4, size=(48, 64), length=None):

@@ -18,9 +18,9 @@ from forks import Forks
 from PIL import Image
 from short_runs import picture
 
-from decaf import cli
-from decaf.questions import Templates
-from decaf.video import write_video
+from decaf.attention.questions import Templates
+from decaf.clips import write_video
+from decaf.command import main as cli
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="each case is a fork of this process")
 

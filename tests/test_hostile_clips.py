@@ -16,8 +16,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from video_files import encode, linear, number_of, numbered
 
+from decaf.clips import open_clip
 from decaf.errors import DecafError
-from decaf.video import open_clip
 
 
 def refused(path, *parts):
@@ -260,11 +260,11 @@ def test_a_header_that_promises_too_much(tmp_path, name):
 
 def test_frames_over_the_limit_are_not_decoded(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mkv", 3)
-    monkeypatch.setattr("decaf.decoding.MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr("decaf.clips.video_file.MAX_PIXELS", 64 * 48 - 1)
     refused(path, "a.mkv", "64x48", "million pixels")
     raw = encode(tmp_path / "a.h264", 3)  # has no header but the stream's own
     refused(raw, "a.h264")
-    monkeypatch.setattr("decaf.decoding.MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr("decaf.clips.video_file.MAX_PIXELS", 64 * 48)
     assert len(open_clip(path)) == len(open_clip(raw)) == 3
 
 

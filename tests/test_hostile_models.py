@@ -13,7 +13,7 @@ from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 
-from decaf.attention import extract_attention
+from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
 from decaf.mllm import find_mllm, load_mllm
 from decaf.mllm.engine import ATTENTION

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from short_runs import FRAMES, masks, read
 
-from decaf.video import open_clip
+from decaf.clips import open_clip
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked and killed here")
 

@@ -5,14 +5,15 @@ import weakref
 import torch
 from moving_shapes import moving_shapes
 
-from decaf.clip_info import clip_info
-from decaf.clips import Clip
-from decaf.command import _overlay
+from decaf.clips import open_clip, write_video
+from decaf.clips.base import Clip
+from decaf.clips.identity import clip_info
+from decaf.command.segment import _overlay
 from decaf.data import FusedAttention, SAM2Prompts
-from decaf.progress import silent
-from decaf.tracking import load_sam2, segment
-from decaf.tracking.memory import TrackedObject
-from decaf.video import open_clip, write_video
+from decaf.report import silent
+from decaf.sam2 import load_sam2
+from decaf.sam2.memory_plan import TrackedObject
+from decaf.tracking import segment
 
 
 class CountedClip(Clip):

@@ -8,7 +8,7 @@ import torch
 
 from decaf.data import Track, Tracks
 from decaf.errors import DecafError
-from decaf.mask_store import MaskStore
+from decaf.masks import MaskStore
 
 
 def random_masks(objects, length, height, width, seed=0):

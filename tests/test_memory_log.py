@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from decaf.memory_log import MemoryLog, resident_bytes
+from decaf.command.memory_log import MemoryLog, resident_bytes
 
 TOLD = pytest.mark.skipif(resident_bytes() is None, reason="this system does not tell what a process holds")
 
@@ -56,7 +56,7 @@ def test_lines_are_as_far_apart_as_asked(caplog):
 
 def test_peaks_by_step_and_lines_in_the_log(caplog, monkeypatch):
     held, reports = [100], []
-    monkeypatch.setattr("decaf.memory_log.resident_bytes", lambda: held[0] * 10**6)
+    monkeypatch.setattr("decaf.command.memory_log.resident_bytes", lambda: held[0] * 10**6)
     with caplog.at_level(logging.INFO, "decaf"), MemoryLog(lambda *report: reports.append(report), every=0.01) as memory:
         memory.step("small")
         memory(1, 3, "large")
@@ -77,7 +77,7 @@ def test_an_error_ends_the_watch():
 
 
 def test_steps_are_told_where_memory_is_not(caplog, monkeypatch):
-    monkeypatch.setattr("decaf.memory_log.resident_bytes", lambda: None)
+    monkeypatch.setattr("decaf.command.memory_log.resident_bytes", lambda: None)
     with caplog.at_level(logging.INFO, "decaf"), MemoryLog(every=0.01) as memory:
         memory(1, 3, "tracking")
         until(lambda: any(line.endswith("s  tracking 1/3") for line in lines_of(caplog)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decaf.errors import DecafError
-from decaf.metrics import contour, contour_accuracy, dilate, region_similarity
+from decaf.evaluation.metrics import contour, contour_accuracy, dilate, region_similarity
 
 
 def box(top, left, bottom, right, size=(40, 50)):

@@ -13,13 +13,13 @@ from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 
-from decaf.attention import extract_attention, extract_attentions, key_frames
+from decaf.attention.extract import extract_attention, extract_attentions, key_frames
+from decaf.attention.questions import Templates, clean_query, split_queries
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 from decaf.mllm.base import fit_grid
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
-from decaf.questions import Templates, clean_query, split_queries
 
 QUERY = "the dog that gets the ball first"
 
@@ -271,7 +271,7 @@ def test_more_questions_than_fit_a_pass(mllm, monkeypatch):
     """They are asked on the keys and values of the pictures, which are not run again."""
     queries = ["the red one", "the blue one behind it", "a cup"]
     expected, counts, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), {}, {}
-    monkeypatch.setattr("decaf.attention.QUESTIONS_PER_PASS", 2)
+    monkeypatch.setattr("decaf.attention.extract.QUESTIONS_PER_PASS", 2)
     found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=counts)
     assert counts["forward_passes"] == 5 + 3  # nine questions of the video, six of the images
     for pair, other in zip(found, expected, strict=True):

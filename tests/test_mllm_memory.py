@@ -5,7 +5,7 @@ import torch
 from dense_rollout import relative
 from random_clips import clip_of
 
-from decaf.attention import extract_attention
+from decaf.attention.extract import extract_attention
 from decaf.mllm import load_mllm
 
 QUERY = "the dog that gets the ball first"
@@ -13,9 +13,9 @@ QUERY = "the dog that gets the ball first"
 
 def out_of_memory_for(calls, monkeypatch, blocks):
     """Makes the first `calls` rollouts run out of GPU memory; `blocks` gets the block size of every one."""
-    import decaf.attention
+    import decaf.attention.extract
 
-    roll_out = decaf.attention.last_row_rollout
+    roll_out = decaf.attention.extract.last_row_rollout
 
     def limited(*args, block_bytes=None, **kwargs):
         blocks.append(block_bytes)
@@ -23,12 +23,12 @@ def out_of_memory_for(calls, monkeypatch, blocks):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return roll_out(*args, block_bytes=block_bytes, **kwargs)
 
-    monkeypatch.setattr(decaf.attention, "last_row_rollout", limited)
+    monkeypatch.setattr(decaf.attention.extract, "last_row_rollout", limited)
 
 
 def watch_budgets(monkeypatch):
     """Gets the byte budget of the queries in every pass over pictures."""
-    from decaf.batches import Batches
+    from decaf.attention.batches import Batches
 
     budgets, budget_of = [], Batches.q_budget_bytes
 
@@ -74,7 +74,7 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
         return encode(mllm, layout, pixels)
 
     monkeypatch.setattr(mllm.family, "encode", limited)
-    monkeypatch.setattr("decaf.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
     for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
         batches.clear()
         counts.clear()
@@ -92,7 +92,7 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
 
 def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    monkeypatch.setattr("decaf.batches.free_memory", lambda device: 1)
+    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1)
     prompts = []
     encode = mllm.family.encode
     monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: prompts.append(layout.batch) or encode(mllm, layout, pixels))
@@ -103,7 +103,7 @@ def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
 def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     budgets, blocks = watch_budgets(monkeypatch), []
-    monkeypatch.setattr("decaf.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
     out_of_memory_for(1, monkeypatch, blocks)
     extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
     assert budgets[0] > 1 << 30 and budgets[1:] == [0, 0]
@@ -117,7 +117,7 @@ def test_a_cpu_takes_frames_in_batches_that_help(mllm_folder, monkeypatch):
     monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: prompts.append(layout.batch) or encode(mllm, layout, pixels))
     for enough, expected in ((0, [1, 1, 1, 1, 1, 1]), (1024, [1, 5])):
         prompts.clear()
-        monkeypatch.setattr("decaf.batches.ENOUGH_TOKENS_ON_CPU", enough)
+        monkeypatch.setattr("decaf.attention.batches.ENOUGH_TOKENS_ON_CPU", enough)
         extract_attention(mllm, clip_of(5), QUERY, tokens_per_frame=40)
         assert prompts == expected
 
@@ -128,7 +128,7 @@ def test_queries_in_host_memory_give_the_same_maps_on_a_gpu(mllm_folder, monkeyp
     mllm = load_mllm(mllm_folder("qwen2_5_vl"), device="cuda")
     maps = []
     for budget in (None, 0):
-        monkeypatch.setattr("decaf.batches.Batches.q_budget_bytes", lambda self, tokens, budget=budget: budget)
+        monkeypatch.setattr("decaf.attention.batches.Batches.q_budget_bytes", lambda self, tokens, budget=budget: budget)
         maps.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
     for one, other in zip(*maps, strict=True):
         assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
@@ -137,7 +137,7 @@ def test_queries_in_host_memory_give_the_same_maps_on_a_gpu(mllm_folder, monkeyp
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeypatch, setting):
     """The room is what the rest of the pass leaves: none of a little memory, enough of a lot."""
-    from decaf.rollout import BLOCK_BYTES
+    from decaf.attention.rollout import BLOCK_BYTES
 
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
@@ -145,7 +145,7 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
     whole = mllm.bytes_per_token(mllm.layers // 2)
     for free in (None, 1000, 500 * whole, 1 << 40):
         budgets.clear()
-        monkeypatch.setattr("decaf.batches.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device, free=free: free)
         found.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
         if free is None:
             assert set(budgets) == {None}, "a device without memory of its own has nothing to spare"
@@ -160,12 +160,12 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
 
 def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kept(mllm_folder, monkeypatch):
     """In the setting *class name* the keys and values of the pictures outlive the failed try."""
-    import decaf.attention
+    import decaf.attention.extract
 
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
     armed = []
-    choose = decaf.attention._Extraction.choose_name
+    choose = decaf.attention.extract._Extraction.choose_name
 
     def choose_then_arm(self, *args):
         name = choose(self, *args)
@@ -177,7 +177,7 @@ def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kep
             armed.clear()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    monkeypatch.setattr(decaf.attention._Extraction, "choose_name", choose_then_arm)
+    monkeypatch.setattr(decaf.attention.extract._Extraction, "choose_name", choose_then_arm)
     mllm.engine.text_tower.layers[2].register_forward_pre_hook(fail_once)
     found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
     for one, other in zip(found, expected, strict=True):

@@ -14,19 +14,19 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from decaf import cli
-from decaf.attention import extract_attention
-from decaf.attention_file import load_attention
+from decaf.attention.extract import extract_attention
+from decaf.attention.fusion import frame_fusion, object_background_fusion
+from decaf.attention.points import attention_points
+from decaf.attention.questions import Templates, clean_query
+from decaf.clips import clip_from_images, open_clip, write_video
+from decaf.command import main as cli
+from decaf.command.attention_file import load_attention
 from decaf.errors import DecafError
 from decaf.files import write_json
-from decaf.fusion import frame_fusion, object_background_fusion
 from decaf.mllm import find_mllm, load_mllm
 from decaf.pipeline import segment_clip
-from decaf.points import attention_points
-from decaf.questions import Templates, clean_query
-from decaf.tracking import load_sam2
+from decaf.sam2 import load_sam2
 from decaf.tracking import segment as track
-from decaf.video import clip_from_images, open_clip, write_video
 
 
 def noise(frames, height=48, width=64):

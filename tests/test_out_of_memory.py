@@ -8,15 +8,16 @@ import torch
 from moving_shapes import make_prompts, moving_shapes
 from random_clips import clip_of
 
-import decaf.attention
+import decaf.attention.extract
 from decaf import devices
-from decaf.attention import extract_attention
-from decaf.devices import OutOfMemoryError, attempt, is_out_of_memory
-from decaf.errors import DecafError, out_of_memory
+from decaf.attention.extract import extract_attention
+from decaf.attention.rollout import BLOCK_BYTES
+from decaf.clips import clip_from_images, open_clip
+from decaf.devices import OutOfMemoryError, attempt, is_out_of_memory, out_of_memory
+from decaf.errors import DecafError
 from decaf.mllm import load_mllm
-from decaf.rollout import BLOCK_BYTES
-from decaf.tracking import load_sam2, segment
-from decaf.video import clip_from_images, open_clip
+from decaf.sam2 import load_sam2
+from decaf.tracking import segment
 
 ACCELERATOR = getattr(torch, "AcceleratorError", RuntimeError)
 
@@ -136,11 +137,11 @@ def error(request):
 def test_attention_is_tried_again(mllm_folder, monkeypatch, error):
     mllm, once, twice = load_mllm(mllm_folder("qwen2_5_vl")), {}, {}
     expected, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, counts=once)
-    calls = fail_at(monkeypatch, decaf.attention, "last_row_rollout", error, {0})
+    calls = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", error, {0})
     found, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, counts=twice)
     assert len(calls) > 1 and twice == once
     assert torch.allclose(found.video, expected.video, rtol=1e-4) and torch.allclose(found.frame, expected.frame, rtol=1e-4)
-    fail_at(monkeypatch, decaf.attention, "last_row_rollout", error, range(9))
+    fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", error, range(9))
     with pytest.raises(OutOfMemoryError, match="tokens per frame|other programs"):
         extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40)
 
@@ -148,9 +149,9 @@ def test_attention_is_tried_again(mllm_folder, monkeypatch, error):
 def test_blocks_are_made_smaller_once(mllm_folder, monkeypatch):
     """Three passes that fail once each: the blocks of the last are as large as those of the first."""
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    monkeypatch.setattr(decaf.batches, "ENOUGH_TOKENS_ON_CPU", 1)
-    monkeypatch.setattr(decaf.batches.Batches, "q_budget_bytes", lambda *_: None)
-    calls = fail_at(monkeypatch, decaf.attention, "last_row_rollout", FULL[0], {0, 2, 4, 6})
+    monkeypatch.setattr(decaf.attention.batches, "ENOUGH_TOKENS_ON_CPU", 1)
+    monkeypatch.setattr(decaf.attention.batches.Batches, "q_budget_bytes", lambda *_: None)
+    calls = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", FULL[0], {0, 2, 4, 6})
     extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=16)
     sizes = [call["block_bytes"] for call in calls]
     assert sizes[0] is None and len(sizes) > 4 and set(sizes[1:]) == {BLOCK_BYTES["cuda"] // 16}
@@ -177,7 +178,7 @@ def test_other_errors_are_not_tried_again(sam2_file, mllm_folder, monkeypatch):
     calls = fail_at(monkeypatch, sam2.model, "_forward_sam_heads", OTHER[0], {0})
     with pytest.raises(RuntimeError, match="device-side assert"):
         segment(sam2, clip, make_prompts(clip, 8, 3))
-    rolled = fail_at(monkeypatch, decaf.attention, "last_row_rollout", OTHER[0], {0})
+    rolled = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", OTHER[0], {0})
     with pytest.raises(RuntimeError, match="device-side assert"):
         extract_attention(load_mllm(mllm_folder("qwen2_5_vl")), clip_of(3), "the dog", tokens_per_frame=40)
     assert len(calls) == len(rolled) == 1
@@ -188,7 +189,7 @@ def test_a_computer_without_memory_for_a_frame(tmp_path, monkeypatch, clip_file)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("decaf.decoding.np.rot90", full)
+        patch.setattr("decaf.clips.video_file.np.rot90", full)
         with pytest.raises(OutOfMemoryError, match=f"does not suffice to decode .*{clip_file.name}.*smaller"):
             open_clip(clip_file)
     clip = clip_from_images(torch.zeros(2, 4, 4, 3))

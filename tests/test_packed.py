@@ -126,7 +126,7 @@ def test_a_mask_that_is_not_causal_is_refused(mllm_folder, kind):
 
 def test_a_model_that_fails_while_it_runs_is_named(mllm_folder):
     """What damaged numbers do shows only in a pass. A cancel and an out-of-memory go through."""
-    from decaf.attention import extract_attention
+    from decaf.attention.extract import extract_attention
 
     mllm = load_mllm(mllm_folder("qwen2_vl"))
 

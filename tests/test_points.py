@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from decaf.attention.points import attention_boxes, attention_points, best_key_frame, connected_to, points_json
 from decaf.data import ClipInfo, FusedAttention
 from decaf.errors import DecafError
-from decaf.points import attention_boxes, attention_points, best_key_frame, connected_to, points_json
 
 
 def fused(maps, size=(90, 120)):

@@ -8,11 +8,11 @@ from plain_passes import embedded, forward, whole_prompt
 from tiny_models import FAMILIES
 
 from decaf import clip_from_images, extract_attention, extract_attentions, load_mllm
+from decaf.attention.points import attention_points
+from decaf.attention.presence import presence_score, yes_and_no
+from decaf.attention.questions import Templates
 from decaf.data import ClipInfo, FusedAttention
 from decaf.errors import DecafError
-from decaf.points import attention_points
-from decaf.presence import presence_score, yes_and_no
-from decaf.questions import Templates
 
 
 def test_score_is_the_share_of_yes():
@@ -80,6 +80,6 @@ def presence_alone(mllm, clip, question):
 
 def test_without_a_token_for_yes_nothing_is_asked(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_vl"))
-    monkeypatch.setattr("decaf.attention.yes_and_no", lambda mllm: ([], [3]))
+    monkeypatch.setattr("decaf.attention.extract.yes_and_no", lambda mllm: ([], [3]))
     object, _ = extract_attention(mllm, clip_from_images(torch.rand(2, 60, 80, 3)), "the cup", tokens_per_frame=16)
     assert object.presence is None

@@ -117,7 +117,7 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "code", ["import decaf", "import decaf.cli\ntry:\n    decaf.cli.main(['segment', '--help'])\nexcept SystemExit:\n    pass"]
+    "code", ["import decaf", "import decaf.command.main\ntry:\n    decaf.command.main.main(['segment', '--help'])\nexcept SystemExit:\n    pass"]
 )
 def test_imports_nothing_heavy(code):
     assert modules_after(code) & {"torch", "numpy", "transformers", "sam2", "av", "PIL"} == set()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from dense_rollout import dense_rows, random_rows, relative
 
-from decaf.rollout import last_row_rollout, visual_runs
+from decaf.attention.rollout import last_row_rollout, visual_runs
 
 
 @pytest.mark.parametrize("heads, groups", [(4, 4), (6, 2), (7, 1)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from dense_rollout import dense_rows, random_rows, relative
 
-from decaf import rollout
+from decaf.attention import rollout
 
 SCRIPT = Path(__file__).parent / "support" / "interpreted_rollout.py"
 needs_gpu = pytest.mark.skipif(
@@ -22,7 +22,7 @@ needs_gpu = pytest.mark.skipif(
 def kernel(monkeypatch):
     """The kernel's module, chosen for CPU tensors too."""
     pytest.importorskip("triton")
-    from decaf import rollout_kernel
+    from decaf.attention import rollout_triton as rollout_kernel
 
     monkeypatch.setattr(rollout_kernel, "broken", set())
     monkeypatch.setattr(rollout_kernel, "_agreed", {})
@@ -63,7 +63,7 @@ def on_gpu(rows):
     ],
 )
 def test_numbers_on_a_gpu(monkeypatch, dtype, batch, heads, groups, lengths, width):
-    from decaf import rollout_kernel
+    from decaf.attention import rollout_triton as rollout_kernel
 
     carried = []
     carry = rollout_kernel._pass_layer
@@ -90,7 +90,7 @@ def test_results_repeat_to_the_last_bit():
 
 def test_which_devices_get_the_kernel(monkeypatch):
     pytest.importorskip("triton")
-    from decaf import rollout_kernel
+    from decaf.attention import rollout_triton as rollout_kernel
 
     monkeypatch.setattr(rollout_kernel, "broken", set())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
@@ -115,8 +115,8 @@ def test_without_triton_nothing_is_lost_but_speed(monkeypatch, broken):
             raise broken
         return original(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "decaf.rollout_kernel", raising=False)
-    monkeypatch.delattr("decaf.rollout_kernel", raising=False)
+    monkeypatch.delitem(sys.modules, "decaf.attention.rollout_triton", raising=False)
+    monkeypatch.delattr("decaf.attention.rollout_triton", raising=False)
     monkeypatch.setattr(builtins, "__import__", refuse)
     rollout._triton_module.cache_clear()
     try:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from decaf.errors import DecafError
-from decaf.tracking import load_sam2
+from decaf.sam2 import load_sam2
 
 SIDE = 64
 WEIGHTS = tiny_sam2.random_weights(0, SIDE)
@@ -241,7 +241,7 @@ MEMORY_USED = """
 import resource, sys
 import torch
 from decaf.errors import DecafError
-from decaf.tracking import load_sam2
+from decaf.sam2 import load_sam2
 from decaf.tracking.package import sam2_package
 
 sam2_package()

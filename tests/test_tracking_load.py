@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from decaf.errors import DecafError
-from decaf.tracking import load_sam2
-from decaf.tracking.architecture import read_architecture
-from decaf.tracking.build import WithoutMemory, build_model
-from decaf.tracking.package import sam2_package
+from decaf.sam2 import load_sam2
+from decaf.sam2.architecture import read_architecture
+from decaf.sam2.build import WithoutMemory, build_model
+from decaf.sam2.package import sam2_package
 
 OFFICIAL = [f"{folder}_hiera_{size}.yaml" for folder in ("sam2/sam2", "sam2.1/sam2.1") for size in ("t", "s", "b+", "l")]
 

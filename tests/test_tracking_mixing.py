@@ -4,9 +4,9 @@ import pytest
 import tiny_sam2
 import torch
 
-from decaf.tracking import load_sam2, mixing
-from decaf.tracking.attention import Memory, MemoryAttention, Remembered
-from decaf.tracking.mixing import mix
+from decaf.sam2 import load_sam2, mixing
+from decaf.sam2.memory_attention import Memory, MemoryAttention, Remembered
+from decaf.sam2.mixing import mix
 
 
 def dense(query, keys, tokens):

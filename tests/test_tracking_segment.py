@@ -9,13 +9,15 @@ import tiny_sam2
 import torch
 from moving_shapes import make_prompts, moving_shapes
 
-from decaf.clips import clip_from_images
+from decaf.clips.base import clip_from_images
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.errors import DecafError
-from decaf.mask_store import pack_bits
-from decaf.tracking import attention, load_sam2, mixing, segment
+from decaf.masks import pack_bits
+from decaf.sam2 import load_sam2, mixing
+from decaf.sam2 import memory_attention as attention
+from decaf.sam2.encoder import ImageEncoder
+from decaf.tracking import segment
 from decaf.tracking.candidates import suppress
-from decaf.tracking.encoder import ImageEncoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,7 +162,7 @@ def test_many_points_in_small_batches(models, monkeypatch):
     clip = moving_shapes(6, 48, 64, 3)
     prompts = make_prompts(clip, 30, 3)
     whole = segment(ours, clip, prompts, score_threshold=0.3)
-    monkeypatch.setattr("decaf.tracking.segmentation._PIXELS_AT_ONCE_ON_CPU", 2 * 64 * 64)
+    monkeypatch.setattr("decaf.tracking.track._PIXELS_AT_ONCE_ON_CPU", 2 * 64 * 64)
     monkeypatch.setattr("decaf.tracking.masks._BYTES_AT_ONCE", 1)
     small = segment(ours, clip, prompts, score_threshold=0.3)
     assert [(t.frame, t.xy) for t in small.tracks] == [(t.frame, t.xy) for t in whole.tracks] and len(whole.tracks) > 2

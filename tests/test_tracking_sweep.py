@@ -11,13 +11,13 @@ from moving_shapes import moving_shapes
 from PIL import Image
 
 from decaf.errors import DecafError
-from decaf.tracking import load_sam2, sweep
-from decaf.tracking.attention import Memory, MemoryAttention, Remembered
-from decaf.tracking.encoder import Features, ImageEncoder
-from decaf.tracking.frames import FeatureCache, FrameEncoder, normalised, resized
-from decaf.tracking.memory import MemoryPlan, Step, TrackedObject
-from decaf.tracking.package import sam2_package
-from decaf.tracking.sweep import FixedPrompts, Sweep
+from decaf.sam2 import load_sam2, sweep
+from decaf.sam2.encoder import Features, ImageEncoder
+from decaf.sam2.frames import FeatureCache, FrameEncoder, normalised, resized
+from decaf.sam2.memory_attention import Memory, MemoryAttention, Remembered
+from decaf.sam2.memory_plan import MemoryPlan, Step, TrackedObject
+from decaf.sam2.package import sam2_package
+from decaf.sam2.sweep import FixedPrompts, Sweep
 
 CASES = [
     # model's seed, version and image size; length, height, width, prompt frames

@@ -13,9 +13,9 @@ import pytest
 import torch
 from video_files import encode, linear, number_of, numbered, set_display_matrix, set_edit_start
 
-from decaf import decoding
+from decaf.clips import open_clip, write_video
+from decaf.clips import video_file as decoding
 from decaf.errors import DecafError
-from decaf.video import open_clip, write_video
 
 FRAME = 48 * 64 * 3
 

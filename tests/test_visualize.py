@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from decaf.attention import key_frames
+from decaf.attention.extract import key_frames
+from decaf.attention.points import attention_points
+from decaf.clips import clip_from_images, clip_info
+from decaf.command.outputs import write_masks
 from decaf.data import FusedAttention, Track, Tracks
-from decaf.drawing import OBJECT_COLOURS, heat_colours
-from decaf.lettering import font_for, plain, wrapped
-from decaf.mask_store import MaskStore
-from decaf.outputs import write_masks
-from decaf.points import attention_points
-from decaf.video import clip_from_images, clip_info
-from decaf.visualize import contact_sheet, cut_out, heat_overlay, mask_overlay, point_overlay
+from decaf.masks import MaskStore
+from decaf.pictures.contact_sheet import contact_sheet, cut_out, heat_overlay, mask_overlay, point_overlay
+from decaf.pictures.drawing import OBJECT_COLOURS, heat_colours
+from decaf.pictures.lettering import font_for, plain, wrapped
 
 
 def made(size=(90, 160), frames=8, query="the red box.", objects=2):
@@ -183,7 +183,7 @@ def test_the_same_sheet_every_time():
 
 
 def test_sheet_shows_the_frames_that_have_points():
-    from decaf.visualize import _shown
+    from decaf.pictures.contact_sheet import _shown
 
     assert _shown(16, 6, []) == [0, 3, 6, 9, 12, 15]
     assert {1, 2} <= set(_shown(16, 6, [1, 2])) and len(_shown(16, 6, [1, 2])) == 6

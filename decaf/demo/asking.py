@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .painting import COLOURS, SHAPES
-
-if TYPE_CHECKING:
-    from .scenes import Thing
+from .things import Thing
 
 KINDS = ("noun", "colour", "size", "position", "relation", "motion", "time", "counting", "absent")
 _WORDS = ("object", "thing", "one", "shape")

@@ -12,25 +12,12 @@ import numpy as np
 from ..errors import DecafError
 from .asking import Query, ask_about
 from .painting import BACKGROUNDS, COLOURS, SHAPES, ground, sprite
+from .things import Thing
 
 MOTIONS = ("left", "right", "up", "down", "still", "stops")
 _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 _GROWTH = (0.45, 0.75)
 """An object that turns up late or goes away early has these sizes in its first or last two frames."""
-
-
-@dataclass(frozen=True)
-class Thing:
-    """An object of a scene. `radius` in pixels; `centres` (T, 2) float32, x and y in pixels, also where it is not shown;
-    `motion`: one of MOTIONS; it is shown in frames `first` to `last`, both included."""
-
-    shape: str
-    colour: str
-    radius: float
-    centres: np.ndarray
-    motion: str
-    first: int
-    last: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import DecafError
-from ..progress import Progress, silent
+from ..report import Progress, silent
 from .folder import missing_files
 
 log = logging.getLogger(__name__)

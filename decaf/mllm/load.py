@@ -13,7 +13,7 @@ import torch
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
-from ..progress import Progress, silent
+from ..report import Progress, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine

@@ -1,6 +1,5 @@
-"""SAM 2: models from checkpoints, points to masks, masks through the clip."""
+"""The second half of the paper: points to candidates, candidates to tracklets, tracklets to masks of every frame."""
 
-from .build import SAM2, load_sam2
-from .segmentation import feature_cache, segment
+from .track import feature_cache, segment
 
-__all__ = ["SAM2", "feature_cache", "load_sam2", "segment"]
+__all__ = ["feature_cache", "segment"]

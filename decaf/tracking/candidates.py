@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..data import SAM2Prompts
 from ..errors import DecafError
-from ..mask_store import pack_bits, unpack_bits
-from .build import SAM2
-from .encoder import Features
-from .frames import inference
+from ..masks import pack_bits, unpack_bits
+from ..sam2.build import SAM2
+from ..sam2.encoder import Features
+from ..sam2.frames import inference
+from ..sam2.sweep import Arrivals, Swept
 from .masks import pairwise_iou, video_masks
-from .sweep import Arrivals, Swept
 
 
 def point_masks(sam2: SAM2, features: Features, xy: Tensor) -> tuple[Tensor, Tensor]:

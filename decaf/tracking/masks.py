@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..mask_store import unpack_bits
+from ..masks import unpack_bits
 
 _BYTES_AT_ONCE = 64 << 20
 

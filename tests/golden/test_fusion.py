@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from decaf.attention.fusion import coarse_masks, frame_fusion, object_background_fusion, smooth
+from decaf.attention.points import attention_points
 from decaf.data import Attention, ClipInfo, FusedAttention
-from decaf.fusion import coarse_masks, frame_fusion, object_background_fusion, smooth
-from decaf.points import attention_points
 
 GOLDEN = "fusion"
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from decaf.metrics import contour_accuracy, region_similarity
+from decaf.evaluation.metrics import contour_accuracy, region_similarity
 
 GOLDEN = "metrics"
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from decaf.attention.rollout import last_row_rollout
 from decaf.mllm import MLLM, Layout, registry
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.packed import Packed, PackedAttention, generate, run
-from decaf.rollout import last_row_rollout
 
 
 def pytest_generate_tests(metafunc):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decaf.mask_store import pack_bits
+from decaf.masks import pack_bits
 from decaf.tracking.candidates import suppress
 from decaf.tracking.selection import attention_consistency, final_scores, grid_coverage, select
 

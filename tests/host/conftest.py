@@ -10,7 +10,7 @@ from comfy_page import chromium, open_browser
 from make_workflows import red_square
 from PIL import Image
 
-from decaf.video import write_video
+from decaf.clips import write_video
 
 
 @pytest.fixture(scope="session")

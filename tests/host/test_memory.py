@@ -14,7 +14,7 @@ import pytest
 from comfy_host import Server
 from make_workflows import red_square
 
-from decaf.video import write_video
+from decaf.clips import write_video
 
 MB = 1 << 20
 LONG_CLIP = 160, 360, 480

@@ -2,7 +2,7 @@
 
 import torch
 
-from decaf.rollout import CapturedQK
+from decaf.attention.rollout import CapturedQK
 
 
 def dense_row(attentions, visual, start):

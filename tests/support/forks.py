@@ -47,9 +47,9 @@ def serve(limit: int) -> None:
     import transformers
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
-    import decaf.command  # noqa: F401
-    from decaf import cli
-    from decaf.tracking.package import sam2_package
+    import decaf.command.segment  # noqa: F401
+    from decaf.command import main as cli
+    from decaf.sam2.package import sam2_package
 
     sam2_package()
     huggingface_hub.constants.HF_HUB_OFFLINE = True

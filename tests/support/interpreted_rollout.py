@@ -14,7 +14,8 @@ import triton.language as tl
 from dense_rollout import dense_rows, random_rows, relative
 from triton.runtime.interpreter import InterpreterBuilder
 
-from decaf import rollout, rollout_kernel
+from decaf.attention import rollout
+from decaf.attention import rollout_triton as rollout_kernel
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 # batch, heads, key heads, lengths of prefix and suffixes, head width, dtype, layers, positions of a program and of a step (None: as on a GPU)

@@ -15,8 +15,8 @@ from PIL import Image
 from playwright.sync_api import Page
 from workflow_specs import WORKFLOWS as SPECS
 
+from decaf.clips import write_video
 from decaf.demo.scenes import make_scene
-from decaf.video import write_video
 
 # Nodes stand in columns, one group each; LiteGraph's node position is below its title bar of 30 pixels.
 _BUILD = """

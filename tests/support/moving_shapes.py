@@ -2,8 +2,8 @@
 
 import torch
 
-from decaf.clip_info import clip_info
-from decaf.clips import clip_from_images
+from decaf.clips.base import clip_from_images
+from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention, SAM2Prompts
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from decaf.video import clip_from_images
+from decaf.clips import clip_from_images
 
 
 def clip_of(frames, height=60, width=90, seed=0):

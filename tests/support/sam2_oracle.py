@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from decaf.tracking.package import sam2_package
+from decaf.sam2.package import sam2_package
 
 
 def predictor_class():

@@ -29,7 +29,7 @@ class Meter:
     """Counts by itself what the models are given."""
 
     def __init__(self, monkeypatch):
-        from decaf import command  # heavy, and conftest.py imports this file
+        from decaf.command import segment as command  # heavy, and conftest.py imports this file
 
         self.frames = self.prefilled = self.sam2 = 0
         load_mllm, load_sam2 = command.load_mllm, command.load_sam2

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from decaf.tracking.package import sam2_package
+from decaf.sam2.package import sam2_package
 
 DIM, MEMORY_DIM, WIDTH = 64, 32, 16
 STAGES = (1, 2, 3, 1)

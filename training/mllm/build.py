@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from decaf.attention.questions import Templates
 from decaf.demo.asking import plural
 from decaf.demo.painting import BACKGROUNDS, COLOURS, SHAPES
-from decaf.questions import Templates
 
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "

@@ -8,10 +8,10 @@ import numpy as np
 from build import NUMBERS, PATCH
 from PIL import Image
 
+from decaf.attention.questions import Templates, clean_query
 from decaf.demo.asking import Query, plural
 from decaf.demo.painting import BACKGROUNDS, COLOURS, SHAPES
 from decaf.demo.scenes import Scene, make_scene
-from decaf.questions import Templates, clean_query
 
 COLOUR_NAMES = list(COLOURS)
 HEADINGS = ("left", "right", "up", "down", "still")

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from decaf.attention import key_frames
-from decaf.clip_info import clip_info
-from decaf.clips import clip_from_images
+from decaf.attention.extract import key_frames
+from decaf.attention.points import attention_points
+from decaf.clips.base import clip_from_images
+from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention
 from decaf.demo.scenes import Scene, make_scene
-from decaf.metrics import contour_accuracy, region_similarity
-from decaf.points import attention_points
-from decaf.tracking import SAM2, load_sam2, segment
+from decaf.evaluation.metrics import contour_accuracy, region_similarity
+from decaf.sam2 import SAM2, load_sam2
+from decaf.sam2.frames import FrameEncoder
+from decaf.sam2.sweep import FixedPrompts, Sweep
+from decaf.tracking import segment
 from decaf.tracking.candidates import point_masks
-from decaf.tracking.frames import FrameEncoder
 from decaf.tracking.masks import video_masks
-from decaf.tracking.sweep import FixedPrompts, Sweep
 
 FIRST_SEED = 90_000_000
 SMALLEST = 100

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from decaf.tracking.checkpoint import METADATA_KEY
-from decaf.tracking.package import sam2_package
+from decaf.sam2.checkpoint import METADATA_KEY
+from decaf.sam2.package import sam2_package
 
 WIDTH = 24  # of the image encoder's first stage; it doubles with each of the four
 STAGES = (1, 2, 3, 1)

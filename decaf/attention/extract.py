@@ -1,0 +1,342 @@
+"""Object and background attention of a clip: two questions, asked of the whole clip and of every key frame alone (DecAF paper, section 3).
+
+Any number of queries share what is expensive: each batch of pictures goes through the model once, with all questions behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..clips import Clip, clip_info
+from ..data import Attention
+from ..errors import DecafError
+from ..mllm import MLLM, Encoded, Layout
+from ..mllm.engine import explained
+from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
+from ..report import Progress, silent, ticking
+from .batches import Batches
+from .presence import presence_score, yes_and_no
+from .questions import SETTINGS, Templates, clean_query
+from .rollout import last_row_rollout
+
+QUESTIONS_PER_PASS = 96
+"""Questions behind the pictures in one pass. Further ones come in a pass of their own, on the keys and values of the pictures."""
+
+QUESTIONS_PER_ROLLOUT = 16
+"""Questions rolled out together; attention over the shared pictures is computed once per group."""
+
+LONGEST_ANSWER = 16
+"""Tokens generated for an object name in the setting *class name*."""
+
+MOST_KEY_FRAMES = 256
+"""Key frames that can be asked for; the paper shows 16. A larger number is a slip, and would fill the memory."""
+
+MOST_TOKENS_PER_FRAME = 16384
+"""Visual tokens of a frame that can be asked for; the paper shows 400."""
+
+FPS_OF_IMAGES = 24
+"""Frames per second of a clip that does not know its own, for models that are told the times of their frames."""
+
+
+def key_frames(length: int, most: int = 16) -> tuple[int, ...]:
+    """Clip indices of min(length, most) frames, evenly spread from the first to the last one and rounded down."""
+    if length < 1:
+        raise DecafError("The clip has no frames. Load a clip with at least one.")
+    if not 1 <= most <= MOST_KEY_FRAMES:
+        raise DecafError(f"{most} key frames were asked for; ask for at least one and at most {MOST_KEY_FRAMES}.")
+    count = min(length, most)
+    return tuple(np.linspace(0, length - 1, count).astype(int).tolist())
+
+
+def extract_attention(mllm: MLLM, clip: Clip, query: str, **options) -> tuple[Attention, Attention]:
+    """`extract_attentions` for one query: its (object, background)."""
+    return extract_attentions(mllm, clip, [query], **options)[0]
+
+
+@torch.inference_mode()
+def extract_attentions(
+    mllm: MLLM,
+    clip: Clip,
+    queries: Sequence[str],
+    *,
+    setting: str = "expression",
+    max_key_frames: int = 16,
+    tokens_per_frame: int = 400,
+    templates: Templates | None = None,
+    start_layer: int | None = None,
+    progress: Progress = silent,
+    counts: dict[str, int] | None = None,
+) -> list[tuple[Attention, Attention]]:
+    """Attention rollout of the object and the background question over the clip's key frames, for each query.
+
+    Args:
+        queries: what to look for, in any words. Each pass over the pictures is shared by all of them.
+        setting: "expression": the background question leaves out what the query refers to, and nothing is generated (default).
+            "class name": the object question is answered, one name is chosen from the answers, the background question leaves that out.
+        max_key_frames: frames shown to the model, spread evenly over the clip.
+        tokens_per_frame: largest number of visual tokens of a frame in the video; images of single frames have four times as many. Families
+            with tiles of a fixed size ignore it.
+        templates: question wording; None takes our own.
+        start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
+        counts: is added to: forward_passes, frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
+            text_tokens_prefilled, tokens_generated, key_frames.
+
+    Returns (object, background) of each query, in their order. Raises DecafError for a query, setting or clip that cannot be asked about.
+    """
+    queries = [clean_query(query) for query in queries]
+    templates = templates or Templates()
+    if not queries:
+        raise DecafError("There is no query. Give one or more.")
+    if setting not in SETTINGS:
+        raise DecafError(f'There is no setting "{setting}"; choose one of {", ".join(SETTINGS)}.')
+    templates.check(queries, setting)
+    if not 1 <= tokens_per_frame <= MOST_TOKENS_PER_FRAME:
+        raise DecafError(
+            f"{tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
+        )
+    start = mllm.layers // 2 if start_layer is None else start_layer
+    if not 0 <= start < mllm.layers:
+        raise DecafError(
+            f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
+        )
+    keys = key_frames(len(clip), max_key_frames)
+    info = clip_info(clip, keys)
+    counts = counts if counts is not None else {}
+    counts["key_frames"] = counts.get("key_frames", 0) + len(keys)
+    counts.setdefault("tokens_generated", 0)
+    seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
+    frames, keep = [clip[index] for index in keys], setting != "expression"
+    extraction = _Extraction(mllm, frames, seconds, tokens_per_frame, start, progress, counts, keep=keep)
+    with explained(mllm.name, extraction.was_cancelled):
+        asked, looks, answers = (_by_expression if setting == "expression" else _by_class_name)(extraction, queries, templates)
+
+    def record(index: int, kind: str) -> Attention:
+        video, *images = [look.maps[index] for look in looks]
+        query = index % len(queries)
+        attention = Attention(kind, video[0].cpu(), torch.cat([image[:, 0] for image in images]).cpu(), info, queries[query], asked[index])
+        if kind == "background":
+            return attention
+        return replace(attention, answers=tuple(answers[query]), presence=looks[0].presence[query] if looks[0].presence else None)
+
+    return [(record(index, "object"), record(len(queries) + index, "background")) for index in range(len(queries))]
+
+
+@dataclass
+class _Look:
+    """What the model gave to one layout of pictures. `maps`: per question (batch, slots, rows, cols), first the object questions of all
+    queries, then the background questions. `presence`: of each query, of the video only. `answers`: per question, per prompt. `kept`: keys,
+    values and captured queries of the pictures, in host memory, for questions that come later."""
+
+    maps: list[Tensor]
+    presence: list[float]
+    answers: list[list[str]]
+    kept: tuple[KeptKV, CapturedQK] | None = None
+
+
+def _by_expression(extraction: _Extraction, queries: list[str], templates: Templates) -> tuple[list[str], list[_Look], list[list[str]]]:
+    """Questions, what each layout of pictures gave, and the (empty) answers of each query."""
+    asked = [*map(templates.ask_object, queries), *map(templates.ask_background, queries)]
+    present = [*map(templates.ask_presence, queries)]
+    looks = [look for _, look in extraction.look_at_all(lambda layout, frames: extraction.look(layout, frames, asked, present))]
+    return asked, looks, [[] for _ in queries]
+
+
+def _by_class_name(extraction: _Extraction, queries: list[str], templates: Templates) -> tuple[list[str], list[_Look], list[list[str]]]:
+    """All object questions come before the first background question, so what is kept of the pictures waits in host memory in between."""
+    asked = [*map(templates.ask_object, queries)]
+    present = [*map(templates.ask_presence, queries)]
+    layouts, looks = [], []
+    for layout, look in extraction.look_at_all(lambda layout, frames: extraction.look(layout, frames, asked, present, answer=True)):
+        layouts.append(layout)
+        looks.append(look)
+    answers = [[said for look in looks for said in look.answers[index]] for index in range(len(queries))]
+    names = [extraction.choose_name(templates.ask_choice(query, said), query, said) for query, said in zip(queries, answers, strict=True)]
+    backgrounds = [*map(templates.ask_class_background, names)]
+    extraction.done = 0
+    for layout, look in zip(layouts, looks, strict=True):
+        look.maps += extraction.ask_again(layout, look.kept, backgrounds)
+        look.kept = None
+    return asked + backgrounds, looks, answers
+
+
+class _Extraction:
+    """The passes over one clip's key frames, with what all of them share. `done`: prompts of pictures that are finished."""
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        frames: Sequence[Tensor],
+        seconds: Sequence[float],
+        tokens_per_frame: int,
+        start_layer: int,
+        progress: Progress,
+        counts: dict[str, int],
+        *,
+        keep: bool,
+    ):
+        self.mllm, self.frames, self.seconds, self.tokens_per_frame, self.start_layer = mllm, frames, seconds, tokens_per_frame, start_layer
+        self.batches = Batches(mllm, start_layer, counts, keep=keep)
+        self.done = 0
+        self._progress, self._counts = progress, counts
+        self._cancelled: BaseException | None = None
+
+    def check_cancelled(self) -> None:
+        """Gives the caller a chance to cancel without any progress made."""
+        try:
+            self._progress(self.done, len(self.frames) + 1, "Attention")
+        except BaseException as error:
+            self._cancelled = error
+            raise
+
+    def was_cancelled(self, error: BaseException) -> bool:
+        return error is self._cancelled
+
+    def count(self, name: str, number: int = 1) -> None:
+        self._counts[name] = self._counts.get(name, 0) + number
+
+    def look_at_all(self, step: Callable[[Layout, Sequence[Tensor]], _Look]):
+        """Does `step` for the video, then for the key frames in batches. Yields the layouts and the results."""
+        family, vision, most = self.mllm.family, self.mllm.vision, self.tokens_per_frame
+        size = tuple(self.frames[0].shape[:2])
+        video = family.video_layout(vision, size, self.seconds, most)
+        yield video, self._attempt(lambda: step(video, self.frames), 1)
+        for batch in self.batches.of(len(self.frames), video, family.image_layout(vision, size, 1, most)):
+            frames = self.frames[batch]
+            layout = family.image_layout(vision, size, len(frames), most)
+            result = self._attempt(lambda layout=layout, frames=frames: step(layout, frames), len(frames))
+            if result is not None:
+                yield layout, result
+
+    def _attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True):
+        self.check_cancelled()
+        result = self.batches.attempt(step, prompts, divisible=divisible)
+        if result is not None:
+            self.done += prompts
+            self.check_cancelled()
+        return result
+
+    def look(self, layout: Layout, frames: Sequence[Tensor], asked: list[str], present: list[str], *, answer: bool = False) -> _Look:
+        """Encode the pictures and ask everything of them. Presence is asked of the video alone: an object that moves, or comes late, is not in
+        every frame. With `answer`, the questions are answered, and what is needed to ask more is kept."""
+        yes, no = yes_and_no(self.mllm)
+        present = present if layout.kind == "video" and yes and no else []
+        with ticking(self.mllm.model, self.check_cancelled):
+            encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
+        self.count(f"frames_encoded_{layout.kind}", layout.frames)
+        self.count("visual_tokens_encoded", layout.tokens * layout.batch)
+        self.count("visual_tokens_prefilled", layout.tokens * layout.batch)
+        passes = self._passes(layout, [*asked, *present], len(asked), encoded=encoded, answer=answer)
+        presence = []
+        for hidden in passes.last[len(asked) :]:
+            presence.append(presence_score(self.mllm.engine.logits(hidden[:1])[0], yes, no))
+        kept = (passes.kept.cpu(), passes.shared.cpu()) if answer else None
+        return _Look(passes.maps, presence, passes.answers, kept)
+
+    def ask_again(self, layout: Layout, kept: tuple[KeptKV, CapturedQK], asked: list[str]) -> list[Tensor]:
+        """Maps of further questions about pictures that were looked at before."""
+
+        def step() -> list[Tensor]:
+            return self._passes(layout, asked, len(asked), kept=kept).maps
+
+        return self._attempt(step, layout.batch, divisible=False)
+
+    def choose_name(self, question: str, query: str, answers: list[str]) -> str:
+        """The object's name, from the answers to the object question. Asked without pictures."""
+        packed = pack(self.mllm, None, [question])
+        answered = run(self.mllm, packed, None, lambda segments: self._attention(segments, capture=False, keep=True))
+        self.count("forward_passes")
+        self.count("text_tokens_prefilled", len(packed.question_ids[0]))
+        ((tokens,),) = generate(self.mllm, packed, answered, [0], LONGEST_ANSWER, self.check_cancelled)
+        self.count("tokens_generated", len(tokens))
+        # A model that says nothing usable leaves the first thing that was said of the clip, else the query itself.
+        return _plain(self.mllm, tokens) or next((answer for answer in answers if answer), query.rstrip(".?"))
+
+    def _attention(self, segments: Tensor, *, past: KeptKV | None = None, capture: bool = True, keep: bool = False, budget: int | None = None):
+        return PackedAttention(
+            segments,
+            past=past,
+            capture_from=self.start_layer if capture else None,
+            keep=keep,
+            q_budget_bytes=budget,
+            check_cancelled=self.check_cancelled,
+        )
+
+    def _passes(
+        self,
+        layout: Layout,
+        questions: list[str],
+        mapped: int,
+        *,
+        encoded: Encoded | None = None,
+        kept: tuple[KeptKV, CapturedQK] | None = None,
+        answer: bool = False,
+    ) -> _Passes:
+        """Ask questions of pictures, in one pass unless there are very many; maps are made of the first `mapped` ones."""
+        found = _Passes([], [], [], *(kept or (None, None)))
+        for first in range(0, len(questions), QUESTIONS_PER_PASS):
+            group = questions[first : first + QUESTIONS_PER_PASS]
+            packed = pack(self.mllm, layout, group)
+            opens = encoded is not None and first == 0
+            more = first + len(group) < len(questions)
+            budget = self.batches.q_budget_bytes(layout.batch * len(packed.tokens(shared=opens)[0]))
+
+            def attention(segments: Tensor, opens=opens, keep=answer or (opens and more), budget=budget) -> PackedAttention:
+                return self._attention(segments, past=None if opens else found.kept, keep=keep, budget=budget)
+
+            answered = run(self.mllm, packed, encoded if opens else None, attention, batch=layout.batch)
+            self.count("forward_passes")
+            text = sum(map(len, packed.question_ids)) + (len(packed.shared_ids) - layout.tokens if opens else 0)
+            self.count("text_tokens_prefilled", text * layout.batch)
+            if opens:
+                found.shared = answered.attention.shared
+                found.kept = answered.attention.kept.shared() if answered.attention.kept else None
+            found.last += answered.last.unbind(1)
+            with_map = max(0, min(mapped - first, len(group)))
+            found.maps += self._maps(packed.visual, layout, found.shared, answered.attention.questions[:with_map])
+            if answer:
+                said = generate(self.mllm, packed, answered, range(with_map), LONGEST_ANSWER, self.check_cancelled) if with_map else []
+                self.count("tokens_generated", sum(len(tokens) for each in said for tokens in each))
+                found.answers += [[_plain(self.mllm, tokens) for tokens in each] for each in said]
+        return found
+
+    def _maps(self, visual: Tensor, layout: Layout, shared: CapturedQK, questions: list[CapturedQK]) -> list[Tensor]:
+        """Per question its map (batch, slots, rows, cols)."""
+        self._check_finite(shared)
+        maps = []
+        for first in range(0, len(questions), QUESTIONS_PER_ROLLOUT):
+            group = questions[first : first + QUESTIONS_PER_ROLLOUT]
+            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, tick=self.check_cancelled)
+            seen = visual.to(rows[0].device)
+            maps += [layout.to_grid(row[:, : len(visual)][:, seen]) for row in rows]
+        return maps
+
+    def _check_finite(self, shared: CapturedQK) -> None:
+        """float16 overflows in some models; then all that follows is NaN, and would be found out minutes later."""
+        if not shared.queries[self.mllm.layers - 1].isfinite().all():
+            raise DecafError(
+                f"{self.mllm.name} gives numbers that are not finite in {str(self.mllm.engine.dtype).removeprefix('torch.')}. Choose bfloat16 or "
+                "float32 as its dtype; if it is one of these, its weights are damaged: download it again."
+            )
+
+
+@dataclass
+class _Passes:
+    """What questions about the same pictures gave. `maps` and `answers` of those that were mapped; `last`: of each question (batch, width),
+    its last token's hidden state. `kept`, `shared`: keys and values, and captured queries and keys, of the pictures."""
+
+    maps: list[Tensor]
+    last: list[Tensor]
+    answers: list[list[str]]
+    kept: KeptKV | None
+    shared: CapturedQK | None
+
+
+def _plain(mllm: MLLM, tokens: list[int]) -> str:
+    """An answer as the name of a thing: one line, lower case, no closing full stop."""
+    text = " ".join(mllm.tokenizer.decode(tokens, skip_special_tokens=True).split())
+    return text.strip(" .,;:!?\"'").lower()

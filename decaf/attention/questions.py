@@ -1,0 +1,124 @@
+"""The questions that the model is asked. Their wording is a parameter of the method: all of it stands here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from ..errors import DecafError
+
+SETTINGS = ("expression", "class name")
+
+LONGEST_QUERY = 2000
+"""Characters of a query."""
+
+LONGEST_QUESTION = 8000
+"""Characters of a question template, and of a question with the query in it. Each character is up to four tokens for the model, which bounds
+those before it answers (see `decaf.mllm.base.LONGEST_QUESTION_TOKENS`)."""
+
+MOST_QUERIES = 256
+"""Queries that share the passes over one clip."""
+
+
+def clean_query(query: str) -> str:
+    """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`.
+
+    Raises DecafError when it is empty, longer than 2,000 characters, or no text.
+    """
+    text = " ".join(query.split())
+    if not text:
+        raise DecafError('The query is empty. Say what to look for, for example "the dog that gets the ball first".')
+    _check_text("The query", text)
+    if len(text) > LONGEST_QUERY:
+        raise DecafError(
+            f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
+        )
+    return text if text.endswith((".", "?")) else text + "."
+
+
+def split_queries(texts: Iterable[str]) -> list[str]:
+    """The queries in `texts`, one a line, as they are asked; empty lines between others do not count. DecafError: as in `clean_query`, with
+    the line if there are several; or one of them is given twice."""
+    queries = []
+    for text in texts:
+        lines = [line for line in text.splitlines() if line.strip()] or [text]
+        for line in lines:
+            try:
+                query = clean_query(line)
+            except DecafError as error:
+                raise DecafError(f"Query {len(queries) + 1}: {error}" if queries or len(lines) > 1 else str(error)) from None
+            if query in queries:
+                raise DecafError(f'The query "{query}" is given twice. Give each once.')
+            queries.append(query)
+            if len(queries) > MOST_QUERIES:
+                raise DecafError(f"There are more than {MOST_QUERIES} queries. Ask fewer at a time.")
+    return queries
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Question templates. `{query}`, `{object}` and `{answers}` are replaced; other braces stay as they are.
+
+    `object`: asked of the clip and of every key frame. `background`: its counterpart in the setting *expression*, which excludes what the
+    expression refers to. `class_background`: its counterpart in the setting *class name*, which excludes one object name.
+    `choose`: asked without pictures, to choose that name from the query and the answers to the object question.
+    `presence`: asked of the clip, to be answered with yes or no (see `decaf.presence`).
+    """
+
+    object: str = "{query} Which object is this about? Answer with a single word."
+    background: str = (
+        "Leave out whatever this expression refers to: {query} Describe only the background scene around it, in a word or a short phrase."
+    )
+    class_background: str = "Describe only the background scene, leaving out any {object}, in a word or a short phrase."
+    choose: str = (
+        "Somebody looked for this in a video: {query} Looking at the video and at single frames of it, these names were given for the object: "
+        "{answers}. Which one name fits best? Answer with the name alone."
+    )
+    presence: str = "Somebody is looking for this: {query} Can it be seen here? Answer yes or no."
+
+    def __post_init__(self):
+        needs = {"class_background": ("{object}",), "choose": ("{query}", "{answers}")}
+        for one in fields(self):
+            for field in needs.get(one.name, ("{query}",)):
+                if field not in getattr(self, one.name):
+                    raise DecafError(f'The question template "{one.name}" does not contain {field}; write {field} where it belongs.')
+            what = f'The question template "{one.name}"'
+            _check_text(what, getattr(self, one.name))
+            _check_length(what, getattr(self, one.name))
+
+    def check(self, queries: Iterable[str], setting: str) -> None:
+        """DecafError if a question of these queries would be too long to be asked; known without a model."""
+        makers = {"object": self.ask_object, "presence": self.ask_presence}
+        if setting == SETTINGS[0]:
+            makers["background"] = self.ask_background
+        for query in queries:
+            for name, make in makers.items():
+                _check_length(f'The question "{name}" for the query "{query[:60]}"', make(query))
+
+    def ask_object(self, query: str) -> str:
+        return self.object.replace("{query}", query.lower())
+
+    def ask_background(self, query: str) -> str:
+        return self.background.replace("{query}", query)
+
+    def ask_presence(self, query: str) -> str:
+        return self.presence.replace("{query}", query.lower())
+
+    def ask_class_background(self, name: str) -> str:
+        return self.class_background.replace("{object}", name)
+
+    def ask_choice(self, query: str, answers: list[str]) -> str:
+        named = ", ".join(dict.fromkeys(a for a in answers if a)) or "none"
+        values = {"{query}": query, "{answers}": named}
+        return re.sub("|".join(values), lambda found: values[found[0]], self.choose)
+
+
+def _check_text(what: str, text: str) -> None:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DecafError(f"{what} holds bytes that are not text in UTF-8. Check the encoding of the terminal or file that it comes from.")
+
+
+def _check_length(what: str, text: str) -> None:
+    if len(text) > LONGEST_QUESTION:
+        raise DecafError(f"{what} has {len(text):,} characters; at most {LONGEST_QUESTION:,} are asked. Shorten the wording or the query.")

@@ -1,0 +1,8 @@
+"""Frames in, video out: clips of files, folders and tensors, read a few frames at a time; and video files written."""
+
+from .base import Clip, clip_from_images
+from .identity import check_same_clip, clip_info, thumbnails
+from .open import open_clip
+from .write import write_video
+
+__all__ = ["Clip", "check_same_clip", "clip_from_images", "clip_info", "open_clip", "thumbnails", "write_video"]

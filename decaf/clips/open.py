@@ -1,0 +1,31 @@
+"""From a path to a clip."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..devices import memory_for
+from ..errors import DecafError, shown
+from ..paths import look_at
+from .base import BUDGET, CLIP_REMEDY, IMAGE_SUFFIXES, Clip, ImageFiles, folder_images
+from .video_file import VideoFile
+
+
+def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
+    """A video file, a folder of images (natural order), or one image.
+
+    `budget`: bytes of decoded frames to hold; a clip that fits is decoded once. A damaged or cut-off video gives the frames that can be
+    decoded and a warning in the log. Nothing but this file or folder is read: a playlist is refused.
+    DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
+    """
+    path = Path(path)
+    kind = look_at(path, "The clip")
+    if kind is None:
+        raise DecafError(f"There is no file or folder {shown(path)}. Correct the path.")
+    with memory_for(f"to decode {path}", CLIP_REMEDY):
+        if kind == "folder":
+            return ImageFiles(path.name, folder_images(path), budget=budget)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageFiles(path.name, [path], budget=budget)
+        return VideoFile(path, budget=budget)

@@ -1,0 +1,262 @@
+"""Video files as clips: every frame once, in the order shown, upright; random access gives the pixels of a linear decode."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DecafError, reason
+from .base import BUDGET, MAX_PIXELS, Clip, FrameCache
+
+log = logging.getLogger(__name__)
+
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,live_flv,kux,rm,ogg,nut,nuv,nsv,mxf,gxf,lxf,dv,wtv,ty,pva,dhav,vivo,swf,"
+    "mpeg,mpegts,mpegvideo,m4v,h261,h263,h264,hevc,vvc,evc,vc1,vc1test,av1,obu,ivf,avs2,avs3,cavsvideo,dirac,dnxhd,apv,mjpeg,mjpeg_2000,"
+    "yuv4mpegpipe,gif,apng,flic,roq,smk,bink,film_cpk,cine,jpegxl_anim,"
+    "bmp_pipe,dds_pipe,dpx_pipe,exr_pipe,gif_pipe,hdr_pipe,j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,pcx_pipe,"
+    "pgm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,tiff_pipe,webp_pipe,"
+    "aac,ac3,aiff,amr,ape,caf,dts,eac3,flac,mp3,w64,wav,wv"
+)
+"""FFmpeg's readers that read one file and nothing else, told apart by its content. Others (playlists, SDP, concat) follow addresses that stand in
+the file, to other files and into the network, whatever its name is. Those of sound are here to say that there is no picture."""
+
+_OPENING = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+
+
+class VideoFile(Clip):
+    """A video file.
+
+    Opening decodes it once, which is the only way to know how many frames there are and that all of them can be decoded; the frames are
+    held if they fit `budget` bytes. Otherwise the most recently used ones are held, a step forward decodes on, and a step backward decodes
+    a run of frames that fills the budget, from the last place before it where decoding can start.
+    """
+
+    def __init__(self, path: Path, *, budget: int = BUDGET):
+        self.name, self._path = path.name, path
+        self._one_at_a_time = threading.Lock()  # the open stream has one place; two threads would get each other's frames
+        self._times: list[int | None] = []
+        self._starts = [0]  # indices of frames at which decoding can start: the first after opening, the others after a seek
+        self._stream = _Stream(path)
+        self._index(budget)
+        self.fps = self._rate()
+        self._next, self._last = len(self), -1  # the frame that the open stream decodes next, and the one asked for last
+        if len(self) <= self._cache.capacity:
+            self._stream.close()
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def _index(self, budget: int) -> None:
+        for frame in self._stream.frames():
+            index = len(self._times)
+            if index == 0:
+                self._turn, self._mirror = _orientation(frame)
+            size = (frame.width, frame.height) if self._turn % 2 else (frame.height, frame.width)
+            if index == 0:
+                self.frame_size = size
+                self._cache = FrameCache(size, budget)
+            elif size != self.frame_size:
+                self._stream.close()
+                raise DecafError(
+                    f"The frames of {self._path} have different sizes: frame 0 is {self.frame_size[1]}x{self.frame_size[0]}, "
+                    f"frame {index} is {size[1]}x{size[0]}; convert it to one size."
+                )
+            self._times.append(frame.pts)
+            if frame.key_frame and index:
+                self._starts.append(index)
+            if index < self._cache.capacity:
+                self._cache.put(index, self._upright(frame))
+        if not self._times:
+            self._stream.close()
+            raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
+        self._stream.report(len(self._times))
+        if any(time is None for time in self._times) or any(b <= a for a, b in zip(self._times, self._times[1:], strict=False)):
+            self._starts = [0]  # without a time of its own for every frame one cannot tell where a seek has led
+
+    def _rate(self) -> Fraction | None:
+        rate = self._stream.rate
+        if rate is None and len(self) > 1 and None not in (self._times[0], self._times[-1]) and self._times[-1] > self._times[0]:
+            rate = (len(self) - 1) / ((self._times[-1] - self._times[0]) * self._stream.time_base)
+        return rate
+
+    def _read(self, index: int) -> Tensor:
+        with self._one_at_a_time:
+            return self._frame(index)
+
+    def _frame(self, index: int) -> Tensor:
+        frame = self._cache.get(index)
+        if frame is None:
+            backward = index == self._last - 1
+            first = max(index + 1 - self._cache.capacity, 0) if backward else index
+            for place, decoded in self._decode(first, index + 1):
+                frame = self._upright(decoded)
+                self._cache.put(place, frame)
+        self._last = index
+        return frame
+
+    def _upright(self, frame: av.VideoFrame) -> Tensor:
+        """(H, W, 3) uint8 RGB; alpha is dropped, more than 8 bits are rounded."""
+        try:
+            pixels = frame.to_ndarray(format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DecafError(
+                f"A frame of {self._path} cannot be turned into RGB ({frame.format.name}: {reason(error)}). "
+                "The file is damaged, or has to be converted, for example to H.264."
+            ) from error
+        if self._mirror:
+            pixels = pixels[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, self._turn)))
+
+    def _decode(self, first: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames first..stop-1 with their indices."""
+        start = self._starts[bisect_right(self._starts, first) - 1]
+        if not start <= self._next <= first:
+            self._seek(start)
+        for frame in self._stream.frames():
+            place, self._next = self._next, self._next + 1
+            if place >= first:
+                yield place, frame
+            if self._next == stop:
+                return
+        raise DecafError(f"{self._path} had {len(self)} frames when it was opened but now ends at frame {self._next}; open it again.")
+
+    def _seek(self, start: int) -> None:
+        """Leaves the stream at `start` or, in formats that overshoot, at an earlier place."""
+        place_of = {self._times[place]: place for place in self._starts}
+        for place in reversed([one for one in self._starts[1:] if one <= start]):
+            for frame in self._stream.seek(self._times[place]):
+                found = place_of.get(frame.pts)
+                if found is not None:
+                    if found <= start:
+                        self._stream.put_back(frame)
+                        self._next = found
+                        return
+                    break
+        self._stream.close()
+        self._stream, self._next = _Stream(self._path), 0
+
+
+class _Stream:
+    """The picture stream of an open file. Errors in it are counted; what can be decoded is."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            # Absolute, because the library takes what stands before a colon, in "10:30.mp4", for a protocol: http would use the network.
+            # Titles and the like, which nobody reads here, are in any encoding.
+            self._container = av.open(str(path.absolute()), container_options=_OPENING, metadata_errors="replace")
+        except av.error.FFmpegError as error:
+            raise DecafError(
+                f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged, a playlist or of an unknown format."
+            ) from error
+        # Cover art of a sound file is a video stream of one picture.
+        streams = [one for one in self._container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            kinds = sorted({one.type for one in self._container.streams})
+            self._container.close()
+            raise DecafError(
+                f"{path} has no video stream ({', '.join(kinds) or 'no stream'} only); give a video, an image or a folder of images."
+            )
+        if streams[0].codec_context is None:
+            self._container.close()
+            raise DecafError(
+                f"The pictures of {path} are in a format that is not known here, or the file is damaged; convert it, for example to H.264."
+            )
+        self._video = streams[0]
+        width, height = self._video.codec_context.width, self._video.codec_context.height
+        if width * height > MAX_PIXELS:
+            self._container.close()
+            raise DecafError(
+                f"The frames of {path} are {width}x{height} by its header, more than {MAX_PIXELS // 1_000_000} million pixels; the file is damaged, "
+                "or has to be made smaller."
+            )
+        self._video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a size inside the stream may differ from the header's
+        self._video.thread_type = "AUTO"
+        self.rate, self.time_base = self._video.average_rate, self._video.time_base
+        self._promised, self._errors = self._video.frames, 0
+        self._frames = self._decoded()
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """What is left to decode; may be left and taken up again."""
+        return self._frames
+
+    def put_back(self, frame: av.VideoFrame) -> None:
+        self._frames = _first_then(frame, self._frames)
+
+    def seek(self, time: int) -> Iterator[av.VideoFrame]:
+        """The frames from a place at or before `time` on, as far as the format can tell."""
+        try:
+            self._container.seek(time, stream=self._video)
+        except av.error.FFmpegError:
+            self._frames = iter(())
+        else:
+            self._frames = self._decoded()
+        return self._frames
+
+    def report(self, decoded: int) -> None:
+        if self._errors:
+            promised = f" of {self._promised}" if self._promised else ""
+            log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, promised)
+
+    def close(self) -> None:
+        self._frames = iter(())
+        self._container.close()
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        for packet in self._packets():
+            self._errors += packet is not None and packet.is_corrupt  # the last one of a file that is cut off
+            try:
+                yield from self._video.decode(packet)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                self._errors += 1
+
+    def _packets(self) -> Iterator[av.Packet | None]:
+        """Packets up to the end; None, which has the decoder hand over what it holds, if the end cannot be read."""
+        failed = False
+        while True:
+            try:
+                for packet in self._container.demux(self._video):
+                    failed = False
+                    yield packet
+                return
+            except av.error.FFmpegError:
+                self._errors += 1
+                if failed:  # twice at the same place
+                    yield None
+                    return
+                failed = True
+
+
+def _first_then(frame: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    yield frame
+    yield from rest
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """How the file wants its frames shown: quarter turns counterclockwise, after mirroring left and right.
+
+    Asked of the first frame only: a frame whose side data was looked at is part of a reference cycle, and such frames pile up.
+    """
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("=9i", bytes(side))[:5]  # a pixel at (x, y) is shown at (a x + c y, b x + d y)
+            mirror = a * d - b * c < 0
+            if mirror:
+                a, b = -a, -b
+            # Where the x axis goes: right, up, left or down.
+            turn = (0 if a > 0 else 2) if abs(a) >= abs(b) else (1 if b < 0 else 3)
+            return turn, mirror
+    return 0, False

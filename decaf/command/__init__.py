@@ -1,0 +1,1 @@
+"""The command `decaf`. Only `main` is imported before there is something to compute."""

@@ -1,0 +1,88 @@
+"""Attention maps in a file, so that a later run need not ask the language model again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..clips.identity import SIDE
+from ..data import Attention, ClipInfo
+from ..files import atomic_write
+
+
+def save_attention(path: Path, attention: tuple[Attention, Attention], made_from: dict, record: dict) -> None:
+    """Writes (object, background) attention with what it was `made_from`, and a `record` (JSON) to be given back by `load_attention`."""
+    tensors = {"thumbnails": attention[0].clip.thumbnails}
+    texts = {}
+    for one in attention:
+        tensors |= {f"{one.kind}.video": one.video.contiguous(), f"{one.kind}.frame": one.frame.contiguous()}
+        texts[one.kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
+    clip = attention[0].clip
+    about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames}
+    metadata = {"made_from": made_from, "clip": about, "texts": texts, "record": record}
+    # Bytes first: the library's own file writer hides which error of the disk it met.
+    content = save(tensors, metadata={key: json.dumps(value) for key, value in metadata.items()})
+    with atomic_write(path) as part:
+        part.write_bytes(content)
+
+
+def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attention], dict] | None:
+    """(object, background) attention and the record saved with it; None when there is none, it was made from something else, or it is
+    not what `save_attention` writes."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            kept = file.metadata() or {}
+            # Compared as text: another program's file of that name may hold anything.
+            if kept.get("made_from") != json.dumps(made_from):
+                return None
+            metadata = {key: json.loads(kept[key]) for key in ("clip", "texts", "record")}
+            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+        return _attention(metadata, tensors), _record(metadata["record"])
+    except (OSError, SafetensorError):  # unreadable or damaged
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):  # whole, but another program's
+        return None
+
+
+_TENSORS = ("thumbnails", "object.video", "object.frame", "background.video", "background.frame")
+
+
+def _attention(metadata: dict, tensors: dict[str, Tensor]) -> tuple[Attention, Attention]:
+    """ValueError, KeyError or TypeError if these are not what `save_attention` writes."""
+    about, keys = metadata["clip"], metadata["clip"]["key_frames"]
+    numbers = [about["length"], *about["frame_size"], *keys]
+    _require(all(type(number) is int for number in numbers) and len(about["frame_size"]) == 2 and min(about["frame_size"]) > 0)
+    _require(len(keys) > 0 and keys == sorted(set(keys)) and 0 <= keys[0] and keys[-1] < about["length"])
+    _require(tensors["thumbnails"].dtype == torch.uint8 and tensors["thumbnails"].shape == (len(keys), SIDE, SIDE, 3))
+    clip = ClipInfo(about["length"], tuple(about["frame_size"]), tuple(keys), tensors["thumbnails"])
+    found = []
+    for kind in ("object", "background"):
+        text, video, frame = metadata["texts"][kind], tensors[f"{kind}.video"], tensors[f"{kind}.frame"]
+        for maps in (video, frame):
+            _require(maps.dtype == torch.float32 and maps.ndim == 3 and maps.numel() > 0 and bool(torch.isfinite(maps).all()))
+        _require(len(frame) == len(keys) and len(video) in (len(keys), (len(keys) + 1) // 2))
+        _require(all(isinstance(one, str) for one in (text["query"], text["question"], *text["answers"])))
+        presence = text["presence"]
+        _require(presence is None or (isinstance(presence, float) and 0 <= presence <= 1))
+        found.append(Attention(kind, video, frame, clip, text["query"], text["question"], tuple(text["answers"]), presence))
+    _require(found[0].video.shape == found[1].video.shape and found[0].frame.shape == found[1].frame.shape)
+    return found[0], found[1]
+
+
+def _record(record: dict) -> dict:
+    _require(all(isinstance(value, int | float) for name in ("seconds", "counts") for value in dict(record[name]).values()))
+    _require(isinstance(record["queries_at_once"], int))
+    return record
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError

@@ -1,0 +1,193 @@
+"""`decaf demo`: a synthetic clip through the whole pipeline, and the evaluation on many of them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from ..attention.presence import THRESHOLD as PRESENCE_THRESHOLD
+from ..demo import BUNDLED
+
+_DESCRIPTION = """\
+Makes a clip of moving shapes, asks for one of them and masks it, with two tiny models that come with the package: no download, no GPU.
+They know nothing but such scenes. Writes what "decaf segment" writes, and the clip and its true masks beside it:
+  clip/00000.png ...     the frames
+  truth/00000.png ...    the true masks
+"""
+
+_EXAMPLES = """\
+examples:
+  decaf demo
+  decaf demo --seed 7 --query "the red star" --out star
+  decaf demo --evaluate 200 --json figures.json
+"""
+
+_SAME = re.compile(r"\b(object|thing|shape)\b")
+
+
+def add_demo(commands, formatter) -> None:
+    """Adds the subcommand to `commands`, what `add_subparsers` returned."""
+    demo = commands.add_parser(
+        "demo", formatter_class=formatter, help="see it work on a made-up clip, offline", description=_DESCRIPTION, epilog=_EXAMPLES
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--seed", metavar="N", type=int, default=3, help="which clip; with --evaluate, the first of them")
+    demo.add_argument("--query", metavar="TEXT", help="what to mask (default: one of the objects)")
+    demo.add_argument("--out", metavar="DIR", type=Path, default=Path("decaf-demo"), help="folder for the results")
+    demo.add_argument("--frames", metavar="N", type=int, default=10, help="length of the clip")
+    demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
+    demo.add_argument(
+        "--presence-threshold", metavar="X", type=float, default=PRESENCE_THRESHOLD, help='as for "decaf segment"; not with --evaluate'
+    )
+    demo.add_argument("--mllm", metavar="DIR_OR_REPO", default=BUNDLED, help="another language model")
+    demo.add_argument("--sam2", metavar="FILE", type=Path, default=Path(BUNDLED), help="another SAM 2 checkpoint")
+    demo.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="where both models run")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
+    many = demo.add_argument_group("evaluation")
+    many.add_argument("--evaluate", metavar="N", type=int, help="instead: ask N clips and print figures for each kind of query")
+    many.add_argument("--json", metavar="FILE", type=Path, help="write the figures of --evaluate and each query's to a file")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging as transformers_logging
+
+    from .terminal import progress_bars, say
+
+    _check(arguments)
+    transformers_logging.disable_progress_bar()
+    with progress_bars(arguments.quiet) as progress:
+        told, doubts = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
+    if not arguments.quiet:
+        say(sys.stdout, told)
+    else:
+        for doubt in doubts:
+            say(sys.stderr, f"decaf: {doubt}")
+    return 0
+
+
+_LONGEST = 1000
+_MOST = 1_000_000
+
+
+def _check(arguments) -> None:
+    """What is wrong with the options is told before anything is made or loaded."""
+    from ..errors import DecafError, shown
+    from ..paths import look_at
+    from .outputs import prepare_folder
+
+    if arguments.seed < 0:
+        raise DecafError(f"--seed {arguments.seed} is below 0. Give 0 or more.")
+    if not 1 <= arguments.frames <= _LONGEST:
+        raise DecafError(f"--frames {arguments.frames} is not between 1 and {_LONGEST}. Give a number such as 10.")
+    if arguments.evaluate is not None and not 1 <= arguments.evaluate <= _MOST:
+        raise DecafError(f"--evaluate {arguments.evaluate} is not between 1 and {_MOST}. Give the number of clips to ask, such as 200.")
+    if arguments.json is not None:
+        if look_at(arguments.json, "--json") == "folder":
+            raise DecafError(f"--json {shown(arguments.json)} is a folder. Give a file in it.")
+        prepare_folder(arguments.json.parent, "--json")
+
+
+def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
+    """The closing summary, and what of it must not go unnoticed."""
+    import torch
+    from PIL import Image
+
+    from ..attention.questions import Templates, clean_query
+    from ..clips import open_clip
+    from ..demo.scenes import make_scene
+    from ..files import write_image
+    from . import outputs
+    from . import segment as command
+    from .folder_lock import FolderLocks
+    from .options import Options, check_options
+
+    scene = make_scene(arguments.seed, length=arguments.frames)
+    query = clean_query(arguments.query) if arguments.query is not None else scene.queries[0].text
+    known = _same_query(scene, query)
+    folder = arguments.out
+    options = Options(
+        clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
+        setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
+        point_threshold=0.8, presence_threshold=arguments.presence_threshold, score_threshold=0.8,
+        device=arguments.device, dtype="auto", sam2_dtype="auto",
+        objects=False, overlay=True, resume=False,
+    )  # fmt: skip
+    check_options(options)
+    outputs.prepare_folder(folder)
+    with FolderLocks() as locks:
+        locks.take(folder)
+        for name in ("clip", "truth"):
+            outputs.prepare_folder(folder / name)
+            outputs.clear_images(folder / name)
+        for index, frame in enumerate(scene.frames):
+            write_image(folder / "clip" / f"{index:05d}.png", Image.fromarray(frame))
+        if known is not None:
+            truth = torch.from_numpy(scene.truth(known))
+            outputs.write_masks(folder / "truth", iter(truth), len(truth))
+        told = command.run(options, progress, locks)
+        lines = [f'Clip {arguments.seed}, "{query}"', told.summary]
+        if known is None:
+            lines.append("The truth of this query is not known; of these it is: " + "; ".join(one.text for one in scene.queries) + ".")
+        else:
+            masks = torch.stack([frame[..., 0] > 127 for frame in _frames(open_clip(folder / outputs.MASKS))])
+            lines.append(_score(masks, truth))
+            lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
+    lines.append(f"Look at {folder / outputs.SHEET} and {folder / outputs.OVERLAY}.")
+    return "\n".join(lines), told.doubts
+
+
+def _frames(clip):
+    return (clip[index] for index in range(len(clip)))
+
+
+def _score(masks, truth) -> str:
+    from ..evaluation.metrics import contour_accuracy, region_similarity
+
+    j, f = float(region_similarity(masks, truth).mean()), float(contour_accuracy(masks, truth).mean())
+    return f"Against the truth: J&F {(j + f) / 2:.3f} (J {j:.3f}, F {f:.3f})."
+
+
+def _same_query(scene, text: str):
+    """The scene's query of these words, whichever general word it uses for an object; None if there is none."""
+
+    def plain(words: str) -> str:
+        return _SAME.sub("one", " ".join(words.lower().split()).rstrip(".?"))
+
+    return next((query for query in scene.queries if plain(query.text) == plain(text)), None)
+
+
+def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
+    from ..evaluation.evaluate import evaluate
+    from ..files import write_json
+    from ..mllm import load_mllm
+    from ..sam2 import load_sam2
+    from .options import check_models, sam2_file
+    from .segment import choose_device, mllm_folder
+
+    check_models(arguments.mllm, sam2_file(arguments.sam2))
+    device = choose_device(arguments.device)
+    mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
+    sam2 = load_sam2(sam2_file(arguments.sam2), device=device)
+    found = evaluate(mllm, sam2, arguments.evaluate, arguments.seed, progress=progress)
+    if arguments.json is not None:
+        write_json(arguments.json, {"scenes": arguments.evaluate, "seed": arguments.seed, **found})
+    return report(found), ()
+
+
+def report(found: dict) -> str:
+    """The figures of `evaluate` as tables."""
+    lines = []
+    for setting, table in found["settings"].items():
+        columns = list(next(iter(table.values())))
+        lines.append(f'Setting "{setting}"')
+        lines.append("".join(["kind".ljust(14), *(name.replace("coarse_j_", "J ").rjust(12) for name in columns)]))
+        for kind, figures in table.items():
+            cells = ["-" if (value := figures[name]) is None else f"{value:g}" for name in columns]
+            lines.append("".join([kind.ljust(14), *(cell.rjust(12) for cell in cells)]))
+        lines.append("")
+    for name, step in found["steps"].items():
+        lines.append(f"coarse J, {name.replace('_', ' ')}: {step['gain']:+.3f} ({step['interval'][0]:+.3f} to {step['interval'][1]:+.3f})")
+    lines += [f"{name}: {'-' if value is None else value}" for name, value in found["summary"].items()]
+    return "\n".join(lines)

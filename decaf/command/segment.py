@@ -1,0 +1,316 @@
+"""What `decaf segment` does: load, compute, write; and how a stopped run is taken up again."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..attention.extract import extract_attentions
+from ..attention.questions import split_queries
+from ..clips import Clip, open_clip, write_video
+from ..clips.identity import check_same_clip
+from ..data import Attention, Tracks
+from ..demo import BUNDLED, MLLM_FOLDER
+from ..devices import empty_caches, language_dtype, mixed_dtype
+from ..errors import DecafError
+from ..files import write_image, write_json
+from ..mllm import find_mllm, load_mllm
+from ..pictures.contact_sheet import contact_sheet, mask_overlay
+from ..pipeline import Result, segment_clip
+from ..report import Progress
+from ..sam2 import SAM2, load_sam2
+from ..sam2.frames import FeatureCache
+from ..tracking import feature_cache
+from . import outputs
+from .attention_file import load_attention, save_attention
+from .folder_lock import FolderLocks
+from .memory_log import MemoryLog
+from .options import Options, check_options, check_places, check_start_layer, sam2_file
+
+DEFAULT_FPS = Fraction(24)
+"""Of the overlay video of a clip without a frame rate: a folder of images."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One query and the folder of its results. `attention_from`, `made_from`: what they come from, so that a later run can tell."""
+
+    query: str
+    folder: Path
+    attention_from: dict
+    made_from: dict
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run says at its end. `summary`: in a few lines; `doubts`: the sentences in it about queries for which nothing, or only a best
+    guess, was found."""
+
+    summary: str
+    doubts: tuple[str, ...]
+
+
+def run(options: Options, progress: Progress, locks: FolderLocks | None = None) -> Told:
+    """Runs the command. `locks`: of the caller, who has something of its own to write into --out; else the run locks it for itself.
+
+    Raises DecafError for every input that cannot be used, and if another run writes into --out.
+    """
+    if locks is None:
+        with FolderLocks() as locks:
+            return run(options, progress, locks)
+    with MemoryLog(progress) as watched:
+        return _run(options, watched, locks)
+
+
+def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
+    queries = split_queries(options.queries)
+    options.templates.check(queries, options.setting)
+    options = replace(options, sam2=sam2_file(options.sam2))
+    folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
+    check_options(options)
+    check_places(options, folders)
+    device = choose_device(options.device)
+    dtype = language_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
+    stale = _claim(options.out, folders, locks)
+    mllm = mllm_folder(options.mllm, progress)
+    check_start_layer(options.start_layer, mllm)
+
+    settings = {
+        "setting": options.setting,
+        "templates": asdict(options.templates),
+        "max_key_frames": options.max_key_frames,
+        "tokens_per_frame": options.tokens_per_frame,
+        "start_layer": options.start_layer,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    source = {"decaf": __version__, "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
+    settings |= {
+        name: getattr(options, name) for name in ("point_threshold", "presence_threshold", "score_threshold", "objects", "overlay")
+    }
+    settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
+    whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
+    jobs = [
+        _Job(query, folder, source | {"query": query}, whole | {"query": query}) for query, folder in zip(queries, folders, strict=True)
+    ]
+    earlier = {job.folder: outputs.finished(job.folder, job.made_from) if options.resume else None for job in jobs}
+    left = [job for job in jobs if earlier[job.folder] is None]
+    messages = {job.folder: earlier[job.folder]["message"] for job in jobs if job not in left}
+    told = []
+    if left:
+        clock = _Clock(progress)
+        with clock("open clip"):
+            clip = open_clip(options.clip)
+        # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
+        with clock("load SAM 2"):
+            sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
+        attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
+        features = feature_cache(sam2, shared=len(left) > 1)
+        for job, (attention, record) in zip(left, attentions, strict=True):
+            tracks, filled = _segment(
+                options, job, clip, sam2, features, attention, record, settings | {"device": str(device)}, clock, progress
+            )
+            messages[job.folder] = tracks.message
+            told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+    else:
+        told.append(f"Already finished in {options.out}; nothing to do.")
+        told += filter(None, messages.values())
+    _clear_stale(options.out, stale, locks)
+    return Told("\n".join(told), tuple(message for job in jobs if (message := messages[job.folder])))
+
+
+def _claim(out: Path, folders: list[Path], locks: FolderLocks) -> list[Path]:
+    """Makes the folders and locks them, `out` first, and those in which earlier queries left results, which are returned."""
+    outputs.prepare_folder(out)
+    locks.take(out)
+    for folder in folders:
+        outputs.prepare_folder(folder)
+        locks.take(folder)
+    stale = outputs.earlier_results(out, folders)
+    for folder in stale:
+        locks.take(folder)
+    return stale
+
+
+def _clear_stale(out: Path, stale: list[Path], locks: FolderLocks) -> None:
+    for folder in stale:
+        outputs.clear_earlier(folder)
+        if folder != out:
+            locks.release(folder)  # its file goes, too
+            outputs.remove_if_empty(folder)
+
+
+def _attentions(
+    options: Options, jobs: list[_Job], clip: Clip, folder: Path, device, dtype, clock: _Clock, progress: Progress
+) -> list[tuple[tuple[Attention, Attention], dict]]:
+    """Per job (object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now,
+    all queries on the same passes over the pictures."""
+    found = {job.folder: _earlier(options, job, clip) if options.resume else None for job in jobs}
+    missing = [job for job in jobs if not found[job.folder]]
+    if missing:
+        counts: dict[str, int] = {}
+        with clock("load MLLM"):
+            mllm = load_mllm(folder, device=device, dtype=dtype, progress=progress)
+        start = time.perf_counter()
+        attentions = extract_attentions(
+            mllm, clip, [job.query for job in missing],
+            setting=options.setting, max_key_frames=options.max_key_frames, tokens_per_frame=options.tokens_per_frame,
+            templates=options.templates, start_layer=options.start_layer, progress=progress, counts=counts,
+        )  # fmt: skip
+        record = {"seconds": {"attention": time.perf_counter() - start}, "counts": counts, "queries_at_once": len(missing)}
+        # SAM 2's sweeps need the memory that a language model of many gigabytes holds.
+        del mllm
+        gc.collect()
+        empty_caches()
+        for job, attention in zip(missing, attentions, strict=True):
+            save_attention(job.folder / outputs.ATTENTION, attention, job.attention_from, record)
+    else:
+        attentions, record = [], {}
+    for job in jobs:
+        if found[job.folder]:  # it may come from another folder: the queries were in another order then
+            save_attention(job.folder / outputs.ATTENTION, found[job.folder][0], job.attention_from, found[job.folder][1])
+    asked = iter(attentions)
+    return [
+        (found[job.folder][0], found[job.folder][1] | {"earlier": True})
+        if found[job.folder]
+        else (next(asked), record | {"earlier": False})
+        for job in jobs
+    ]
+
+
+def _earlier(options: Options, job: _Job, clip: Clip) -> tuple[tuple[Attention, Attention], dict] | None:
+    """The attention that an earlier run, of these or other queries, has left for this query."""
+    for folder in [job.folder, *outputs.query_folders(options.out)]:
+        found = load_attention(folder / outputs.ATTENTION, job.attention_from)
+        if found and found[0][0].query == job.query:
+            with suppress(DecafError):  # a file that says it is this clip's, and is not, is as good as none
+                check_same_clip(clip, found[0][0].clip)
+                return found
+    return None
+
+
+def _segment(
+    options: Options,
+    job: _Job,
+    clip: Clip,
+    sam2: SAM2,
+    features: FeatureCache,
+    attention: tuple[Attention, Attention],
+    record: dict,
+    settings: dict,
+    clock: _Clock,
+    progress: Progress,
+) -> tuple[Tracks, int]:
+    """Masks from one query's attention, and everything written. Returns the tracks, and in how many frames something is masked."""
+    counts = Counter(record["counts"])
+    result = segment_clip(
+        None, sam2, clip, job.query,
+        attention=attention, point_threshold=options.point_threshold, presence_threshold=options.presence_threshold,
+        score_threshold=options.score_threshold, progress=progress, features=features,
+    )  # fmt: skip
+    counts.update(result.counts)
+    # Only now: until there is something better, an earlier result stays whole.
+    outputs.clear(job.folder)
+    with clock("write"):
+        filled = _write(options, job.folder, clip, result, progress)
+    height, width = clip.frame_size
+    write_json(
+        job.folder / outputs.RESULT,
+        {
+            "query": job.query,
+            "message": result.tracks.message,
+            "presence": attention[0].presence,
+            "clip": {
+                "name": clip.name,
+                "frames": len(clip),
+                "width": width,
+                "height": height,
+                "fps": float(clip.fps) if clip.fps else None,
+            },
+            "key_frames": list(result.fused.clip.key_frames),
+            "frames_with_mask": filled,
+            "tracks": outputs.track_records(result.tracks),
+            "questions": {one.kind: one.question for one in attention},
+            "answers": list(attention[0].answers),
+            "settings": settings,
+            "seconds": {name: round(spent, 3) for name, spent in (clock.seconds | record["seconds"] | result.seconds).items()},
+            "peak_resident_bytes": progress.peaks or None,
+            "attention_from_earlier_run": record["earlier"],
+            "queries_at_once": record["queries_at_once"],
+            "counts": dict(counts),
+            "versions": outputs.versions(),
+            "files": [outputs.ATTENTION, outputs.SHEET] + [outputs.OVERLAY] * options.overlay,
+            "made_from": job.made_from,
+        },
+    )
+    return result.tracks, filled
+
+
+def _write(options: Options, folder: Path, clip: Clip, result: Result, progress: Progress) -> int:
+    """Writes masks and pictures; returns in how many frames something is masked."""
+    tracks = result.tracks
+    filled = outputs.write_masks(folder / outputs.MASKS, outputs.union_masks(tracks), tracks.length, progress)
+    if options.objects:
+        for index, track in enumerate(tracks.tracks):
+            outputs.write_masks(folder / outputs.OBJECTS / str(track.id), outputs.object_masks(tracks, index), tracks.length, progress)
+    write_image(folder / outputs.SHEET, contact_sheet(clip, result.fused, result.prompts, tracks))
+    if options.overlay:
+        write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
+    return filled
+
+
+def _overlay(clip: Clip, tracks: Tracks, progress: Progress) -> Iterator[Tensor]:
+    for index in range(len(clip)):
+        masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
+        yield mask_overlay(clip[index], masks)
+        progress(index + 1, len(clip), "Writing the overlay")
+
+
+def mllm_folder(name: str, progress: Progress) -> Path:
+    """The folder of the model that --mllm names: a folder, a repository id or "bundled"."""
+    return MLLM_FOLDER if name == BUNDLED else find_mllm(name, progress)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names, "auto" the fastest there is. DecafError if there is no such one here."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(one for one in ("cuda", "mps", "cpu") if has[one]))
+    if not has[name]:
+        raise DecafError(
+            f"--device {name} was asked for, but PyTorch {torch.__version__} finds no such device here. Use --device auto or cpu."
+        )
+    return torch.device(name)
+
+
+def _summary(folder: Path, tracks: Tracks, filled: int) -> str:
+    if not tracks.tracks:
+        return f"{tracks.message} The masks in {folder} are empty."
+    many = f"{len(tracks.tracks)} object" + "s" * (len(tracks.tracks) != 1)
+    told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {folder}."
+    return f"{told}\n{tracks.message} Look at {outputs.SHEET}." if tracks.message else told
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self, memory: MemoryLog):
+        self.seconds: dict[str, float] = {}
+        self._memory = memory
+
+    @contextmanager
+    def __call__(self, stage: str):
+        self._memory.step(stage)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""What people look at: heat maps, overlays, the contact sheet."""

@@ -1,0 +1,88 @@
+"""Which of an object's past outputs SAM 2 looks at when it tracks a frame, and when each of them is no longer needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .memory_attention import Memory
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tracked frame: which, and whether time runs backward."""
+
+    frame: int
+    backward: bool
+
+
+class MemoryPlan:
+    """The memories of an object that is prompted once, on frame `prompt` of `length` frames, and tracked to the end and then to the start.
+
+    SAM 2 attends to the memory of the prompt, to the `memories - 1` frames before the tracked one, and to the object pointers of the prompt
+    and of the `pointers - 1` frames before it ("before" in the direction of tracking). The backward sweep also meets outputs that the
+    forward sweep left behind on the frames after the prompt. An output is kept exactly until the last step that looks at it.
+    """
+
+    def __init__(self, prompt: int, length: int, memories: int, pointers: int):
+        self.prompt, self._length = prompt, length
+        self._memories = memories
+        self._pointers = min(length, pointers)
+
+    def memories(self, step: Step) -> list[tuple[int, int]]:
+        """(temporal position code, frame) of the spatial memories after the prompt's own, in SAM 2's order: the most distant first."""
+        frames = [(self._memories - d, self._back(step, d)) for d in range(self._memories - 1, 0, -1)]
+        return [(code, frame) for code, frame in frames if self._is_tracked(frame, step)]
+
+    def pointers(self, step: Step) -> list[tuple[int, int]]:
+        """(distance, frame) of the object pointers after the prompt's own, in SAM 2's order: the nearest first."""
+        frames = [(d, self._back(step, d)) for d in range(1, self._pointers)]
+        return [(d, frame) for d, frame in frames if self._is_tracked(frame, step)]
+
+    @staticmethod
+    def _back(step: Step, distance: int) -> int:
+        return step.frame + distance if step.backward else step.frame - distance
+
+    def _is_tracked(self, frame: int, step: Step) -> bool:
+        """Has `frame` an output of tracking when `step` comes? The prompt's frame never has: it is listed apart."""
+        return frame != self.prompt and (step.frame < frame < self._length if step.backward else self.prompt < frame < step.frame)
+
+    def _last(self, frame: int, reach: int) -> Step | None:
+        """The last step that looks at the output of `frame`, if any does, when outputs are looked at from up to `reach` frames away."""
+        start = max(frame - reach, 0)
+        if start < min(frame, self.prompt):
+            return Step(start, True)
+        return Step(min(frame + reach, self._length - 1), False) if self.prompt < frame < self._length - 1 else None
+
+    def needs_memory(self, frame: int) -> bool:
+        return self._last(frame, self._memories - 1) is not None
+
+    def needs_pointer(self, frame: int) -> bool:
+        return self._last(frame, self._pointers - 1) is not None
+
+    def memory_is_dead(self, frame: int, step: Step) -> bool:
+        """Is no step after `step` going to look at the memory of `frame`?"""
+        return frame != self.prompt and self._last(frame, self._memories - 1) == step
+
+    def pointer_is_dead(self, frame: int, step: Step) -> bool:
+        return frame != self.prompt and self._last(frame, self._pointers - 1) == step
+
+
+@dataclass
+class TrackedObject:
+    """An object on its way through the clip. `memories`: by frame. `pointers`: frame -> (channels)."""
+
+    id: int
+    plan: MemoryPlan
+    memories: dict[int, Memory] = field(default_factory=dict)
+    pointers: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> int:
+        return self.plan.prompt
+
+    def release(self, step: Step) -> None:
+        """Drops what no later step looks at."""
+        self.memories = {t: m for t, m in self.memories.items() if not self.plan.memory_is_dead(t, step)}
+        self.pointers = {t: p for t, p in self.pointers.items() if not self.plan.pointer_is_dead(t, step)}

@@ -1,0 +1,258 @@
+"""From points on key frames to masks of objects on all frames: the DecAF paper's attention-guided prompting of SAM 2."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..clips.base import Clip
+from ..clips.identity import check_same_clip
+from ..data import SAM2Prompts, Track, Tracks
+from ..devices import attempt, empty_caches, free_memory, is_out_of_memory, out_of_memory
+from ..errors import DecafError
+from ..masks import MaskStore, pack_bits, unpack_bits
+from ..report import Progress, silent, ticking
+from ..sam2.build import SAM2
+from ..sam2.frames import FeatureCache, FrameEncoder
+from ..sam2.sweep import FixedPrompts, Prompter, Sweep
+from .candidates import Candidate, CandidatePrompts
+from .masks import video_masks
+from .selection import attention_consistency, final_scores, grid_coverage, select
+
+log = logging.getLogger(__name__)
+
+# Of SAM 2's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
+_PIXELS_AT_ONCE = 4 << 20
+_FEATURE_BYTES = 512 << 20
+# On the CPU beside the clip's decoded frames: one object, and features of fifteen of sixteen key frames at 1024 x 1024.
+_PIXELS_AT_ONCE_ON_CPU = 1 << 20
+_FEATURE_BYTES_ON_CPU = 256 << 20
+_TOO_LARGE = "Choose a smaller SAM 2 model, or free the GPU memory that other models hold."
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What bounds memory. `batch`: objects or points that go through SAM 2 at once. `cache`: of image features, from the key frames to the
+    whole clip and from one sweep to the next."""
+
+    batch: int
+    cache: FeatureCache
+
+
+@dataclass(frozen=True)
+class _Tracklet:
+    """A candidate followed over the key frames. `coverage`: (K, rows, cols); `mask`: (H, bytes) packed, on its prompt frame."""
+
+    candidate: Candidate
+    coverage: Tensor
+    mask: Tensor
+
+
+def segment(
+    sam2: SAM2,
+    clip: Clip,
+    prompts: SAM2Prompts,
+    *,
+    nms_iou: float = 0.7,
+    score_threshold: float = 0.8,
+    max_tracks: int | None = None,
+    progress: Progress = silent,
+    counts: MutableMapping[str, int] | None = None,
+    features: FeatureCache | None = None,
+) -> Tracks:
+    """Masks of the objects that the points mean, on every frame of the clip.
+
+    `nms_iou`: overlap above which the worse of two masks is dropped.
+    `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
+    the best one. `max_tracks`: keep at most so many, the best. `counts`: "sam2_key_encodings" and
+    "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame, and one per frame of the clip in
+    all as long as features fit their budget. `features`: a `feature_cache` of this model and this clip that several queries share.
+
+    There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
+
+    Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
+    A message also says so if the only track is a best guess.
+    Raises DecafError when the prompts were made from another clip or do not fit together, or for a threshold or number of
+    tracks that cannot be. Running out of memory is tried once more with smaller batches, and then is `devices.OutOfMemoryError`.
+    """
+    if math.isnan(score_threshold):
+        raise DecafError("The score threshold is not a number; give one from 0 to 1.")
+    if max_tracks is not None and max_tracks < 1:
+        raise DecafError(f"max_tracks is {max_tracks}; give 1 or more, or leave it out.")
+    _check_prompts(prompts)
+    check_same_clip(clip, prompts.fused.clip)
+    counts = counts if counts is not None else {}
+    if len(prompts.key) == 0:
+        unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
+        return _nothing(clip, prompts.message or unattended)
+    on_cpu = sam2.device.type == "cpu"
+    pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
+    features = features or feature_cache(sam2)
+    features.let_go()  # of what another query has left
+    limits = _Limits(max(1, pixels // sam2.image_size**2), features)
+    tracklets = _retry_smaller(limits, counts, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
+    if not tracklets:
+        return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
+    tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
+    store = _retry_smaller(limits, counts, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
+    if not store.any():
+        return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
+    message = ""
+    if tracks[0].score <= score_threshold:  # the best one stands in where none passes
+        message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
+    return Tracks(store, tuple(tracks), message)
+
+
+def feature_cache(sam2: SAM2, *, shared: bool = False) -> FeatureCache:
+    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next."""
+    free = free_memory(sam2.device)
+    budget = _FEATURE_BYTES_ON_CPU if sam2.device.type == "cpu" else _FEATURE_BYTES
+    lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
+    return FeatureCache(budget, lasting if shared else 0)
+
+
+def _check_prompts(prompts: SAM2Prompts) -> None:
+    """Prompts that were put together by hand may not fit together, and would prompt nothing or another frame without a word."""
+    frames, points = len(prompts.fused.clip.key_frames), len(prompts.key)
+    if (len(prompts.fused.map), len(prompts.xy), len(prompts.value)) != (frames, points, points):
+        raise DecafError(
+            f"The prompts have {points} key indices, {len(prompts.xy)} points and {len(prompts.value)} values, and {len(prompts.fused.map)} maps "
+            f"for {frames} key frames; there must be as many of each. Make the prompts again."
+        )
+    inside = bool(((prompts.key >= 0) & (prompts.key < frames)).all() and ((prompts.xy >= 0) & (prompts.xy <= 1)).all())
+    if not inside or not prompts.value.isfinite().all():
+        raise DecafError(
+            f"The prompts hold key indices outside 0 to {frames - 1}, points outside 0 to 1, or values that are not finite numbers. "
+            "Make the prompts again."
+        )
+
+
+def _nothing(clip: Clip, message: str) -> Tracks:
+    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message)
+
+
+class _KeyFrames(Sequence):
+    """The key frames of a clip as a clip of their own."""
+
+    def __init__(self, clip: Clip, key_frames: Sequence[int]):
+        self._clip, self._key_frames = clip, key_frames
+
+    def __len__(self) -> int:
+        return len(self._key_frames)
+
+    def __getitem__(self, key: int) -> Tensor:
+        return self._clip[self._key_frames[key]]
+
+
+class _Meter:
+    """Counts encoded images; reports after every frame and, so that a cancel is soon noticed, before every block of the model."""
+
+    def __init__(self, length: int, prompter: Prompter, progress: Progress, what: str, counts: MutableMapping[str, int], name: str):
+        self._total = length - prompter.first + prompter.last  # frames forward and frames backward
+        self._done = 0
+        self._progress, self._what, self._counts, self._name = progress, what, counts, name
+        counts.setdefault(name, 0)
+
+    def encoding(self) -> None:
+        self._counts[self._name] += 1
+
+    def working(self) -> None:
+        self._progress(self._done, self._total, self._what)
+
+    def frame_done(self) -> None:
+        self._done += 1
+        self.working()
+
+
+def _find_tracklets(
+    sam2: SAM2,
+    clip: Clip,
+    prompts: SAM2Prompts,
+    nms_iou: float,
+    limits: _Limits,
+    progress: Progress,
+    counts: MutableMapping[str, int],
+) -> list[_Tracklet]:
+    """Points to masks, suppression, and tracking over the key frames."""
+    frames = _KeyFrames(clip, prompts.fused.clip.key_frames)
+    attention = prompts.fused.map
+    prompter = CandidatePrompts(sam2, prompts, clip.frame_size, nms_iou=nms_iou, batch=limits.batch)
+    meter = _Meter(len(frames), prompter, progress, "SAM 2: points and tracklets on the key frames", counts, "sam2_key_encodings")
+    encoder = FrameEncoder(sam2, frames, limits.cache, meter.encoding, indices=prompts.fused.clip.key_frames)
+    coverage: dict[int, Tensor] = {}
+    prompt_masks: dict[int, Tensor] = {}
+    with ticking(sam2.model, meter.working):
+        for swept in Sweep(sam2, encoder, batch=limits.batch, tick=meter.working).run(prompter):
+            for part, masks in video_masks(swept.logits, clip.frame_size):
+                covered = grid_coverage(masks, attention.shape[1:]).cpu()
+                for place, id_ in enumerate(swept.ids[part]):
+                    coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[place]
+                    if prompter.standing[id_].key == swept.frame:
+                        prompt_masks[id_] = pack_bits(masks[place])
+            meter.frame_done()
+    return [_Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
+
+
+def _choose(
+    tracklets: list[_Tracklet], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
+) -> tuple[list[Track], list[Tensor]]:
+    """The kept tracklets and their masks (H, W) on their prompt frames."""
+    consistency = attention_consistency(torch.stack([t.coverage for t in tracklets]), prompts.fused.map)
+    final = final_scores(torch.tensor([t.candidate.score for t in tracklets]), consistency)
+    chosen = select(final, score_threshold)
+    if max_tracks is not None and len(chosen) > max_tracks:
+        best = sorted(chosen, key=lambda i: -float(final[i]))[:max_tracks]
+        log.info("%d tracks are above the threshold, the best %d are kept", len(chosen), max_tracks)
+        chosen = sorted(best)
+    tracks, masks = [], []
+    for number, i in enumerate(chosen):
+        candidate = tracklets[i].candidate
+        x, y = prompts.xy[candidate.point].tolist()
+        frame = prompts.fused.clip.key_frames[candidate.key]
+        tracks.append(Track(number, frame, (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i])))
+        masks.append(tracklets[i].mask)
+    return tracks, masks
+
+
+def _propagate(
+    sam2: SAM2,
+    clip: Clip,
+    tracks: list[Track],
+    masks: list[Tensor],
+    limits: _Limits,
+    progress: Progress,
+    counts: MutableMapping[str, int],
+) -> MaskStore:
+    """Masks of all objects on all frames of the clip."""
+    width = clip.frame_size[1]
+    prompter = FixedPrompts([(track.frame, unpack_bits(mask, width)) for track, mask in zip(tracks, masks, strict=True)])
+    meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
+    encoder = FrameEncoder(sam2, clip, limits.cache, meter.encoding)
+    store = MaskStore(len(tracks), len(clip), clip.frame_size)
+    with ticking(sam2.model, meter.working):
+        for swept in Sweep(sam2, encoder, batch=limits.batch, tick=meter.working).run(prompter):
+            for part, found in video_masks(swept.logits, clip.frame_size):
+                for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
+                    store.put(id_, swept.frame, mask)
+            meter.frame_done()
+    return store
+
+
+def _retry_smaller(limits: _Limits, counts: MutableMapping[str, int], run: Callable[[_Limits], object]) -> object:
+    """`run`, and if memory does not suffice, once more with less at a time. `counts` are of the run that succeeded."""
+    with attempt(counts):
+        return run(limits)
+    log.warning("SAM 2 ran out of memory with %d objects at a time; trying again with one", limits.batch)
+    limits.cache.clear()
+    empty_caches()
+    try:
+        return run(_Limits(batch=1, cache=FeatureCache(0)))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, "SAM 2's tracking", _TOO_LARGE) from None
