@@ -3,6 +3,7 @@
 A fork of a process that has computed would wait for ever for the threads that it has not.
 """
 
+import gc
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ class Forks:
 def serve(limit: int) -> None:
     import huggingface_hub.constants
     import transformers
+    from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
     import decaf.command.segment  # noqa: F401
@@ -56,7 +58,10 @@ def serve(limit: int) -> None:
     for name in ("qwen2_vl", "qwen2_5_vl", "internvl"):
         __import__(f"transformers.models.{name}.modeling_{name}")
         __import__(f"transformers.models.{name}.processing_{name}")
+        __import__(f"transformers.models.{name}.configuration_{name}")
+    Image.init()
     del transformers
+    gc.freeze()  # what is imported is not looked through again in each fork
     for text in sys.stdin:
         line, folder, seconds = json.loads(text)
         told = os.path.join(folder, "told")
