@@ -298,7 +298,7 @@ def test_clip_that_would_be_overwritten(line, tmp_path, capsys):
 # -- the command line itself -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [["-m", "decaf"], ["-c", "import sys; from decaf.cli import main; sys.exit(main())"]])
+@pytest.mark.parametrize("program", [["-m", "decaf"], ["-c", "import sys; from decaf.command.main import main; sys.exit(main())"]])
 def test_help(program):
     shown = subprocess.run(
         [sys.executable, *program, "segment", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}

@@ -14,7 +14,7 @@ TOLD = pytest.mark.skipif(resident_bytes() is None, reason="this system does not
 
 GROWS = """
 import mmap
-from decaf.memory_log import resident_bytes
+from decaf.command.memory_log import resident_bytes
 before = resident_bytes()
 with mmap.mmap(-1, 100 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:  # as an allocator takes it for a tensor
     for page in range(0, len(held), mmap.PAGESIZE):

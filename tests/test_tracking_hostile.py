@@ -242,7 +242,7 @@ import resource, sys
 import torch
 from decaf.errors import DecafError
 from decaf.sam2 import load_sam2
-from decaf.tracking.package import sam2_package
+from decaf.sam2.package import sam2_package
 
 sam2_package()
 load_sam2(sys.argv[1])

@@ -221,7 +221,7 @@ def run_python(code, folder):
 def test_hydra_is_left_as_it_was(tmp_path):
     run = run_python(
         "from hydra.core.global_hydra import GlobalHydra\n"
-        "from decaf.tracking.package import sam2_package\n"
+        "from decaf.sam2.package import sam2_package\n"
         "sam2_package()\n"
         "assert not GlobalHydra.instance().is_initialized()\n"
         "import hydra\n"
@@ -235,7 +235,7 @@ def test_hydra_is_left_as_it_was(tmp_path):
 def test_a_module_in_the_way_is_named(tmp_path, content):
     (tmp_path / "sam2").mkdir()
     (tmp_path / "sam2" / "__init__.py").write_text(content)
-    run = run_python("from decaf.tracking.package import sam2_package\nsam2_package()\n", tmp_path)
+    run = run_python("from decaf.sam2.package import sam2_package\nsam2_package()\n", tmp_path)
     assert run.returncode != 0
     last = run.stderr.strip().splitlines()[-1]
     assert "DecafError" in last and str(tmp_path / "sam2") in last, run.stderr

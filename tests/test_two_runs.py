@@ -24,7 +24,7 @@ from decaf.files import atomic_write
 HOLDS = """
 import sys, time
 from pathlib import Path
-from decaf.folder_lock import FolderLocks
+from decaf.command.folder_lock import FolderLocks
 with FolderLocks() as locks:
     for folder in sys.argv[1:]:
         locks.take(Path(folder))

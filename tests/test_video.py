@@ -302,7 +302,7 @@ import torch
 from PIL import Image
 from decaf.errors import DecafError
 from decaf.files import write_image, write_json
-from decaf.video import write_video
+from decaf.clips.write import write_video
 
 folder = sys.argv[1]
 noise = torch.randint(0, 256, (20, 128, 128, 3), dtype=torch.uint8)
