@@ -18,7 +18,7 @@ from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
-from ..report import Progress, silent, ticking
+from ..report import Cancellable, Progress, silent, ticking
 from .batches import Batches
 from .presence import presence_score, yes_and_no
 from .questions import SETTINGS, Templates, clean_query
@@ -111,8 +111,9 @@ def extract_attentions(
     counts.setdefault("tokens_generated", 0)
     seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
     frames, keep = [clip[index] for index in keys], setting != "expression"
+    progress = Cancellable(progress)
     extraction = _Extraction(mllm, frames, seconds, tokens_per_frame, start, progress, counts, keep=keep)
-    with explained(mllm.name, extraction.was_cancelled):
+    with explained(mllm.name, progress):
         asked, looks, answers = (_by_expression if setting == "expression" else _by_class_name)(extraction, queries, templates)
 
     def record(index: int, kind: str) -> Attention:
@@ -183,18 +184,10 @@ class _Extraction:
         self.batches = Batches(mllm, start_layer, counts, keep=keep)
         self.done = 0
         self._progress, self._counts = progress, counts
-        self._cancelled: BaseException | None = None
 
     def check_cancelled(self) -> None:
         """Gives the caller a chance to cancel without any progress made."""
-        try:
-            self._progress(self.done, len(self.frames) + 1, "Attention")
-        except BaseException as error:
-            self._cancelled = error
-            raise
-
-    def was_cancelled(self, error: BaseException) -> bool:
-        return error is self._cancelled
+        self._progress(self.done, len(self.frames) + 1, "Attention")
 
     def count(self, name: str, number: int = 1) -> None:
         self._counts[name] = self._counts.get(name, 0) + number

@@ -19,8 +19,12 @@ from torch import Tensor
 from ..devices import is_out_of_memory, memory_for
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
+from ..report import Progress, silent
 
 log = logging.getLogger(__name__)
+
+OPENING = "Opening the clip"
+"""Name of the step that opening reports."""
 
 BUDGET = 384 << 20
 """Bytes of decoded frames that a clip of files holds: 64 of full HD."""
@@ -94,13 +98,14 @@ class FrameCache:
 class ImageFiles(Clip):
     """Image files of one size, in the given order. Each is decoded once at opening, so that a damaged one is found before hours of work."""
 
-    def __init__(self, name: str, paths: Sequence[Path], *, budget: int = BUDGET):
+    def __init__(self, name: str, paths: Sequence[Path], *, budget: int = BUDGET, progress: Progress = silent):
         self.name, self._paths = name, list(paths)
         first = read_image(self._paths[0])
         self.frame_size = tuple(first.shape[:2])
         self._cache = FrameCache(self.frame_size, budget)
         self._cache.put(0, first)
         for index, path in enumerate(self._paths[1:], start=1):
+            progress(index, len(self._paths), OPENING)
             frame = read_image(path)
             if frame.shape != first.shape:
                 raise DecafError(

@@ -8,16 +8,22 @@ from pathlib import Path
 from ..devices import memory_for
 from ..errors import DecafError, shown
 from ..paths import look_at
+from ..report import Progress, silent
 from .base import BUDGET, CLIP_REMEDY, IMAGE_SUFFIXES, Clip, ImageFiles, folder_images
 from .video_file import VideoFile
 
 
-def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
+def open_clip(path: str | os.PathLike, *, budget: int = BUDGET, progress: Progress = silent) -> Clip:
     """A video file, a folder of images (natural order), or one image.
 
-    `budget`: bytes of decoded frames to hold; a clip that fits is decoded once. A damaged or cut-off video gives the frames that can be
-    decoded and a warning in the log. Nothing but this file or folder is read: a playlist is refused.
-    DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
+    Args:
+        budget: bytes of decoded frames to hold; a clip that fits is decoded once.
+        progress: told of every frame; it may raise to stop.
+
+    A damaged or cut-off video gives the frames that can be decoded and a warning in the log. Nothing but this file or folder is read: a
+    playlist is refused.
+
+    Raises DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
     """
     path = Path(path)
     kind = look_at(path, "The clip")
@@ -25,7 +31,7 @@ def open_clip(path: str | os.PathLike, *, budget: int = BUDGET) -> Clip:
         raise DecafError(f"There is no file or folder {shown(path)}. Correct the path.")
     with memory_for(f"to decode {path}", CLIP_REMEDY):
         if kind == "folder":
-            return ImageFiles(path.name, folder_images(path), budget=budget)
+            return ImageFiles(path.name, folder_images(path), budget=budget, progress=progress)
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            return ImageFiles(path.name, [path], budget=budget)
-        return VideoFile(path, budget=budget)
+            return ImageFiles(path.name, [path], budget=budget, progress=progress)
+        return VideoFile(path, budget=budget, progress=progress)

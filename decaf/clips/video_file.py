@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DecafError, reason
-from .base import BUDGET, MAX_PIXELS, Clip, FrameCache
+from ..report import Progress, silent
+from .base import BUDGET, MAX_PIXELS, OPENING, Clip, FrameCache
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,13 @@ class VideoFile(Clip):
     a run of frames that fills the budget, from the last place before it where decoding can start.
     """
 
-    def __init__(self, path: Path, *, budget: int = BUDGET):
+    def __init__(self, path: Path, *, budget: int = BUDGET, progress: Progress = silent):
         self.name, self._path = path.name, path
         self._one_at_a_time = threading.Lock()  # the open stream has one place; two threads would get each other's frames
         self._times: list[int | None] = []
         self._starts = [0]  # indices of frames at which decoding can start: the first after opening, the others after a seek
         self._stream = _Stream(path)
-        self._index(budget)
+        self._open(budget, progress)
         self.fps = self._rate()
         self._next, self._last = len(self), -1  # the frame that the open stream decodes next, and the one asked for last
         if len(self) <= self._cache.capacity:
@@ -57,9 +58,18 @@ class VideoFile(Clip):
     def __len__(self) -> int:
         return len(self._times)
 
-    def _index(self, budget: int) -> None:
+    def _open(self, budget: int, progress: Progress) -> None:
+        try:
+            self._index(budget, progress)
+        except BaseException:  # also a cancel: an open file could not be moved or deleted on Windows
+            self._stream.close()
+            raise
+
+    def _index(self, budget: int, progress: Progress) -> None:
         for frame in self._stream.frames():
             index = len(self._times)
+            # A file may promise fewer frames than it has, or say nothing.
+            progress(index, max(self._stream.promised, index + 1), OPENING)
             if index == 0:
                 self._turn, self._mirror = _orientation(frame)
             size = (frame.width, frame.height) if self._turn % 2 else (frame.height, frame.width)
@@ -67,7 +77,6 @@ class VideoFile(Clip):
                 self.frame_size = size
                 self._cache = FrameCache(size, budget)
             elif size != self.frame_size:
-                self._stream.close()
                 raise DecafError(
                     f"The frames of {self._path} have different sizes: frame 0 is {self.frame_size[1]}x{self.frame_size[0]}, "
                     f"frame {index} is {size[1]}x{size[0]}; convert it to one size."
@@ -78,7 +87,6 @@ class VideoFile(Clip):
             if index < self._cache.capacity:
                 self._cache.put(index, self._upright(frame))
         if not self._times:
-            self._stream.close()
             raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
         self._stream.report(len(self._times))
         if any(time is None for time in self._times) or any(b <= a for a, b in zip(self._times, self._times[1:], strict=False)):
@@ -184,7 +192,7 @@ class _Stream:
         self._video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a size inside the stream may differ from the header's
         self._video.thread_type = "AUTO"
         self.rate, self.time_base = self._video.average_rate, self._video.time_base
-        self._promised, self._errors = self._video.frames, 0
+        self.promised, self._errors = self._video.frames, 0
         self._frames = self._decoded()
 
     def frames(self) -> Iterator[av.VideoFrame]:
@@ -206,7 +214,7 @@ class _Stream:
 
     def report(self, decoded: int) -> None:
         if self._errors:
-            promised = f" of {self._promised}" if self._promised else ""
+            promised = f" of {self.promised}" if self.promised else ""
             log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, promised)
 
     def close(self) -> None:

@@ -110,7 +110,7 @@ def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     if left:
         clock = _Clock(progress)
         with clock("open clip"):
-            clip = open_clip(options.clip)
+            clip = open_clip(options.clip, progress=progress)
         # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
         with clock("load SAM 2"):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +15,7 @@ import torch
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
-from ..report import Progress, silent
+from ..report import Cancellable, Progress, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
@@ -44,8 +46,9 @@ def load_mllm(
     Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
     that is not there.
     """
-    folder, device = Path(folder), usable_device(device)
-    progress(0, 2, f"Loading {folder.name}")
+    folder, device, progress = Path(folder), usable_device(device), Cancellable(progress)
+    step = f"Loading {folder.name}"
+    progress(0, 1, step)
     entries = read_config(folder)
     family = _family_of(entries, folder)
     told = system_prompt(entries, folder)
@@ -53,7 +56,7 @@ def load_mllm(
     check_sizes(entries, folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
-    with _explained(folder):
+    with _explained(folder, progress):
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
         # Made from the cleaned entries: the file itself could choose another attention, which would be fetched or not be ours.
@@ -62,23 +65,59 @@ def load_mllm(
         vision = family.vision_shape(config)
         _check_total(config, shapes, folder)
     mean, std = picture_statistics(folder) or (family.mean, family.std)
-    progress(1, 2, f"Loading {folder.name}")
-    with _explained(folder):
+    progress(0, 1, step)
+    with _explained(folder, progress):
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
+        with _weight_by_weight(progress, step):
+            model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
         mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
         _check_tokenizer(mllm)
-    progress(2, 2, f"Loading {folder.name}")
+    progress(1, 1, step)
     return mllm
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
+    """Reports every weight that transformers loads in this thread, so that loading gigabytes can be watched and cancelled. Before version 5 the
+    library has no place for that: then the step is reported when it begins and ends."""
+    from transformers.utils import logging as transformers_logging
+
+    if not hasattr(transformers_logging, "set_tqdm_hook"):
+        yield
+        return
+    from tqdm import tqdm
+
+    class Reported(tqdm):
+        """Reports instead of drawing."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO(), "mininterval": 0.1})
+
+        def update(self, n=1):
+            shown = super().update(n)
+            if self.total:
+                progress(min(int(self.n), int(self.total)), int(self.total), step)
+            return shown
+
+    here = threading.get_ident()
+
+    def hook(factory, args, kwargs):
+        return Reported(*args, **kwargs) if threading.get_ident() == here else factory(*args, **kwargs)
+
+    before = transformers_logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+
+
+@contextmanager
+def _explained(folder: Path, progress: Cancellable) -> Iterator[None]:
     """Re-raise any loading error as a DecafError that names the folder. Which errors damaged files raise is beyond any list."""
     try:
         yield
@@ -87,9 +126,11 @@ def _explained(folder: Path) -> Iterator[None]:
             raise
         raise DecafError(f"The model in {folder} cannot be loaded. {error}") from error
     except ImportError as error:
+        if progress.cancelled_by(error):
+            raise
         raise DecafError(_import_failed(folder, error, _root_cause(error))) from error
     except Exception as error:
-        if is_out_of_memory(error) or is_device_failure(error):
+        if progress.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
             raise
         raise DecafError(f"The model in {folder} cannot be loaded: {_first_line(error)} Download it again.") from error
 
