@@ -29,6 +29,10 @@ _WHERE = {
     "open_clip": "clips",
     "clip_from_images": "clips",
     "segment_clip": "pipeline",
+    "segment_attention": "pipeline",
+    "AttentionSettings": "settings",
+    "PointSettings": "settings",
+    "TrackingSettings": "settings",
 }
 
 __all__ = ["__version__", *_WHERE]

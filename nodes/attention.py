@@ -6,14 +6,13 @@ from comfy_api.latest import io
 
 from .. import decaf
 from ..decaf.attention import fusion
-from ..decaf.attention.questions import SETTINGS, Templates, split_queries
+from ..decaf.attention.batches import memory_needed
+from ..decaf.attention.questions import Templates, split_queries
 from ..decaf.errors import DecafError
+from ..decaf.settings import MODES, AttentionSettings
 from . import host
 from .inputs import checked
 from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
-
-LARGEST_TILES = 4096
-"""Visual tokens of the longest prompt of a family with tiles of a fixed size: 16 frames of 256, or 12 tiles of an image."""
 
 
 class ExtractRolloutAttention(io.ComfyNode):
@@ -41,14 +40,14 @@ class ExtractRolloutAttention(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "setting",
-                    options=list(SETTINGS),
-                    default=SETTINGS[0],
+                    options=list(MODES),
+                    default=AttentionSettings.setting,
                     tooltip="How the background question says what to leave out. expression: whatever the sentence refers to; nothing is "
                     "generated, so it is fast. class name: the model first names the object; slower, at times steadier.",
                 ),
                 io.Int.Input(
                     "max_key_frames",
-                    default=16,
+                    default=AttentionSettings.max_key_frames,
                     min=1,
                     max=16,
                     tooltip="At most this many frames, evenly spread, are shown to the model. Fewer: less memory and time, less "
@@ -56,7 +55,7 @@ class ExtractRolloutAttention(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tokens_per_frame",
-                    default=400,
+                    default=AttentionSettings.tokens_per_frame,
                     min=16,
                     max=1600,
                     step=16,
@@ -122,30 +121,19 @@ class ExtractRolloutAttention(io.ComfyNode):
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
         clip = host.clip_of(frames)
+        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer)
         with host.returning_memory():
+            needed = memory_needed(mllm.value, len(clip), clip.frame_size, settings)
             found = decaf.extract_attentions(  # imports transformers only now
-                mllm.load(_memory(mllm.value, max(min(len(clip), max_key_frames) * tokens_per_frame, LARGEST_TILES), start_layer)),
-                clip,
-                queries,
-                setting=setting,
-                max_key_frames=max_key_frames,
-                tokens_per_frame=tokens_per_frame,
-                templates=templates,
-                start_layer=None if start_layer < 0 else start_layer,
-                progress=host.progress(),
+                mllm.load(needed), clip, queries, settings, templates=templates, progress=host.progress()
             )
         objects, backgrounds = map(list, zip(*found, strict=True))
         return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
-    own = {"object": object_question, "background" if setting == SETTINGS[0] else "class_background": background_question}
+    own = {"object": object_question, "background" if setting == MODES[0] else "class_background": background_question}
     return Templates(**{name: text.strip() for name, text in own.items() if text and text.strip()})
-
-
-def _memory(mllm, tokens: int, start_layer: int) -> int:
-    """Bytes that a prefill of `tokens` visual tokens needs beside the weights, and a gigabyte for blocks of attention rows."""
-    return tokens * mllm.bytes_per_token(max(start_layer, 0)) + 2**30
 
 
 def _said(attention) -> list[str]:

@@ -8,11 +8,11 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..decaf.attention import points
-from ..decaf.attention.presence import THRESHOLD as PRESENCE_THRESHOLD
 from ..decaf.clips import write_video
 from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
 from ..decaf.pictures.contact_sheet import mask_overlay
+from ..decaf.settings import PointSettings, TrackingSettings
 from ..decaf.tracking import segment
 from . import host
 from .inputs import checked
@@ -38,7 +38,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                 FusedAttention.Input("fused", tooltip="From Fuse Video and Frame Attention."),
                 io.Float.Input(
                     "threshold",
-                    default=points.THRESHOLD,
+                    default=PointSettings.point_threshold,
                     min=0.05,
                     max=1.0,
                     step=0.01,
@@ -47,7 +47,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "presence_threshold",
-                    default=PRESENCE_THRESHOLD,
+                    default=PointSettings.presence_threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -75,7 +75,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, fused, threshold, presence_threshold=PRESENCE_THRESHOLD) -> io.NodeOutput:
+    def execute(cls, fused, threshold, presence_threshold=PointSettings.presence_threshold) -> io.NodeOutput:
         prompts = points.attention_points(fused, threshold=threshold, presence_threshold=presence_threshold)
         best = points.best_key_frame(prompts)
         return io.NodeOutput(
@@ -103,7 +103,7 @@ class SAM2VideoPropagate(io.ComfyNode):
                 Prompts.Input("prompts", tooltip="From Turn Attention into Prompts."),
                 io.Float.Input(
                     "score_threshold",
-                    default=0.8,
+                    default=TrackingSettings.score_threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -112,7 +112,7 @@ class SAM2VideoPropagate(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "nms_iou",
-                    default=0.7,
+                    default=TrackingSettings.nms_iou,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -145,7 +145,7 @@ class SAM2VideoPropagate(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, sam2, frames, prompts, score_threshold, nms_iou=0.7, preview_fps=24.0) -> io.NodeOutput:
+    def execute(cls, sam2, frames, prompts, score_threshold, nms_iou=TrackingSettings.nms_iou, preview_fps=24.0) -> io.NodeOutput:
         clip = host.clip_of(frames)
         report = host.progress()
         with host.returning_memory():

@@ -10,7 +10,6 @@ from PIL import Image
 
 from decaf.attention.extract import extract_attentions
 from decaf.attention.fusion import coarse_masks, frame_fusion, object_background_fusion
-from decaf.attention.presence import THRESHOLD
 from decaf.clips import clip_from_images
 from decaf.command import main as cli
 from decaf.demo import MLLM_FOLDER, SAM2_FILE
@@ -19,8 +18,9 @@ from decaf.demo.scenes import make_scene
 from decaf.evaluation.evaluate import evaluate, pointing
 from decaf.evaluation.metrics import region_similarity
 from decaf.mllm import load_mllm
-from decaf.pipeline import segment_clip
+from decaf.pipeline import segment_attention, segment_clip
 from decaf.sam2 import load_sam2
+from decaf.settings import PointSettings
 
 LENGTH = 6
 SCENES = 12
@@ -102,7 +102,7 @@ def test_right_object_by_kind(by_kind, models, kind):
         hits.append(pointing(fused.map, truth))
         chance.append(len(query.targets) / len(scene.things))
         if masked is None and hits[-1] == 1:
-            masked = segment_clip(None, models[1], clip, query.text, attention=attention).tracks.union()
+            masked = segment_attention(models[1], clip, attention).tracks.union()
             assert (masked & truth).sum() > 0.7 * masked.sum() and (masked & truth).sum() > 0.3 * truth.sum(), query.text
     assert masked is not None
     assert kind in WEAK or np.mean(hits) > np.mean(chance) + 0.15, f"{np.mean(hits):.2f} of {len(hits)}, by chance {np.mean(chance):.2f}"
@@ -111,12 +111,12 @@ def test_right_object_by_kind(by_kind, models, kind):
 def test_what_is_not_there_gets_no_mask(by_kind, models):
     absent = [(clip, query, attention) for _, clip, query, attention in by_kind["absent"]]
     present = [attention[0].presence for kind, rows in by_kind.items() if kind != "absent" for *_, attention in rows]
-    assert np.mean([attention[0].presence < THRESHOLD for *_, attention in absent]) >= 0.8
-    assert np.mean([presence >= THRESHOLD for presence in present]) >= 0.9
+    assert np.mean([attention[0].presence < PointSettings.presence_threshold for *_, attention in absent]) >= 0.8
+    assert np.mean([presence >= PointSettings.presence_threshold for presence in present]) >= 0.9
     clip, query, attention = min(absent, key=lambda one: one[2][0].presence)
-    refused = segment_clip(None, models[1], clip, query.text, attention=attention).tracks
+    refused = segment_attention(models[1], clip, attention).tracks
     assert not refused.union().any() and refused.length == len(clip) and query.text in refused.message
-    forced = segment_clip(None, models[1], clip, query.text, attention=attention, presence_threshold=0)
+    forced = segment_attention(models[1], clip, attention, points=PointSettings(presence_threshold=0))
     assert forced.tracks.union().any()
 
 

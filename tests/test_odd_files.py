@@ -24,7 +24,6 @@ from decaf.command.attention_file import load_attention
 from decaf.errors import DecafError
 from decaf.files import write_json
 from decaf.mllm import find_mllm, load_mllm
-from decaf.pipeline import segment_clip
 from decaf.sam2 import load_sam2
 from decaf.tracking import segment as track
 
@@ -266,11 +265,6 @@ def asked(mllm_folder):
     """A clip and its attention."""
     clip = clip_from_images(noise(3))
     return clip, extract_attention(load_mllm(mllm_folder("qwen2_vl")), clip, "a cup", max_key_frames=2, tokens_per_frame=16)
-
-
-def test_attention_of_another_query(asked, sam2_file):
-    clip, attention = asked
-    refused(lambda: segment_clip(None, load_sam2(sam2_file), clip, "a dog", attention=attention), "a dog.", "a cup.", "again")
 
 
 def test_prompts_that_do_not_fit_together(asked, sam2_file):

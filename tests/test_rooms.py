@@ -17,7 +17,7 @@ FLOORS = (
     ("tracking", "attention"),
     ("mllm", "sam2", "clips", "demo"),
     ("data", "files"),
-    ("masks", "paths", "devices", "report"),
+    ("masks", "paths", "devices", "report", "settings"),
     ("errors",),
 )
 """From the roof to the cellar. A room may import those on floors below it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from ..devices import attempt, free_memory, is_out_of_memory, out_of_memory
 from ..mllm import MLLM, Layout
+from ..settings import MODES, AttentionSettings
 from .rollout import BLOCK_BYTES
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,20 @@ ENOUGH_TOKENS = 8192
 
 ENOUGH_TOKENS_ON_CPU = 1024
 """Visual tokens per batch on a CPU; larger batches gain no speed. With a 3B model in float32 they take 0.8 GB."""
+
+
+def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings: AttentionSettings) -> int:
+    """Bytes that the attention of a clip of so many frames, (height, width) each, needs on a device beside the weights.
+
+    A pass over the longest prompt, and a block of attention rows with what comes of it. More makes larger batches, which are faster.
+    """
+    layers = mllm.layers
+    start = layers // 2 if settings.start_layer is None else min(settings.start_layer, layers - 1)
+    shown = min(frames, settings.max_key_frames)
+    video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
+    image = mllm.family.image_layout(mllm.vision, frame_size, 1, settings.tokens_per_frame)
+    per_token = mllm.bytes_per_token(start, keep=settings.setting != MODES[0])
+    return max(video.tokens, image.tokens) * per_token + 4 * BLOCK_BYTES["cuda"]
 
 
 class Batches:

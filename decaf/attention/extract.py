@@ -19,9 +19,10 @@ from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
 from ..report import Cancellable, Progress, silent, ticking
+from ..settings import MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import Batches
 from .presence import presence_score, yes_and_no
-from .questions import SETTINGS, Templates, clean_query
+from .questions import Templates, clean_query
 from .rollout import last_row_rollout
 
 QUESTIONS_PER_PASS = 96
@@ -33,17 +34,11 @@ QUESTIONS_PER_ROLLOUT = 16
 LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
 
-MOST_KEY_FRAMES = 256
-"""Key frames that can be asked for; the paper shows 16. A larger number is a slip, and would fill the memory."""
-
-MOST_TOKENS_PER_FRAME = 16384
-"""Visual tokens of a frame that can be asked for; the paper shows 400."""
-
 FPS_OF_IMAGES = 24
 """Frames per second of a clip that does not know its own, for models that are told the times of their frames."""
 
 
-def key_frames(length: int, most: int = 16) -> tuple[int, ...]:
+def key_frames(length: int, most: int = AttentionSettings.max_key_frames) -> tuple[int, ...]:
     """Clip indices of min(length, most) frames, evenly spread from the first to the last one and rounded down."""
     if length < 1:
         raise DecafError("The clip has no frames. Load a clip with at least one.")
@@ -53,9 +48,11 @@ def key_frames(length: int, most: int = 16) -> tuple[int, ...]:
     return tuple(np.linspace(0, length - 1, count).astype(int).tolist())
 
 
-def extract_attention(mllm: MLLM, clip: Clip, query: str, **options) -> tuple[Attention, Attention]:
+def extract_attention(
+    mllm: MLLM, clip: Clip, query: str, settings: AttentionSettings | None = None, **options
+) -> tuple[Attention, Attention]:
     """`extract_attentions` for one query: its (object, background)."""
-    return extract_attentions(mllm, clip, [query], **options)[0]
+    return extract_attentions(mllm, clip, [query], settings, **options)[0]
 
 
 @torch.inference_mode()
@@ -63,58 +60,52 @@ def extract_attentions(
     mllm: MLLM,
     clip: Clip,
     queries: Sequence[str],
+    settings: AttentionSettings | None = None,
     *,
-    setting: str = "expression",
-    max_key_frames: int = 16,
-    tokens_per_frame: int = 400,
     templates: Templates | None = None,
-    start_layer: int | None = None,
     progress: Progress = silent,
     counts: dict[str, int] | None = None,
+    **changes,
 ) -> list[tuple[Attention, Attention]]:
     """Attention rollout of the object and the background question over the clip's key frames, for each query.
 
     Args:
         queries: what to look for, in any words. Each pass over the pictures is shared by all of them.
-        setting: "expression": the background question leaves out what the query refers to, and nothing is generated (default).
-            "class name": the object question is answered, one name is chosen from the answers, the background question leaves that out.
-        max_key_frames: frames shown to the model, spread evenly over the clip.
-        tokens_per_frame: largest number of visual tokens of a frame in the video; images of single frames have four times as many. Families
-            with tiles of a fixed size ignore it.
+        settings: see `AttentionSettings`; `changes`: fields of it that are given by name.
         templates: question wording; None takes our own.
-        start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
         counts: is added to: forward_passes, frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
             text_tokens_prefilled, tokens_generated, key_frames.
 
     Returns (object, background) of each query, in their order. Raises DecafError for a query, setting or clip that cannot be asked about.
     """
+    settings = replace(settings or AttentionSettings(), **changes)
     queries = [clean_query(query) for query in queries]
     templates = templates or Templates()
     if not queries:
         raise DecafError("There is no query. Give one or more.")
-    if setting not in SETTINGS:
-        raise DecafError(f'There is no setting "{setting}"; choose one of {", ".join(SETTINGS)}.')
-    templates.check(queries, setting)
-    if not 1 <= tokens_per_frame <= MOST_TOKENS_PER_FRAME:
+    if settings.setting not in MODES:
+        raise DecafError(f'There is no setting "{settings.setting}"; choose one of {", ".join(MODES)}.')
+    templates.check(queries, settings.setting)
+    if not 1 <= settings.tokens_per_frame <= MOST_TOKENS_PER_FRAME:
         raise DecafError(
-            f"{tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
+            f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
         )
-    start = mllm.layers // 2 if start_layer is None else start_layer
+    start = mllm.layers // 2 if settings.start_layer is None else settings.start_layer
     if not 0 <= start < mllm.layers:
         raise DecafError(
             f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
         )
-    keys = key_frames(len(clip), max_key_frames)
+    keys = key_frames(len(clip), settings.max_key_frames)
     info = clip_info(clip, keys)
     counts = counts if counts is not None else {}
     counts["key_frames"] = counts.get("key_frames", 0) + len(keys)
     counts.setdefault("tokens_generated", 0)
     seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
-    frames, keep = [clip[index] for index in keys], setting != "expression"
+    frames, keep = [clip[index] for index in keys], settings.setting != MODES[0]
     progress = Cancellable(progress)
-    extraction = _Extraction(mllm, frames, seconds, tokens_per_frame, start, progress, counts, keep=keep)
+    extraction = _Extraction(mllm, frames, seconds, settings.tokens_per_frame, start, progress, counts, keep=keep)
     with explained(mllm.name, progress):
-        asked, looks, answers = (_by_expression if setting == "expression" else _by_class_name)(extraction, queries, templates)
+        asked, looks, answers = (_by_class_name if keep else _by_expression)(extraction, queries, templates)
 
     def record(index: int, kind: str) -> Attention:
         video, *images = [look.maps[index] for look in looks]

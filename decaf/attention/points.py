@@ -9,17 +9,15 @@ from torch import Tensor
 
 from ..data import FusedAttention, SAM2Prompts
 from ..errors import DecafError
+from ..settings import PointSettings
 from .fusion import coarse_masks
-from .presence import THRESHOLD as PRESENCE_THRESHOLD
-
-THRESHOLD = 0.8
 
 
 def attention_points(
     fused: FusedAttention,
     *,
-    threshold: float = THRESHOLD,
-    presence_threshold: float = PRESENCE_THRESHOLD,
+    threshold: float = PointSettings.point_threshold,
+    presence_threshold: float = PointSettings.presence_threshold,
     max_points: int | None = None,
 ) -> SAM2Prompts:
     """Every cell whose fused attention is at least `threshold` (above 0, at most 1), as a point at the cell's centre.

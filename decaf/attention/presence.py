@@ -14,14 +14,6 @@ if TYPE_CHECKING:
 
     from ..mllm import MLLM
 
-THRESHOLD = 0.2
-"""Presence below which nothing is masked. Low, since a refusal costs more than a mask too many; set on the bundled model's figures, and not
-measured on larger ones. The score is not calibrated: models differ in how readily they say yes."""
-
-ALWAYS = 0.0
-"""The threshold that masks the best match for every query, as published."""
-
-
 def yes_and_no(mllm: MLLM) -> tuple[list[int], list[int]]:
     """Token ids with which an answer "yes", and one "no", may begin; an empty list where the tokenizer has no single token for it."""
     tokenizer, known = mllm.tokenizer, mllm.engine.shape.vocabulary

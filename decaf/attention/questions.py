@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from ..errors import DecafError
-
-SETTINGS = ("expression", "class name")
+from ..settings import MODES
 
 LONGEST_QUERY = 2000
 """Characters of a query."""
@@ -90,7 +89,7 @@ class Templates:
     def check(self, queries: Iterable[str], setting: str) -> None:
         """DecafError if a question of these queries would be too long to be asked; known without a model."""
         makers = {"object": self.ask_object, "presence": self.ask_presence}
-        if setting == SETTINGS[0]:
+        if setting == MODES[0]:
             makers["background"] = self.ask_background
         for query in queries:
             for name, make in makers.items():

@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from ..attention.presence import THRESHOLD as PRESENCE_THRESHOLD
 from ..demo import BUNDLED
+from ..settings import PointSettings
+from .arguments import stage_settings
 
 _DESCRIPTION = """\
 Makes a clip of moving shapes, asks for one of them and masks it, with two tiny models that come with the package: no download, no GPU.
@@ -39,7 +40,7 @@ def add_demo(commands, formatter) -> None:
     demo.add_argument("--frames", metavar="N", type=int, default=10, help="length of the clip")
     demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
     demo.add_argument(
-        "--presence-threshold", metavar="X", type=float, default=PRESENCE_THRESHOLD, help='as for "decaf segment"; not with --evaluate'
+        "--presence-threshold", metavar="X", type=float, default=PointSettings.presence_threshold, help='as for "decaf segment"; not with --evaluate'
     )
     demo.add_argument("--mllm", metavar="DIR_OR_REPO", default=BUNDLED, help="another language model")
     demo.add_argument("--sam2", metavar="FILE", type=Path, default=Path(BUNDLED), help="another SAM 2 checkpoint")
@@ -108,11 +109,8 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
     known = _same_query(scene, query)
     folder = arguments.out
     options = Options(
-        clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder,
-        setting=arguments.setting.replace("-", " "), templates=Templates(), max_key_frames=16, tokens_per_frame=400, start_layer=None,
-        point_threshold=0.8, presence_threshold=arguments.presence_threshold, score_threshold=0.8,
-        device=arguments.device, dtype="auto", sam2_dtype="auto",
-        objects=False, overlay=True, resume=False,
+        clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder, templates=Templates(),
+        device=arguments.device, dtype="auto", sam2_dtype="auto", objects=False, overlay=True, resume=False, **stage_settings(arguments),
     )  # fmt: skip
     check_options(options)
     outputs.prepare_folder(folder)

@@ -15,10 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from .. import __version__
-from ..attention.presence import THRESHOLD as PRESENCE_THRESHOLD
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
+from ..settings import AttentionSettings, PointSettings, TrackingSettings
+from .arguments import stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -98,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     questions = segment.add_argument_group("questions")
     questions.add_argument(
-        "--setting", choices=("expression", "class-name"), default="expression",
+        "--setting", choices=("expression", "class-name"), default=AttentionSettings.setting,
         help="what the background question leaves out: what the whole expression refers to (nothing is generated), "
         "or a class name that the model is asked for first",
     )  # fmt: skip
@@ -110,9 +111,13 @@ def parser() -> argparse.ArgumentParser:
     questions.add_argument("--questions", metavar="FILE", type=Path, help=f"JSON object with any of {', '.join(_templates())}")
 
     attention = segment.add_argument_group("attention")
-    attention.add_argument("--max-key-frames", metavar="N", type=int, default=16, help="frames that the language model sees, evenly spread")
     attention.add_argument(
-        "--tokens-per-frame", metavar="N", type=int, default=400, help="visual tokens per frame when asked as a video, at most"
+        "--max-key-frames", metavar="N", type=int, default=AttentionSettings.max_key_frames,
+        help="frames that the language model sees, evenly spread",
+    )  # fmt: skip
+    attention.add_argument(
+        "--tokens-per-frame", metavar="N", type=int, default=AttentionSettings.tokens_per_frame,
+        help="visual tokens per frame when asked as a video, at most"
     )
     attention.add_argument(
         "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
@@ -120,14 +125,17 @@ def parser() -> argparse.ArgumentParser:
 
     masks = segment.add_argument_group("masks")
     masks.add_argument(
-        "--point-threshold", metavar="X", type=float, default=0.8, help="attention from which a cell becomes a point, 0 to 1"
+        "--point-threshold", metavar="X", type=float, default=PointSettings.point_threshold,
+        help="attention from which a cell becomes a point, 0 to 1"
     )
     masks.add_argument(
-        "--presence-threshold", metavar="X", type=float, default=PRESENCE_THRESHOLD,
+        "--presence-threshold", metavar="X", type=float, default=PointSettings.presence_threshold,
         help='the model\'s "yes" against "no", 0 to 1, to whether the clip shows the object; below this the masks are empty. '
         "0: always mask the best match",
     )  # fmt: skip
-    masks.add_argument("--score-threshold", metavar="X", type=float, default=0.8, help="score above which an object is kept")
+    masks.add_argument(
+        "--score-threshold", metavar="X", type=float, default=TrackingSettings.score_threshold, help="score above which an object is kept"
+    )
 
     compute = segment.add_argument_group("computation")
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
@@ -248,10 +256,10 @@ def _segment(arguments) -> int:
     options |= {
         "queries": tuple(arguments.queries),
         "templates": templates,
-        "setting": arguments.setting.replace("-", " "),
         "overlay": not arguments.no_overlay,
+        **stage_settings(arguments),
     }
-    logging.getLogger(__package__).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
+    logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
     with progress_bars(arguments.quiet or arguments.verbose) as progress:
         told = command.run(command.Options(**options), progress)
     if not arguments.quiet:

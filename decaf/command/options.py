@@ -6,34 +6,28 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..attention.extract import MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME
-from ..attention.presence import THRESHOLD as PRESENCE_THRESHOLD
 from ..attention.questions import Templates
 from ..demo import BUNDLED, SAM2_FILE
 from ..errors import DecafError, reason, shown
 from ..mllm.folder import read_json
 from ..paths import look_at, real_path
+from ..settings import MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings, PointSettings, TrackingSettings
 from . import outputs
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `decaf segment`, see `decaf segment --help`. `queries`: each a sentence, or several of them, one a line;
-    `start_layer` None: half of the layers."""
+    """The command line of `decaf segment`, see `decaf segment --help`. `queries`: each a sentence, or several of them, one a line."""
 
     clip: Path
     queries: tuple[str, ...]
     mllm: str
     sam2: Path
     out: Path
-    setting: str
+    attention: AttentionSettings
+    points: PointSettings
+    tracking: TrackingSettings
     templates: Templates
-    max_key_frames: int
-    tokens_per_frame: int
-    start_layer: int | None
-    point_threshold: float
-    presence_threshold: float
-    score_threshold: float
     device: str
     dtype: str
     sam2_dtype: str
@@ -64,16 +58,16 @@ def check_options(options: Options) -> None:
     check_models(options.mllm, sam2_file(options.sam2))
     if look_at(options.out, "--out") == "file":
         raise DecafError(f"--out {shown(options.out)} is a file. Give a folder.")
-    for name, usual in (("point_threshold", 0.8), ("presence_threshold", PRESENCE_THRESHOLD), ("score_threshold", 0.8)):
-        value = getattr(options, name)
+    for record, name in ((options.points, "point_threshold"), (options.points, "presence_threshold"), (options.tracking, "score_threshold")):
+        value, usual = getattr(record, name), getattr(type(record), name)
         if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):
             raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as {usual}.")
     for name, highest in _HIGHEST.items():
-        value = getattr(options, name)
+        value = getattr(options.attention, name)
         if not 1 <= value <= highest:
             raise DecafError(f"--{name.replace('_', '-')} {value} is not between 1 and {highest}. Leave it out for the usual number.")
-    if options.start_layer is not None and options.start_layer < 0:
-        raise DecafError(f"--start-layer {options.start_layer} is below 0, the first layer. Leave it out for half of the layers.")
+    if options.attention.start_layer is not None and options.attention.start_layer < 0:
+        raise DecafError(f"--start-layer {options.attention.start_layer} is below 0, the first layer. Leave it out for half of the layers.")
 
 
 def check_start_layer(start: int | None, mllm: Path) -> None:

@@ -26,7 +26,7 @@ from ..errors import DecafError
 from ..files import write_image, write_json
 from ..mllm import find_mllm, load_mllm
 from ..pictures.contact_sheet import contact_sheet, mask_overlay
-from ..pipeline import Result, segment_clip
+from ..pipeline import Result, segment_attention
 from ..report import Progress
 from ..sam2 import SAM2, load_sam2
 from ..sam2.frames import FeatureCache
@@ -74,7 +74,7 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
 
 def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     queries = split_queries(options.queries)
-    options.templates.check(queries, options.setting)
+    options.templates.check(queries, options.attention.setting)
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
     check_options(options)
@@ -84,20 +84,15 @@ def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
     stale = _claim(options.out, folders, locks)
     mllm = mllm_folder(options.mllm, progress)
-    check_start_layer(options.start_layer, mllm)
+    check_start_layer(options.attention.start_layer, mllm)
 
     settings = {
-        "setting": options.setting,
+        **asdict(options.attention),
         "templates": asdict(options.templates),
-        "max_key_frames": options.max_key_frames,
-        "tokens_per_frame": options.tokens_per_frame,
-        "start_layer": options.start_layer,
         "dtype": str(dtype).removeprefix("torch."),
     }
     source = {"decaf": __version__, "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
-    settings |= {
-        name: getattr(options, name) for name in ("point_threshold", "presence_threshold", "score_threshold", "objects", "overlay")
-    }
+    settings |= {**asdict(options.points), **asdict(options.tracking), "objects": options.objects, "overlay": options.overlay}
     settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
@@ -164,8 +159,7 @@ def _attentions(
         start = time.perf_counter()
         attentions = extract_attentions(
             mllm, clip, [job.query for job in missing],
-            setting=options.setting, max_key_frames=options.max_key_frames, tokens_per_frame=options.tokens_per_frame,
-            templates=options.templates, start_layer=options.start_layer, progress=progress, counts=counts,
+            options.attention, templates=options.templates, progress=progress, counts=counts,
         )  # fmt: skip
         record = {"seconds": {"attention": time.perf_counter() - start}, "counts": counts, "queries_at_once": len(missing)}
         # SAM 2's sweeps need the memory that a language model of many gigabytes holds.
@@ -213,11 +207,9 @@ def _segment(
 ) -> tuple[Tracks, int]:
     """Masks from one query's attention, and everything written. Returns the tracks, and in how many frames something is masked."""
     counts = Counter(record["counts"])
-    result = segment_clip(
-        None, sam2, clip, job.query,
-        attention=attention, point_threshold=options.point_threshold, presence_threshold=options.presence_threshold,
-        score_threshold=options.score_threshold, progress=progress, features=features,
-    )  # fmt: skip
+    result = segment_attention(
+        sam2, clip, attention, points=options.points, tracking=options.tracking, progress=progress, features=features
+    )
     counts.update(result.counts)
     # Only now: until there is something better, an earlier result stays whole.
     outputs.clear(job.folder)

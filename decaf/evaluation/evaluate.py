@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..attention.extract import extract_attentions
 from ..attention.fusion import coarse_masks, frame_fusion, object_background_fusion
-from ..attention.questions import SETTINGS
 from ..clips import Clip, clip_from_images
 from ..data import Attention, FusedAttention
 from ..demo.asking import KINDS, Query
 from ..demo.scenes import Scene, make_scene
 from ..mllm import MLLM
-from ..pipeline import segment_clip
+from ..pipeline import segment_attention
 from ..report import Progress, silent
 from ..sam2 import SAM2
+from ..settings import MODES
 from .metrics import contour_accuracy, region_similarity
 
 MAPS = ("raw", "raw_fused", "contrast", "frame_only", "fused")
@@ -55,7 +55,7 @@ def evaluate(
     scenes: int,
     seed: int,
     *,
-    settings: tuple[str, ...] = SETTINGS,
+    settings: tuple[str, ...] = MODES,
     length: int = 8,
     progress: Progress = silent,
 ) -> dict:
@@ -104,7 +104,7 @@ def _measure(
         row.pointing = pointing(maps["fused"].map, truth[keys])
         row.coarse = {name: float(region_similarity(coarse_masks(one), truth[keys]).mean()) for name, one in maps.items()}
     if sam2 is not None:
-        tracks = segment_clip(None, sam2, clip, query.text, attention=attention).tracks
+        tracks = segment_attention(sam2, clip, attention).tracks
         mask = tracks.union()
         row.j, row.f = float(region_similarity(mask, truth).mean()), float(contour_accuracy(mask, truth).mean())
         row.empty = not bool(mask.any())

@@ -1,0 +1,74 @@
+"""What can be set in each stage of the method, with its default: functions, the command and the nodes read them here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+MODES = ("expression", "class name")
+"""What the background question leaves out: whatever the query refers to, or a class name that is chosen from the model's answers first."""
+
+MOST_KEY_FRAMES = 256
+"""Key frames that can be asked for; the paper shows 16. A larger number is a slip, and would fill the memory."""
+
+MOST_TOKENS_PER_FRAME = 16384
+"""Visual tokens of a frame that can be asked for; the paper shows 400."""
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """How a clip is shown to the language model and its attention rolled out (paper, section 3).
+
+    Attributes:
+        setting: one of MODES. "expression" generates nothing; "class name" has the object named first.
+        max_key_frames: frames shown to the model, spread evenly over the clip.
+        tokens_per_frame: largest number of visual tokens of a frame in the video; images of single frames have four times as many. Families
+            with tiles of a fixed size ignore it.
+        start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
+    """
+
+    setting: str = MODES[0]
+    max_key_frames: int = 16
+    tokens_per_frame: int = 400
+    start_layer: int | None = None
+
+
+@dataclass(frozen=True)
+class PointSettings:
+    """Which cells of the fused attention prompt the segmenter.
+
+    Attributes:
+        point_threshold: fused attention, above 0 and at most 1, from which a cell becomes a point (paper, section 3.4).
+        presence_threshold: P(yes) / (P(yes) + P(no)), 0..1, for the question whether the object is visible, below which nothing is masked; 0
+            always masks the best match, as published. Low, since a false empty mask costs more than a spurious one; set on the bundled
+            model's figures and not measured on larger ones. The score is not calibrated: models differ in how readily they say yes.
+    """
+
+    point_threshold: float = 0.8
+    presence_threshold: float = 0.2
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Which candidates become tracks.
+
+    Attributes:
+        nms_iou: overlap (IoU), 0..1, above which the worse of two masks is dropped.
+        score_threshold: tracklets whose mean of predicted IoU, attention and attention consistency is above it, 0..1, are kept; if there are
+            none, the best one.
+    """
+
+    nms_iou: float = 0.7
+    score_threshold: float = 0.8
+
+
+def settings_of(given: Mapping[str, object]) -> tuple[AttentionSettings, PointSettings, TrackingSettings]:
+    """The record of each stage from settings by name; defaults for the others. TypeError for a name that is none of them."""
+    rest = dict(given)
+    records = []
+    for record in (AttentionSettings, PointSettings, TrackingSettings):
+        names = [one.name for one in fields(record)]
+        records.append(record(**{name: rest.pop(name) for name in names if name in rest}))
+    if rest:
+        raise TypeError(f"there is no setting {', '.join(rest)}")
+    return tuple(records)
