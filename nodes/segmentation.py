@@ -16,6 +16,7 @@ from ..decaf.pictures.contact_sheet import mask_overlay
 from ..decaf.tracking import segment
 from . import host
 from .inputs import checked
+from .interop import attention_boxes, points_json
 from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ class AttentionToSAM2Prompts(io.ComfyNode):
         best = points.best_key_frame(prompts)
         return io.NodeOutput(
             prompts,
-            points.points_json(prompts, best),
-            points.attention_boxes(prompts),
+            points_json(prompts, best),
+            attention_boxes(prompts),
             fused.clip.key_frames[best],
             1.0 if fused.presence is None else fused.presence,
         )

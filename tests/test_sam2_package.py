@@ -20,6 +20,8 @@ def lookup(monkeypatch):
         monkeypatch.setattr(
             importlib.machinery.PathFinder, "find_spec", lambda name, path=None, target=None: find(name, places.get(name, path), target)
         )
+        # pytest's own finder keeps the true function, and asks it for packages that bring a plugin, as Hydra does.
+        monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if "pytest" not in type(one).__module__])
         for name in [one for one in sys.modules if one.partition(".")[0] in {"sam2", *places}]:
             monkeypatch.delitem(sys.modules, name)
 
