@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from decaf.mllm import all_families
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10; pytest brings it there
@@ -185,6 +187,13 @@ def test_ci_runs_what_the_readme_tells():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert any(line.split(" ||")[0].strip() == command for line in script)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_help_page_lists_the_families_of_the_registry():
+    page = (ROOT / "web" / "docs" / "LoadMLLM.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in page if line.startswith("|")][2:]
+    listed = lambda names: ", ".join(f"`{name}`" for name in names)  # noqa: E731
+    assert rows == [f"| {one.title} | {listed(one.model_types)} | {listed(one.repositories)} |" for one in all_families()]
 
 
 def test_links_of_the_readme_lead_somewhere():
