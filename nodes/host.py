@@ -170,15 +170,21 @@ def return_memory() -> None:
 
 @contextmanager
 def returning_memory() -> Iterator[None]:
-    """Around a stage that makes much and keeps little: what it has freed goes back to the system, also when it fails or is cancelled."""
+    """Around a stage that makes much and keeps little: what it has freed goes back to the system, also when it fails or is cancelled, and
+    video files are let go of: on Windows nobody could replace one that is open."""
     try:
         yield
     finally:
+        for _, clip in list(_opened.values()):
+            clip.close()
         return_memory()
 
 
 _opened: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """Clips of video files by the VIDEO that ComfyUI keeps for the graph: the next node, or the next query, decodes nothing again. Gone with it."""
+
+_MOST_OPENED = 2
+"""Each holds up to 384 MB of frames, of which ComfyUI's own cache knows nothing."""
 
 
 def clip_of(frames) -> Clip:
@@ -204,6 +210,9 @@ def clip_of(frames) -> Clip:
             # Registered before the entry, and hence called after the frames went with it.
             weakref.finalize(frames, return_memory).atexit = False
         whole = start == duration == 0
+        _opened.pop(frames, None)  # the latest comes last
+        for oldest in list(_opened)[: -(_MOST_OPENED - 1)]:
+            del _opened[oldest]
         _opened[frames] = stamp, open_clip(source) if whole else open_window(source, start, start + duration if duration else None)
     return _opened[frames][1]
 

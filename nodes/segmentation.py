@@ -155,7 +155,8 @@ class SAM2VideoPropagate(io.ComfyNode):
         mask = host.tracks_mask(tracks, report)
         told = describe(tracks)
         try:
-            overlay, shown = _overlay(clip, tracks, fps, report)
+            with host.returning_memory():
+                overlay, shown = _overlay(clip, tracks, fps, report)
         except host.Cancelled:
             raise
         except Exception as error:  # whatever it is: a picture for people must not cost the masks

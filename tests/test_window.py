@@ -1,5 +1,6 @@
 """A part of a video file as a clip: exactly the frames that a decode of the whole file has there, however they are asked for."""
 
+import os
 import random
 from fractions import Fraction
 
@@ -120,3 +121,35 @@ def test_a_damaged_file_gives_what_can_be_decoded(tmp_path):
 def linear_or_less(path):
     clip = open_clip(path)
     return [clip[index].numpy() for index in range(len(clip))]
+
+
+def held_open(path) -> bool:
+    """Whether this process has the file open."""
+    try:
+        return str(path) in {os.readlink(link) for link in os.scandir("/proc/self/fd") if os.path.lexists(link)}
+    except FileNotFoundError:  # another system; Windows refuses to rename what is open
+        try:
+            path.rename(path.with_suffix(".tmp")).rename(path)
+        except PermissionError:
+            return True
+        return False
+
+
+@pytest.mark.parametrize("seconds", [None, (0.44, None), (0.48, 2.0)])
+def test_a_closed_clip_lets_go_of_its_file_and_opens_it_again(tmp_path, seconds):
+    path = encode(tmp_path / "clip.mp4", 60, options=B_FRAMES)
+    frames, budget = linear(path), 5 * 48 * 64 * 3
+    clip = open_clip(path, budget=budget) if seconds is None else open_window(path, *seconds, budget=budget)
+    first = 0 if seconds is None else round(seconds[0] * 25)
+    for index in (0, 7, 30, 29, 11, len(clip) - 1, 20, 0):
+        assert same(clip[index], frames[first + index])
+        clip.close()
+        clip.close()
+        assert not held_open(path)
+        if index in (7, 30):
+            assert same(clip[index + 1], frames[first + index + 1])
+    assert all(same(clip[index], frames[first + index]) for index in range(len(clip)))
+    path.unlink()
+    clip.close()
+    with pytest.raises(DecafError, match="clip.mp4"):
+        [clip[index] for index in range(0, len(clip), 3)]

@@ -62,6 +62,10 @@ class VideoFile(Clip):
     def __len__(self) -> int:
         return len(self._times)
 
+    def close(self) -> None:
+        with self._one_at_a_time:
+            self._stream.close()
+
     def _times_of(self, seconds: tuple[float, float | None] | None) -> tuple[int | None, int | None]:
         """Start and stop in units of the stream's time, None for no limit; rounded as ComfyUI does. Leaves the stream at or before start."""
         if seconds is None:
@@ -153,6 +157,8 @@ class VideoFile(Clip):
 
     def _decode(self, first: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames first..stop-1 with their indices."""
+        if self._stream.closed:
+            self._open_again()
         start = self._starts[bisect_right(self._starts, first) - 1]
         if not start <= self._next <= first:
             self._seek(start)
@@ -176,6 +182,10 @@ class VideoFile(Clip):
                         self._next = found
                         return
                     break
+        self._open_again()
+
+    def _open_again(self) -> None:
+        """Leaves the stream at frame 0."""
         self._stream.close()
         self._stream, self._next = _Stream(self._path), 0
         if self._begin is not None:
@@ -186,7 +196,7 @@ class _Stream:
     """The picture stream of an open file. Errors in it are counted; what can be decoded is."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path, self.closed = path, False
         try:
             # Absolute, because the library takes what stands before a colon, in "10:30.mp4", for a protocol: http would use the network.
             # Titles and the like, which nobody reads here, are in any encoding.
@@ -246,7 +256,7 @@ class _Stream:
             log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, promised)
 
     def close(self) -> None:
-        self._frames = iter(())
+        self._frames, self.closed = iter(()), True
         self._container.close()
 
     def _decoded(self) -> Iterator[av.VideoFrame]:

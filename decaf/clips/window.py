@@ -29,6 +29,9 @@ class Window(Clip):
     def _read(self, index: int) -> Tensor:
         return self._clip[self._start + index]
 
+    def close(self) -> None:
+        self._clip.close()
+
 
 def open_window(path: str | os.PathLike, start: float, stop: float | None, *, budget: int = BUDGET) -> Clip:
     """The frames of a video file that are shown from second `start` (0 or more) on and before second `stop`, None for its end.

@@ -74,6 +74,31 @@ def case_the_next_query_does_not_decode_again():
     assert not [one for one in host._opened if one.get_stream_source() == str(path)]
 
 
+def case_no_file_stays_open_and_few_clips_are_held():
+    """Of clips too long for the frames that are held; ComfyUI keeps the VIDEO for as long as the graph does not change."""
+    import os
+    import sys
+
+    base, host = (sys.modules[f"pack_under_test.{name}"] for name in ("decaf.clips.video_file", "nodes.host"))
+    kept, base.FrameCache = base.FrameCache, lambda size, budget: kept(size, 3 * 72 * 96 * 3)
+    videos = []
+    try:
+        for name in ("one", "two", "three"):
+            path = Path(SETTINGS["scratch"]) / f"{name}.mp4"
+            path.write_bytes(Path(video().get_stream_source()).read_bytes())
+            videos.append(InputImpl.VideoFromFile(str(path)))
+            object, background, _ = extract(videos[-1], tokens_per_frame=16)
+            made = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=object, background=background)[0])[0]
+            run("DecAFAttentionPreview", frames=videos[-1], fused=made)
+            run("SAM2VideoPropagate", sam2=sam2(), frames=videos[-1], prompts=run("AttentionToSAM2Prompts", fused=made)[0])
+            if Path("/proc/self/fd").is_dir():
+                assert str(path) not in {os.readlink(link) for link in os.scandir("/proc/self/fd") if os.path.lexists(link)}
+            os.replace(path, path.with_suffix(".moved"))  # refused by Windows if it is open
+    finally:
+        base.FrameCache = kept
+    assert len([one for one in videos if one in host._opened]) == 2 and videos[0] not in host._opened
+
+
 def case_a_trimmed_video_is_trimmed():
     assert extract(video().as_trimmed(0.25, 0.5), max_key_frames=1)[0].clip.length == 6
 
