@@ -189,6 +189,12 @@ def test_ci_runs_what_the_readme_tells():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 
+def test_what_the_checks_name_is_there():
+    scripts = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
+    named = [name for script in scripts for name in re.findall(r"\btests/[\w./*-]+", script.read_text(encoding="utf-8"))]
+    assert len(named) > 10 and [name for name in named if not list(ROOT.glob(name))] == []
+
+
 def test_the_help_page_lists_the_families_of_the_registry():
     page = (ROOT / "web" / "docs" / "LoadMLLM.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in page if line.startswith("|")][2:]
