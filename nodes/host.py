@@ -21,7 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import InputImpl, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..decaf.clips import Clip, clip_from_images, open_clip
+from ..decaf.clips import Clip, clip_from_images, open_clip, open_window
 from ..decaf.data import Tracks
 from ..decaf.errors import DecafError
 from ..decaf.report import Progress
@@ -170,39 +170,54 @@ def return_memory() -> None:
 
 @contextmanager
 def returning_memory() -> Iterator[None]:
-    """Around a stage that makes much and keeps little: what it has freed goes back to the system, also when it fails or is cancelled."""
+    """Around a stage that makes much and keeps little: what it has freed goes back to the system, also when it fails or is cancelled, and
+    video files are let go of: on Windows nobody could replace one that is open."""
     try:
         yield
     finally:
+        for _, clip in list(_opened.values()):
+            clip.close()
         return_memory()
 
 
 _opened: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """Clips of video files by the VIDEO that ComfyUI keeps for the graph: the next node, or the next query, decodes nothing again. Gone with it."""
 
+_MOST_OPENED = 2
+"""Each holds up to 384 MB of frames, of which ComfyUI's own cache knows nothing."""
+
 
 def clip_of(frames) -> Clip:
     """The clip behind an IMAGE or VIDEO socket.
 
-    A video file is streamed. A trimmed video, or one that another node holds in memory, is taken as the frames that ComfyUI makes of it.
+    A video file is streamed, a trimmed one too. One that another node holds in memory is taken as the frames that ComfyUI makes of it, and so
+    is every video before ComfyUI 0.23, which does not tell whether it is trimmed.
     """
     if isinstance(frames, torch.Tensor):
         return clip_from_images(frames)
-    # Before 0.23 ComfyUI does not tell whether a video is trimmed. A video in memory would be encoded only to be decoded again.
-    window = getattr(frames, "get_active_trim_window", lambda: None)()
-    whole_file = isinstance(frames, InputImpl.VideoFromFile) and window == (0.0, 0.0)
-    source = frames.get_stream_source() if whole_file else None
+    # A video in memory would be encoded only to be decoded again.
+    told = isinstance(frames, InputImpl.VideoFromFile) and hasattr(frames, "get_active_trim_window")
+    source = frames.get_stream_source() if told else None
     if not isinstance(source, str):
         return clip_from_images(_read(frames, frames.get_components).images)
     if not os.path.isfile(source):
         return open_clip(source)  # which says so
+    start, duration = _read(frames, frames.get_active_trim_window)
     state = os.stat(source)
     stamp = source, state.st_mtime_ns, state.st_size
     if _opened.get(frames, (None,))[0] != stamp:
         if frames not in _opened:
             # Registered before the entry, and hence called after the frames went with it.
             weakref.finalize(frames, return_memory).atexit = False
-        _opened[frames] = stamp, open_clip(source)
+        whole = start == duration == 0
+        _opened.pop(frames, None)  # the latest comes last
+        for oldest in list(_opened)[: -(_MOST_OPENED - 1)]:
+            del _opened[oldest]
+        if whole:
+            clip = open_clip(source, progress=progress())
+        else:
+            clip = open_window(source, start, start + duration if duration else None, progress=progress())
+        _opened[frames] = stamp, clip
     return _opened[frames][1]
 
 

@@ -10,7 +10,7 @@ from ..decaf.demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from ..decaf.errors import DecafError
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
-from ..decaf.mllm.load import load_mllm
+from ..decaf.mllm.load import all_families, load_mllm
 from ..decaf.sam2 import load_sam2
 from . import host
 from .inputs import brief, checked
@@ -18,15 +18,9 @@ from .sockets import CATEGORY, MLLM, SAM2
 
 CHOOSE = "choose a model"
 DOWNLOAD = "download: "
-REPOSITORIES = (
-    "Qwen/Qwen2.5-VL-3B-Instruct",
-    "Qwen/Qwen2.5-VL-7B-Instruct",
-    "Qwen/Qwen2-VL-2B-Instruct",
-    "Qwen/Qwen2-VL-7B-Instruct",
-    "OpenGVLab/InternVL3-2B-hf",
-    "OpenGVLab/InternVL3-8B-hf",
-    "OpenGVLab/InternVL3-14B-hf",
-)
+REPOSITORIES = tuple(repository for family in all_families() for repository in family.repositories)
+TITLES = [family.title for family in all_families()]
+SUGGESTED = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 host.register_folder("LLM")
 host.register_folder("sam2")
@@ -52,7 +46,7 @@ def _mllm_problem(model: object) -> str | None:
         return None
     return (
         ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model {brief(model)} in models/LLM.")
-        + f" Put the files of a model such as {REPOSITORIES[1]} into a folder of its own in {host.folders('LLM')[0]} and press R, "
+        + f" Put the files of a model such as {SUGGESTED} into a folder of its own in {host.folders('LLM')[0]} and press R, "
         f"or choose a '{DOWNLOAD}...' entry in the node Load Multimodal LLM."
     )
 
@@ -79,8 +73,8 @@ class LoadMLLM(io.ComfyNode):
             node_id="LoadMLLM",
             display_name="Load Multimodal LLM",
             category=CATEGORY,
-            description="Loads the model whose attention says where the thing that you describe is: Qwen2-VL, Qwen2.5-VL or InternVL3.",
-            search_aliases=["decaf", "qwen vl", "internvl", "mllm", "vlm", "vision language model", "llm loader"],
+            description=f"Loads the model whose attention says where the thing that you describe is. Families: {', '.join(TITLES)}.",
+            search_aliases=["decaf", *TITLES, "qwen vl", "internvl", "mllm", "vlm", "vision language model", "llm loader"],
             inputs=[
                 io.Combo.Input(
                     "model",

@@ -44,9 +44,10 @@ class DecAFAttentionPreview(io.ComfyNode):
         report = host.progress()
         masks = coarse_masks(fused, clip.frame_size)
         pictures = []
-        for key, index in enumerate(fused.clip.key_frames):
-            report(key, len(fused.clip.key_frames), "drawing")
-            dots = None if prompts is None else prompts.xy[prompts.key == key]
-            pictures.append(heat_overlay(clip[index], fused.map[key], masks[key], dots))
+        with host.returning_memory():
+            for key, index in enumerate(fused.clip.key_frames):
+                report(key, len(fused.clip.key_frames), "drawing")
+                dots = None if prompts is None else prompts.xy[prompts.key == key]
+                pictures.append(heat_overlay(clip[index], fused.map[key], masks[key], dots))
         images = host.as_image(torch.stack(pictures))
         return io.NodeOutput(images, host.as_mask(masks), ui=host.shown_images(images))

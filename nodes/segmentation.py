@@ -16,6 +16,7 @@ from ..decaf.settings import PointSettings, TrackingSettings
 from ..decaf.tracking import segment
 from . import host
 from .inputs import checked
+from .interop import attention_boxes, points_json
 from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ class AttentionToSAM2Prompts(io.ComfyNode):
         best = points.best_key_frame(prompts)
         return io.NodeOutput(
             prompts,
-            points.points_json(prompts, best),
-            points.attention_boxes(prompts),
+            points_json(prompts, best),
+            attention_boxes(prompts),
             fused.clip.key_frames[best],
             1.0 if fused.presence is None else fused.presence,
         )
@@ -154,7 +155,8 @@ class SAM2VideoPropagate(io.ComfyNode):
         mask = host.tracks_mask(tracks, report)
         told = describe(tracks)
         try:
-            overlay, shown = _overlay(clip, tracks, fps, report)
+            with host.returning_memory():
+                overlay, shown = _overlay(clip, tracks, fps, report)
         except host.Cancelled:
             raise
         except Exception as error:  # whatever it is: a picture for people must not cost the masks

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from decaf.mllm import all_families
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10; pytest brings it there
@@ -106,7 +108,48 @@ def test_requirements_are_the_project_dependencies():
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n")
     assert [line for line in listed if line and not line.startswith("#")] == project["dependencies"]
     for dependency in project["dependencies"]:
-        assert not re.search(r"==|<|~=", dependency), f"{dependency} caps or pins a version that other packs share"
+        assert not re.search(r"==|<|~=|;|@", dependency), f"{dependency} caps or pins a version that other packs share"
+    assert {"torch", "torchvision", "numpy"} <= set(project["dependencies"]), "their versions are the user's own business"
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "sam2": "rf-sam-2", "hydra": "hydra-core"}
+"""What installs a module, where that has another name."""
+
+NOT_OURS = {
+    "triton": "comes with PyTorch where PyTorch has it; imported only then",
+    **dict.fromkeys(["comfy", "comfy_api", "comfy_execution", "folder_paths"], "ComfyUI, for the nodes"),
+}
+
+
+def imported_modules() -> dict[str, str]:
+    """Top-level name of every module that shipped code imports, by an import statement or by its name -> where."""
+    found = {}
+    for path in shipped():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+                names = [text.value for text in ast.walk(node.args[0]) if isinstance(text, ast.Constant)]
+            found |= {name.partition(".")[0]: f"{path.relative_to(ROOT)}:{node.lineno}" for name in names if not name.startswith(".")}
+    return {name: place for name, place in found.items() if name and name not in sys.stdlib_module_names and name != "decaf"}
+
+
+def test_what_is_imported_is_installed():
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    listed = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in listed}
+    imported = imported_modules()
+    assert {"torch", "numpy", "PIL", "transformers", "sam2", "hydra", "huggingface_hub"} <= set(imported), "the search finds imports"
+    missing = {
+        name: place
+        for name, place in imported.items()
+        if name not in NOT_OURS and DISTRIBUTIONS.get(name, name).replace("_", "-") not in listed
+    }
+    assert missing == {}
+    needed_by_others = {"torchvision"}  # SAM 2's package and the picture processors of transformers
+    assert listed - needed_by_others <= {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in imported}, "nothing is listed in vain"
 
 
 def modules_after(code: str) -> set[str]:
@@ -144,6 +187,19 @@ def test_ci_runs_what_the_readme_tells():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert any(line.split(" ||")[0].strip() == command for line in script)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_what_the_checks_name_is_there():
+    scripts = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
+    named = [name for script in scripts for name in re.findall(r"\btests/[\w./*-]+", script.read_text(encoding="utf-8"))]
+    assert len(named) > 10 and [name for name in named if not list(ROOT.glob(name))] == []
+
+
+def test_the_help_page_lists_the_families_of_the_registry():
+    page = (ROOT / "web" / "docs" / "LoadMLLM.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in page if line.startswith("|")][2:]
+    listed = lambda names: ", ".join(f"`{name}`" for name in names)  # noqa: E731
+    assert rows == [f"| {one.title} | {listed(one.model_types)} | {listed(one.repositories)} |" for one in all_families()]
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -212,33 +211,6 @@ def test_missing_file(tmp_path):
         load_sam2(tmp_path / "nothing.pt")
     with pytest.raises(DecafError, match="no SAM 2 checkpoint"):
         load_sam2(tmp_path)
-
-
-def run_python(code, folder):
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
-
-
-def test_hydra_is_left_as_it_was(tmp_path):
-    run = run_python(
-        "from hydra.core.global_hydra import GlobalHydra\n"
-        "from decaf.sam2.package import sam2_package\n"
-        "sam2_package()\n"
-        "assert not GlobalHydra.instance().is_initialized()\n"
-        "import hydra\n"
-        "hydra.initialize(version_base=None)\n",
-        tmp_path,
-    )
-    assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize("content", ["", "import nothing_of_this_name\n"])
-def test_a_module_in_the_way_is_named(tmp_path, content):
-    (tmp_path / "sam2").mkdir()
-    (tmp_path / "sam2" / "__init__.py").write_text(content)
-    run = run_python("from decaf.sam2.package import sam2_package\nsam2_package()\n", tmp_path)
-    assert run.returncode != 0
-    last = run.stderr.strip().splitlines()[-1]
-    assert "DecafError" in last and str(tmp_path / "sam2") in last, run.stderr
 
 
 def test_half_precision_is_autocast(tmp_path):

@@ -1,16 +1,12 @@
-"""Points for SAM 2 from fused attention, as in the DecAF paper, and the same evidence in the forms that other segmenters take."""
+"""Points for a segmenter from fused attention, as in the DecAF paper."""
 
 from __future__ import annotations
 
-import json
-
 import torch
-from torch import Tensor
 
 from ..data import FusedAttention, SAM2Prompts
 from ..errors import DecafError
 from ..settings import PointSettings
-from .fusion import coarse_masks
 
 
 def attention_points(
@@ -66,74 +62,3 @@ def best_key_frame(prompts: SAM2Prompts) -> int:
     else:
         sums = prompts.fused.map.double().sum((1, 2))
     return int(sums.argmax())
-
-
-def points_json(prompts: SAM2Prompts, key: int) -> str:
-    """The points of key frame `key` (a key index) as `[{"x": 12, "y": 34}, ...]` in whole pixels of the clip's frames; "[]" if none."""
-    height, width = prompts.fused.clip.frame_size
-    xy = prompts.xy[prompts.key == key].double() * torch.tensor([width, height])
-    return json.dumps([{"x": int(x), "y": int(y)} for x, y in xy.tolist()])
-
-
-def attention_boxes(prompts: SAM2Prompts) -> list[list[dict[str, int]]]:
-    """One list per key frame with one box `{"x", "y", "width", "height"}` in pixels of the clip's frames, or with none.
-
-    The box holds those connected parts of the frame's coarse mask in which a point lies: weak attention elsewhere does not widen it.
-    A frame without points has no box: an empty list, which ComfyUI's detection nodes take as "nothing here". (The coarse mask of such a
-    frame is only its relatively brightest part.)
-    """
-    height, width = prompts.fused.clip.frame_size
-    rows, cols = prompts.fused.map.shape[-2:]
-    boxes: list[list[dict[str, int]]] = [[] for _ in prompts.fused.map]
-    for key in prompts.key.unique().tolist():
-        mask = coarse_masks(_only(prompts.fused, key))[0]
-        xy = prompts.xy[prompts.key == key].double() * torch.tensor([width, height])
-        seeds = torch.zeros_like(mask)
-        # The whole cell is a seed: on frames smaller than the grid, or at a thin peak, its centre pixel may lie outside the mask.
-        half_x, half_y = width / cols / 2, height / rows / 2
-        for x, y in xy.tolist():
-            left, top = int(x - half_x), int(y - half_y)
-            seeds[max(top, 0) : max(int(y + half_y), top + 1), max(left, 0) : max(int(x + half_x), left + 1)] = True
-        part = connected_to(mask, seeds)
-        if not part.any():
-            part = seeds
-        ys, xs = part.any(1).nonzero().flatten(), part.any(0).nonzero().flatten()
-        boxes[key].append({"x": int(xs[0]), "y": int(ys[0]), "width": int(xs[-1] - xs[0]) + 1, "height": int(ys[-1] - ys[0]) + 1})
-    return boxes
-
-
-def connected_to(mask: Tensor, seeds: Tensor) -> Tensor:
-    """(H, W) bool: the parts of `mask`, connected over edges and corners, that hold a pixel of `seeds`."""
-    # Runs of a row are joined with the runs they touch in the row above; far fewer runs than pixels.
-    padded = torch.nn.functional.pad(mask.to(torch.int8), (1, 1))
-    change = padded.diff(dim=1)
-    starts, ends = (change == 1).nonzero().tolist(), (change == -1).nonzero()[:, 1].tolist()
-    parent = list(range(len(starts)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    above = below = 0  # two pointers: runs of the row above and of this row, both from left to right
-    while below < len(starts):
-        (row, start), end = starts[below], ends[below]
-        while above < below and (starts[above][0] < row - 1 or (starts[above][0] == row - 1 and ends[above] < start)):
-            above += 1
-        touching = above
-        while touching < below and starts[touching][0] == row - 1 and starts[touching][1] <= end:
-            parent[root(below)] = root(touching)
-            touching += 1
-        below += 1
-
-    hit = {root(run) for run, ((row, start), end) in enumerate(zip(starts, ends, strict=True)) if seeds[row, start:end].any()}
-    kept = torch.zeros_like(mask)
-    for run, ((row, start), end) in enumerate(zip(starts, ends, strict=True)):
-        if root(run) in hit:
-            kept[row, start:end] = True
-    return kept
-
-
-def _only(fused: FusedAttention, key: int) -> FusedAttention:
-    return FusedAttention(map=fused.map[key : key + 1], clip=fused.clip, query=fused.query)

@@ -3,6 +3,7 @@
 from .base import Clip, clip_from_images
 from .identity import check_same_clip, clip_info, thumbnails
 from .open import open_clip
+from .window import Window, open_window
 from .write import write_video
 
-__all__ = ["Clip", "check_same_clip", "clip_from_images", "clip_info", "open_clip", "thumbnails", "write_video"]
+__all__ = ["Clip", "Window", "check_same_clip", "clip_from_images", "clip_info", "open_clip", "open_window", "thumbnails", "write_video"]

@@ -63,6 +63,9 @@ class Clip(ABC):
         with memory_for(f"to decode frame {index} of {self.name}", CLIP_REMEDY):
             return self._read(index)
 
+    def close(self) -> None:  # noqa: B027, most clips hold nothing open
+        """Let go of the file, so that it can be replaced or deleted. A frame that is asked for later opens it again."""
+
     def decode_range(self, start: int, stop: int) -> Tensor:
         """Frames start..stop-1 as one (stop - start, H, W, 3) uint8 tensor."""
         with memory_for(f"to hold frames {start} to {stop - 1} of {self.name}", CLIP_REMEDY):

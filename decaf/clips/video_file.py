@@ -41,35 +41,67 @@ class VideoFile(Clip):
     Opening decodes it once, which is the only way to know how many frames there are and that all of them can be decoded; the frames are
     held if they fit `budget` bytes. Otherwise the most recently used ones are held, a step forward decodes on, and a step backward decodes
     a run of frames that fills the budget, from the last place before it where decoding can start.
+
+    `seconds`: (start, stop), of which stop may be None. Only this part of the file is read, from the last place at or before `start` where
+    decoding can start: frames 0 .. `lead` - 1 lie before `start`, the others at or after it and before `stop`. `open_window` hides the lead.
     """
 
-    def __init__(self, path: Path, *, budget: int = BUDGET, progress: Progress = silent):
+    def __init__(
+        self, path: Path, *, budget: int = BUDGET, seconds: tuple[float, float | None] | None = None, progress: Progress = silent
+    ):
         self.name, self._path = path.name, path
+        self.lead = 0
         self._one_at_a_time = threading.Lock()  # the open stream has one place; two threads would get each other's frames
         self._times: list[int | None] = []
         self._starts = [0]  # indices of frames at which decoding can start: the first after opening, the others after a seek
+        self._begin: int | None = None  # the time to seek in a stream that was just opened, where it is not read from its beginning
         self._stream = _Stream(path)
-        self._open(budget, progress)
+        self._open(budget, seconds, progress)
         self.fps = self._rate()
         self._next, self._last = len(self), -1  # the frame that the open stream decodes next, and the one asked for last
-        if len(self) <= self._cache.capacity:
+        if len(self) - self.lead <= self._cache.capacity:
             self._stream.close()
 
     def __len__(self) -> int:
         return len(self._times)
 
-    def _open(self, budget: int, progress: Progress) -> None:
+    def close(self) -> None:
+        with self._one_at_a_time:
+            self._stream.close()
+
+    def _open(self, budget: int, seconds: tuple[float, float | None] | None, progress: Progress) -> None:
         try:
-            self._index(budget, progress)
+            self._index(budget, *self._times_of(seconds), progress)
         except BaseException:  # also a cancel: an open file could not be moved or deleted on Windows
             self._stream.close()
             raise
 
-    def _index(self, budget: int, progress: Progress) -> None:
+    def _times_of(self, seconds: tuple[float, float | None] | None) -> tuple[int | None, int | None]:
+        """Start and stop in units of the stream's time, None for no limit; rounded as ComfyUI does. Leaves the stream at or before start."""
+        if seconds is None:
+            return None, None
+        start, stop = (None if one is None else int(one / self._stream.time_base) for one in seconds)
+        if start > 0:
+            first = next(self._stream.seek(start), None)
+            if first is not None and first.pts is not None and first.pts <= start:
+                self._stream.put_back(first)
+                self._begin = start
+            else:  # the format cannot tell where it has led
+                self._stream.close()
+                self._stream = _Stream(self._path)
+        return start, stop
+
+    def _index(self, budget: int, start: int | None, stop: int | None, progress: Progress) -> None:
+        promised = self._stream.promised if start is None else 0  # of the whole file; it may have more, or say nothing
         for frame in self._stream.frames():
             index = len(self._times)
-            # A file may promise fewer frames than it has, or say nothing.
-            progress(index, max(self._stream.promised, index + 1), OPENING)
+            progress(index, max(promised, index + 1), OPENING)
+            if start is not None:
+                if frame.pts is None:
+                    raise DecafError(f"The frames of {self._path} do not say when they are shown, so it cannot be trimmed; convert it.")
+                if stop is not None and frame.pts >= stop:
+                    break
+                self.lead += index == self.lead and frame.pts < start
             if index == 0:
                 self._turn, self._mirror = _orientation(frame)
             size = (frame.width, frame.height) if self._turn % 2 else (frame.height, frame.width)
@@ -84,11 +116,16 @@ class VideoFile(Clip):
             self._times.append(frame.pts)
             if frame.key_frame and index:
                 self._starts.append(index)
-            if index < self._cache.capacity:
+            if self.lead <= index < self.lead + self._cache.capacity:
                 self._cache.put(index, self._upright(frame))
+        if start is not None and len(self) == self.lead:
+            raise DecafError(
+                f"{self._path} has no frame in the part that was cut out of it. Let the trim start before the end of the video, and last longer "
+                "than a frame."
+            )
         if not self._times:
             raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
-        self._stream.report(len(self._times))
+        self._stream.report(len(self._times), start is None)
         if any(time is None for time in self._times) or any(b <= a for a, b in zip(self._times, self._times[1:], strict=False)):
             self._starts = [0]  # without a time of its own for every frame one cannot tell where a seek has led
 
@@ -128,6 +165,8 @@ class VideoFile(Clip):
 
     def _decode(self, first: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames first..stop-1 with their indices."""
+        if self._stream.closed:
+            self._open_again()
         start = self._starts[bisect_right(self._starts, first) - 1]
         if not start <= self._next <= first:
             self._seek(start)
@@ -151,15 +190,21 @@ class VideoFile(Clip):
                         self._next = found
                         return
                     break
+        self._open_again()
+
+    def _open_again(self) -> None:
+        """Leaves the stream at frame 0."""
         self._stream.close()
         self._stream, self._next = _Stream(self._path), 0
+        if self._begin is not None:
+            self._stream.seek(self._begin)
 
 
 class _Stream:
     """The picture stream of an open file. Errors in it are counted; what can be decoded is."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path, self.closed = path, False
         try:
             # Absolute, because the library takes what stands before a colon, in "10:30.mp4", for a protocol: http would use the network.
             # Titles and the like, which nobody reads here, are in any encoding.
@@ -212,13 +257,14 @@ class _Stream:
             self._frames = self._decoded()
         return self._frames
 
-    def report(self, decoded: int) -> None:
+    def report(self, decoded: int, whole: bool) -> None:
+        """Tells of errors so far. `whole`: the file was decoded to its end."""
         if self._errors:
-            promised = f" of {self.promised}" if self.promised else ""
+            promised = f" of {self.promised}" if whole and self.promised else ""
             log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, promised)
 
     def close(self) -> None:
-        self._frames = iter(())
+        self._frames, self.closed = iter(()), True
         self._container.close()
 
     def _decoded(self) -> Iterator[av.VideoFrame]:

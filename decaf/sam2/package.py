@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
 from types import SimpleNamespace
 
 from ..errors import DecafError
+
+DISTRIBUTION = "rf-sam-2"
+"""What pip installs the module `sam2` from: a wheel of the package's published code. Others that hold the same code, such as `sam2`, serve
+as well, but are compiled on the user's machine, with a second torch."""
 
 _PUBLIC = {
     "modeling.backbones.hieradet": ["Hiera"],
@@ -29,6 +34,10 @@ _PUBLIC = {
 }
 
 
+_NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "iopath": "iopath", "torchvision": "torchvision"}
+"""Modules that the package imports, and what installs them."""
+
+
 @functools.cache
 def sam2_package() -> SimpleNamespace:
     """The classes and functions of `sam2` that this library uses, as attributes.
@@ -38,10 +47,10 @@ def sam2_package() -> SimpleNamespace:
     try:
         _import_keeping_hydra()
         found = {name: getattr(importlib.import_module(f"sam2.{module}"), name) for module, names in _PUBLIC.items() for name in names}
-    except (ImportError, AttributeError, RuntimeError) as error:
-        raise _unusable(str(error)) from error
-    if "use_signed_tpos_enc_to_obj_ptrs" not in inspect.signature(found["SAM2Base"].__init__).parameters:
-        raise _unusable("it is older than SAM 2.1")
+        if "use_signed_tpos_enc_to_obj_ptrs" not in inspect.signature(found["SAM2Base"].__init__).parameters:
+            raise ImportError("it is older than SAM 2.1")
+    except Exception as error:  # a module that is another pack's may raise anything
+        raise _unusable(error) from error
     return SimpleNamespace(**found)
 
 
@@ -61,12 +70,28 @@ def _import_keeping_hydra() -> None:
         Singleton.set_state(before)
 
 
-def _unusable(why: str) -> DecafError:
-    spec = sys.modules["sam2"].__spec__ if "sam2" in sys.modules else importlib.util.find_spec("sam2")
+def _unusable(error: Exception) -> DecafError:
+    """What is wrong with the module `sam2`, and what to do, after `error` in importing it."""
+    lacking = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if lacking in _NEEDED:
+        return DecafError(f"The Python package sam2 needs {lacking}, which is missing. {_install(_NEEDED[lacking])}")
+    module = sys.modules.get("sam2")
+    spec = importlib.util.find_spec("sam2") if module is None else module.__spec__
     if spec is None:
-        return DecafError("The Python package sam2 is missing. Install it: pip install sam2")
+        return DecafError(f"The Python package sam2, which SAM 2 runs on, is missing. {_install(DISTRIBUTION)}")
     place = spec.origin or ", ".join(spec.submodule_search_locations or [])
     return DecafError(
-        f"The Python module sam2 at {place} is not a working sam2 package of version 1.1 or later ({why}). If another pack or folder on "
-        "Python's path shadows the package, disable or rename that one; if not, install it again: pip install --upgrade sam2"
+        f"The Python module sam2 at {place} is not a working sam2 package of version 1.1 or later ({error}). If another pack or folder on "
+        f"Python's path shadows the package, disable or rename that one. If none does: {_install(DISTRIBUTION)}"
     )
+
+
+def _install(distribution: str) -> str:
+    """The sentence that says how to install `distribution` into this Python, also where pip believes that it is there already: a package that
+    shares the folder `sam2` takes its files along when it is uninstalled."""
+    try:
+        importlib.metadata.version(distribution)
+        again = "--force-reinstall --no-deps "
+    except importlib.metadata.PackageNotFoundError:
+        again = ""
+    return f'Install it with "{sys.executable}" -m pip install {again}{distribution} and start the program again.'

@@ -74,8 +74,77 @@ def case_the_next_query_does_not_decode_again():
     assert not [one for one in host._opened if one.get_stream_source() == str(path)]
 
 
+def case_no_file_stays_open_and_few_clips_are_held():
+    """Of clips too long for the frames that are held; ComfyUI keeps the VIDEO for as long as the graph does not change."""
+    import os
+    import sys
+
+    base, host = (sys.modules[f"pack_under_test.{name}"] for name in ("decaf.clips.video_file", "nodes.host"))
+    kept, base.FrameCache = base.FrameCache, lambda size, budget: kept(size, 3 * 72 * 96 * 3)
+    videos = []
+    try:
+        for name in ("one", "two", "three"):
+            path = Path(SETTINGS["scratch"]) / f"{name}.mp4"
+            path.write_bytes(Path(video().get_stream_source()).read_bytes())
+            videos.append(InputImpl.VideoFromFile(str(path)))
+            object, background, _ = extract(videos[-1], tokens_per_frame=16)
+            made = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=object, background=background)[0])[0]
+            run("DecAFAttentionPreview", frames=videos[-1], fused=made)
+            run("SAM2VideoPropagate", sam2=sam2(), frames=videos[-1], prompts=run("AttentionToSAM2Prompts", fused=made)[0])
+            if Path("/proc/self/fd").is_dir():
+                assert str(path) not in {os.readlink(link) for link in os.scandir("/proc/self/fd") if os.path.lexists(link)}
+            os.replace(path, path.with_suffix(".moved"))  # refused by Windows if it is open
+    finally:
+        base.FrameCache = kept
+    assert len([one for one in videos if one in host._opened]) == 2 and videos[0] not in host._opened
+
+
 def case_a_trimmed_video_is_trimmed():
     assert extract(video().as_trimmed(0.25, 0.5), max_key_frames=1)[0].clip.length == 6
+
+
+def case_a_trimmed_video_is_streamed_and_is_what_comfyui_makes_of_it():
+    """The same number of frames and the same pictures as of ComfyUI's own reader, for many trims, none of which is asked of that reader."""
+    import random
+    import sys
+
+    import av
+
+    host = sys.modules["pack_under_test.nodes.host"]
+    draw = random.Random(3)
+    for name, rate, options in (
+        ("closed.mp4", Fraction(25), {"g": "12", "bf": "3", "b_strategy": "0"}),
+        ("open.mkv", Fraction(30000, 1001), {"g": "12", "bf": "2", "x264-params": "open-gop=1"}),
+        ("whole.mp4", Fraction(10), {"g": "999"}),
+    ):
+        path = Path(SETTINGS["scratch"]) / name
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+            for index, picture in enumerate(images(60)):
+                shade = np.uint8(40 + 3 * index)
+                pixels = (picture.numpy() * 60).astype(np.uint8) + shade  # every frame has a brightness of its own
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            file.mux(stream.encode())
+        long = float(60 / rate)
+        trims = [(0.0, 0.3), (0.48, 0.0), (-0.4, 0.0), (-0.4, 0.2), (long / 2, 99.0), (float(12 / rate), float(12 / rate))]
+        trims += [(draw.uniform(0, long * 0.9), draw.uniform(0.1, long / 2)) for _ in range(12)]
+        for start, duration in trims:
+            trimmed = InputImpl.VideoFromFile(str(path), start_time=start, duration=duration)
+            theirs = trimmed.get_components().images
+            trimmed.get_components = lambda: 1 / 0
+            ours = host.clip_of(trimmed)
+            assert len(ours) == len(theirs) > 0, (name, start, duration, len(ours), len(theirs))
+            for index in range(len(ours)):
+                apart = (ours[index].float() - theirs[index] * 255).abs()
+                # ComfyUI enlarges the colour planes in another way, which shows along edges; frames differ by 3.
+                assert apart.mean() < 1, (name, start, duration, index, float(apart.mean()))
+            assert host.clip_of(trimmed) is ours, "opened once"
+
+
+def case_a_trim_without_frames_is_refused():
+    message = error_of("ExtractRolloutAttention", mllm=mllm(), frames=InputImpl.VideoFromFile(video().get_stream_source(), start_time=90), query="it")
+    assert "clip.mp4" in message and "trim" in message
 
 
 def case_a_video_in_memory_is_taken():

@@ -132,8 +132,10 @@ def case_a_video_that_comfyui_cannot_read_is_a_sentence():
             raise RuntimeError("moov atom not found")
 
     assert "moov atom" in error_of("ExtractRolloutAttention", mllm=mllm(), frames=Broken(), query="it")
-    no_video = InputImpl.VideoFromFile(str(__file__), start_time=1.0, duration=1.0)  # trimmed: ComfyUI reads it, not this pack
+    no_video = InputImpl.VideoFromFile(str(__file__), start_time=-1.0, duration=1.0)  # ComfyUI looks how long it is, to count from its end
     assert "could not read" in error_of("ExtractRolloutAttention", mllm=mllm(), frames=no_video, query="it")
+    no_video = InputImpl.VideoFromFile(str(__file__), start_time=1.0, duration=1.0)  # this pack reads it
+    assert "could not be opened as a video" in error_of("ExtractRolloutAttention", mllm=mllm(), frames=no_video, query="it")
 
 
 def case_every_phase_shows_its_progress():

@@ -181,3 +181,39 @@ def case_importing_the_pack_imports_nothing_heavy():
 def case_sam2_computes_in_the_precision_that_is_chosen():
     for precision, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16), ("fp32", torch.float32)):  # auto: of a CPU
         assert run("DecAFLoadSAM2", model="bundled", precision=precision)[0].value.dtype == dtype
+
+
+def case_every_family_is_offered():
+    """What the registry knows is in the list, the description and the suggestion; nothing is written down a second time."""
+    import sys
+
+    load = sys.modules["pack_under_test.nodes.load"]
+    families = sys.modules["pack_under_test.decaf.mllm.load"].all_families()
+    schema = NODES["LoadMLLM"].GET_SCHEMA()
+    offered = [option.removeprefix("download: ") for option in schema.inputs[0].options if option.startswith("download: ")]
+    assert len(families) >= 2 and offered == [repository for family in families for repository in family.repositories]
+    assert all(family.title in schema.description and family.title in schema.search_aliases for family in families)
+    assert load.SUGGESTED in offered
+
+
+def case_without_sam2_only_its_loader_complains():
+    import importlib.machinery
+    import sys
+
+    package = sys.modules["pack_under_test.decaf.sam2.package"]
+    finder, find = importlib.machinery.PathFinder, importlib.machinery.PathFinder.find_spec
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "sam2"}
+    package.sam2_package.cache_clear()
+    finder.find_spec = lambda name, path=None, target=None: None if name == "sam2" else find(name, path, target)
+    try:
+        message = error_of("DecAFLoadSAM2", model="bundled")
+        assert "sam2" in message and "-m pip install" in message and "rf-sam-2" in message
+        frames = images(2)
+        object, background, _ = extract(frames, max_key_frames=2)
+        fused = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=object, background=background)[0])[0]
+        assert run("DecAFAttentionPreview", frames=frames, fused=fused)[0].shape[0] == 2
+        assert run("AttentionToSAM2Prompts", fused=fused)[3] in (0, 1)
+    finally:
+        finder.find_spec = find
+        sys.modules.update(kept)
+        package.sam2_package.cache_clear()
