@@ -183,12 +183,12 @@ def test_the_same_sheet_every_time():
 
 
 def test_sheet_shows_the_frames_that_have_points():
-    from decaf.pictures.contact_sheet import _shown
+    from decaf.pictures.contact_sheet import _chosen_keys
 
-    assert _shown(16, 6, []) == [0, 3, 6, 9, 12, 15]
-    assert {1, 2} <= set(_shown(16, 6, [1, 2])) and len(_shown(16, 6, [1, 2])) == 6
-    assert set(_shown(16, 6, list(range(10)))) <= set(range(10))
-    assert _shown(3, 6, [1]) == [0, 1, 2]
+    assert _chosen_keys(16, 6, []) == [0, 3, 6, 9, 12, 15]
+    assert {1, 2} <= set(_chosen_keys(16, 6, [1, 2])) and len(_chosen_keys(16, 6, [1, 2])) == 6
+    assert set(_chosen_keys(16, 6, list(range(10)))) <= set(range(10))
+    assert _chosen_keys(3, 6, [1]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (60, 80)])
