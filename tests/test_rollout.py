@@ -16,8 +16,8 @@ def test_streamed_equals_dense(heads, groups, batch, dtype, block_bytes):
     prefix, suffixes = random_rows(batch, heads, groups, (37, 9, 4), dtype=dtype)
     visual = torch.zeros(37, dtype=torch.bool)
     visual[[*range(5, 15), *range(18, 28), 33]] = True
-    found = last_row_rollout(prefix, suffixes, visual, block_bytes=block_bytes)
-    for row, suffix in zip(found, suffixes, strict=True):
+    rows = last_row_rollout(prefix, suffixes, visual, block_bytes=block_bytes)
+    for row, suffix in zip(rows, suffixes, strict=True):
         assert row.dtype == torch.float32
         assert relative(row, dense_rows(prefix, suffix, visual)) < 1e-5
 

@@ -201,7 +201,7 @@ def folder_images(folder: Path) -> list[Path]:
             f"{', '.join(sorted(IMAGE_SUFFIXES))} files, or a video file."
         )
     if others:
-        log.info("%d files in %s are not images and are left out: %s", len(others), folder, ", ".join(others[:5]))
+        log.info("%d files in %s are not images and are ignored: %s", len(others), folder, ", ".join(others[:5]))
     return images
 
 
