@@ -231,7 +231,9 @@ def agrees(prefix, suffixes: Sequence, oracle: Callable) -> bool:
         _agreed[like] = all(error <= MAX_RELATIVE_ERROR for error in errors)  # an error may be NaN
         if not _agreed[like]:
             listed = ", ".join(f"{error:.1e}" for error in errors)
-            log.warning("The fused attention rollout is wrong on this machine (relative errors %s); going on with the slower one.", listed)
+            log.warning(
+                "The fused attention rollout is wrong on this machine (relative errors %s); using PyTorch instead, which is slower.", listed
+            )
     return _agreed[like]
 
 
@@ -288,7 +290,9 @@ def roll_out(prefix, suffixes: Sequence, visual: Tensor, check_cancelled: Callab
         if no_memory:  # the kernel itself may be fine, so it is not marked as broken
             raise torch.OutOfMemoryError(message)
         broken.add(_with_index(packed.device))
-        log.warning("The fused attention rollout does not run on %s; going on with the slower one (%s: %s).", packed.device, kind, message)
+        log.warning(
+            "The fused attention rollout does not run on %s; using PyTorch instead, which is slower (%s: %s).", packed.device, kind, message
+        )
         return None
     return [torch.cat([rows[:, i, : packed.shared], rows[:, i, a:b]], 1) for i, (a, b) in enumerate(packed.spans)]
 

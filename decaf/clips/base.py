@@ -105,7 +105,7 @@ class ImageFiles(Clip):
             if frame.shape != first.shape:
                 raise DecafError(
                     f"The frames in {name} have different sizes: {self._paths[0].name} is {_size(first)}, {path.name} is {_size(frame)}; "
-                    "resize them alike or move those of another clip away."
+                    "resize them to one size, or move the files of another clip away."
                 )
             if index < self._cache.capacity:
                 self._cache.put(index, frame)
