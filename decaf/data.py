@@ -1,6 +1,6 @@
-"""What travels from stage to stage: small frozen records of CPU tensors.
+"""The records that stages exchange: small, frozen, with CPU tensors.
 
-A frame is named in two ways: by its *clip index* (0..T-1, a frame of the clip) and by its *key index* (0..K-1, a place in `ClipInfo.key_frames`).
+A frame has two numbers: its *clip index* (0..T-1, in the clip) and, if it is a key frame, its *key index* (0..K-1, in `ClipInfo.key_frames`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from .masks import MaskStore
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """The clip that attention was taken from, so that later stages can tell whether they were given the same one.
+    """Identifies the clip that attention was taken from, so that later stages can check that they are given the same one.
 
-    `key_frames`: K ascending clip indices. `thumbnails`: (K, 16, 16, 3) uint8, the key frames area-averaged.
+    Attributes:
+        length: T, frames of the clip.
+        frame_size: (H, W) in pixels.
+        key_frames: K ascending clip indices.
+        thumbnails: (K, 16, 16, 3) uint8, the key frames area-averaged.
     """
 
     length: int
@@ -28,12 +32,17 @@ class ClipInfo:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention rollout of the last prompt token over the visual tokens (see `decaf.rollout`): float32, non-negative, not normalised.
+    """Attention rollout of the last prompt token over the visual tokens (see `decaf.attention.rollout`): float32, non-negative, not normalised.
 
-    `kind`: "object", "background", or "contrast" (their normalised difference, 0..1). `video`: (slots, rows, cols), all key frames asked as
-    one video; a slot covers one or two key frames. `frame`: (K, rows', cols'), each key frame asked alone. `question`: the text asked.
-    `answers`: what the model said to the video and to each key frame; empty when nothing was generated. `presence`: the
-    model's "yes" against "no" to whether the clip shows the object, 0..1 (see `decaf.presence`); None if it was not asked.
+    Attributes:
+        kind: "object", "background", or "contrast" (their normalised difference, 0..1).
+        video: (slots, rows, cols), from one prompt with all key frames as a video. A slot covers one or two key frames.
+        frame: (K, rows', cols'), from one prompt per key frame.
+        query: the user's text, cleaned.
+        question: the text of the prompt.
+        answers: generated answers, first to the video, then to each key frame; empty when nothing was generated.
+        presence: P(yes) / (P(yes) + P(no)) for the question whether the object is visible (see `decaf.attention.presence`); None if it was
+            not asked.
     """
 
     kind: str
@@ -48,8 +57,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """Video and frame maps in one: `map` (K, rows', cols') float32 in 0..1. All zero means that nothing was attended. `presence` as in
-    `Attention`."""
+    """Video and frame maps fused into one.
+
+    Attributes:
+        map: (K, rows', cols') float32 in 0..1. All zero means that nothing was attended.
+        query, presence: as in `Attention`.
+    """
 
     map: Tensor
     clip: ClipInfo
@@ -59,9 +72,15 @@ class FusedAttention:
 
 @dataclass(frozen=True)
 class SAM2Prompts:
-    """Points for SAM 2, one object each. `key`: (n,) int64 key indices; `xy`: (n, 2) float32 in 0..1, x to the right, y down;
-    `value`: (n,) float32 fused attention in 0..1 there. Ordered by frame, then row, then column. `message`: why there are none, if that was
-    decided."""
+    """Points for SAM 2, one object each, ordered by frame, then row, then column.
+
+    Attributes:
+        key: (n,) int64 key indices.
+        xy: (n, 2) float32 in 0..1, x to the right, y down.
+        value: (n,) float32, fused attention at the points, 0..1.
+        fused: the maps that the points come from.
+        message: why there are no points, if the object was judged absent; else empty.
+    """
 
     key: Tensor
     xy: Tensor
@@ -72,8 +91,15 @@ class SAM2Prompts:
 
 @dataclass(frozen=True)
 class Track:
-    """Scores of one kept object. `frame`: clip index of its prompt frame; `xy`: its point in 0..1; `predicted_iou` of SAM 2,
-    `attention` at the point, `consistency` (attention consistency, at most 1): their mean is `score`."""
+    """Scores of one kept object.
+
+    Attributes:
+        frame: clip index of its prompt frame.
+        xy: its point, 0..1.
+        predicted_iou: SAM 2's own estimate of its mask.
+        attention: fused attention at the point, 0..1.
+        consistency: attention consistency, at most 1. `score` is the mean of the three.
+    """
 
     id: int
     frame: int
@@ -89,9 +115,13 @@ class Track:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Masks of all kept objects over the whole clip. `store`: masks of N objects on T frames. `tracks`: N records in the same order. N may
-    be 0: nothing was found, and `message` says so in a sentence. It also says so if the only track is a best guess that passed no
-    threshold."""
+    """Masks of all kept objects over the whole clip.
+
+    Attributes:
+        store: masks of N objects on T frames.
+        tracks: N records in the same order. N may be 0: nothing was found.
+        message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
+    """
 
     store: MaskStore
     tracks: tuple[Track, ...]
@@ -106,10 +136,10 @@ class Tracks:
         return self.store.frame_size
 
     def masks(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Masks of the object at place `index`: (stop - start, H, W) bool."""
+        """Masks of object `index`: (stop - start, H, W) bool."""
         return self.union(start, stop, [index])
 
     def union(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
-        """(stop - start, H, W) bool: pixels of any object, or of any at these places."""
-        places = range(len(self.tracks)) if objects is None else objects
-        return self.store.union(places, range(self.length)[start:stop])
+        """(stop - start, H, W) bool: pixels of any object, or of any of those with the indices `objects`."""
+        indices = range(len(self.tracks)) if objects is None else objects
+        return self.store.union(indices, range(self.length)[start:stop])

@@ -37,8 +37,8 @@ def damaged(whole, draw, kind):
     if kind == 0:
         del data[draw.randrange(len(data)) :]
     elif kind == 1:
-        place = draw.randrange(len(data))
-        data[place : place + draw.randrange(1, 64)] = draw.randbytes(draw.randrange(64))
+        offset = draw.randrange(len(data))
+        data[offset : offset + draw.randrange(1, 64)] = draw.randbytes(draw.randrange(64))
     else:
         reach = min(len(data), 600) if kind == 2 else len(data)
         for _ in range(draw.randrange(1, 12)):

@@ -34,15 +34,15 @@ def models():
 @pytest.fixture(scope="module")
 def asked(models):
     """Scenes with several objects, each asked for two of them by colour and shape: (scene, query, result)."""
-    found = []
+    results = []
     for seed in (101, 102, 103):
         scene = make_scene(seed, length=LENGTH, count=(3, 3), lively=False)
         clip = clip_from_images(torch.from_numpy(scene.frames))
         for target in (0, 1):
             one = scene.things[target]
             query = next(q for q in scene.queries if q.text == f"the {one.colour} {one.shape}")
-            found.append((scene, query, segment_clip(*models, clip, query.text)))
-    return found
+            results.append((scene, query, segment_clip(*models, clip, query.text)))
+    return results
 
 
 def overlaps(scene, result) -> list[float]:
@@ -54,8 +54,8 @@ def overlaps(scene, result) -> list[float]:
 def test_the_object_that_was_asked_for_is_masked(asked):
     right = 0
     for scene, query, result in asked:
-        found = overlaps(scene, result)
-        right += int(np.argmax(found)) == query.targets[0] and max(found) > 0.4
+        scores = overlaps(scene, result)
+        right += int(np.argmax(scores)) == query.targets[0] and max(scores) > 0.4
     assert right >= len(asked) - 1
 
 
@@ -77,14 +77,14 @@ def test_attention_points_at_the_object(asked):
 @pytest.fixture(scope="module")
 def by_kind(models):
     """Attention to every query of some scenes: kind -> (scene, clip, query, (object, background)), and nothing of SAM 2 yet."""
-    found = defaultdict(list)
+    by_kind = defaultdict(list)
     for seed in range(301, 301 + SCENES):
         scene = make_scene(seed, length=LENGTH + 2)
         clip = clip_from_images(torch.from_numpy(scene.frames))
         attentions = extract_attentions(models[0], clip, [query.text for query in scene.queries])
         for query, attention in zip(scene.queries, attentions, strict=True):
-            found[query.kind].append((scene, clip, query, attention))
-    return found
+            by_kind[query.kind].append((scene, clip, query, attention))
+    return by_kind
 
 
 WEAK = ("time", "counting")
@@ -139,14 +139,14 @@ def test_the_same_twice(models, asked):
 
 
 def test_evaluation_counts_what_it_says(models):
-    found = evaluate(*models, 2, 11, settings=("expression",), length=4)
-    rows = found["queries"]
+    figures = evaluate(*models, 2, 11, settings=("expression",), length=4)
+    rows = figures["queries"]
     assert {row["seed"] for row in rows} == {11, 12} and sum(row["kind"] == "absent" for row in rows) == 2
-    table = found["settings"]["expression"]
+    table = figures["settings"]["expression"]
     assert table["all present"]["queries"] == len(rows) - 2
     present = [row for row in rows if row["kind"] != "absent"]
-    assert found["summary"]["present_jf"] == pytest.approx(np.mean([(row["j"] + row["f"]) / 2 for row in present]), abs=1e-4)
-    assert found["summary"]["coarse_j_fused"] == pytest.approx(np.mean([row["coarse"]["fused"] for row in present]), abs=1e-4)
+    assert figures["summary"]["present_jf"] == pytest.approx(np.mean([(row["j"] + row["f"]) / 2 for row in present]), abs=1e-4)
+    assert figures["summary"]["coarse_j_fused"] == pytest.approx(np.mean([row["coarse"]["fused"] for row in present]), abs=1e-4)
 
 
 def test_pointing_counts_frames_that_show_the_target():
@@ -162,8 +162,8 @@ def test_pointing_counts_frames_that_show_the_target():
 def test_the_command_makes_a_clip_and_tells_how_well_it_went(tmp_path, capsys):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--seed", "101", "--frames", "4", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "J&F" in told and str(out / "overlay.mp4") in told
+    output = capsys.readouterr().out
+    assert "J&F" in output and str(out / "overlay.mp4") in output
     for folder in ("clip", "truth", "masks"):
         assert len(list((out / folder).glob("?????.png"))) == 4
     assert (np.asarray(Image.open(out / "clip" / "00002.png")) == make_scene(101, length=4).frames[2]).all()
@@ -173,8 +173,8 @@ def test_the_command_makes_a_clip_and_tells_how_well_it_went(tmp_path, capsys):
 def test_the_command_says_when_it_knows_no_truth(tmp_path, capsys):
     arguments = ["demo", "--seed", "101", "--frames", "2", "--query", "a horse on the beach", "--out", str(tmp_path)]
     assert cli.main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "not known" in told and "J&F" not in told
+    output = capsys.readouterr().out
+    assert "not known" in output and "J&F" not in output
     assert not list((tmp_path / "truth").iterdir())
 
 

@@ -23,8 +23,8 @@ from decaf.errors import DecafError
 def refused(path, *parts):
     with pytest.raises(DecafError) as caught:
         open_clip(path)
-    told = str(caught.value)
-    assert all(part in told for part in parts) and 20 < len(told) < 600 and told.isprintable(), told
+    message = str(caught.value)
+    assert all(part in message for part in parts) and 20 < len(message) < 600 and message.isprintable(), message
 
 
 # -- tags --------------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_a_clip_of_one_frame_and_no_length(tmp_path):
     path = encode(tmp_path / "one.mp4", 1)
     data = bytearray(path.read_bytes())
     for box in (b"mvhd", b"mdhd"):
-        place = data.index(box) + 4 + 4 + 8 + 4
-        data[place : place + 4] = bytes(4)
+        offset = data.index(box) + 4 + 4 + 8 + 4
+        data[offset : offset + 4] = bytes(4)
     path.write_bytes(data)
     assert len(open_clip(path)) == len(linear(path)) == 1

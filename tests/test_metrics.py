@@ -23,7 +23,7 @@ def test_known_scores():
     truth = torch.stack([one, one, none, one, none, full])
     assert region_similarity(prediction, truth).tolist() == [1, 0.5, 1, 0, 0, 1]
     contours = contour_accuracy(prediction, truth).tolist()
-    assert [contours[place] for place in (0, 2, 3, 4, 5)] == [1, 1, 0, 0, 1]
+    assert [contours[i] for i in (0, 2, 3, 4, 5)] == [1, 1, 0, 0, 1]
     assert 0 < contours[1] < 1
     assert contour_accuracy(one[None], full[None]).tolist() == [0], "a full mask has no contour"
 

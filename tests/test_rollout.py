@@ -16,8 +16,8 @@ def test_streamed_equals_dense(heads, groups, batch, dtype, block_bytes):
     prefix, suffixes = random_rows(batch, heads, groups, (37, 9, 4), dtype=dtype)
     visual = torch.zeros(37, dtype=torch.bool)
     visual[[*range(5, 15), *range(18, 28), 33]] = True
-    found = last_row_rollout(prefix, suffixes, visual, block_bytes=block_bytes)
-    for row, suffix in zip(found, suffixes, strict=True):
+    rows = last_row_rollout(prefix, suffixes, visual, block_bytes=block_bytes)
+    for row, suffix in zip(rows, suffixes, strict=True):
         assert row.dtype == torch.float32
         assert relative(row, dense_rows(prefix, suffix, visual)) < 1e-5
 
@@ -57,5 +57,5 @@ def test_every_block_can_be_cancelled():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        last_row_rollout(prefix, suffixes, torch.ones(40, dtype=torch.bool), block_bytes=1, tick=tick)
+        last_row_rollout(prefix, suffixes, torch.ones(40, dtype=torch.bool), block_bytes=1, check_cancelled=tick)
     assert len(calls) == 7

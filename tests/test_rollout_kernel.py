@@ -38,11 +38,11 @@ def case():
 
 def test_numbers_under_the_interpreter():
     pytest.importorskip("triton")
-    found = json.loads(subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True, text=True).stdout)
-    errors = found["errors"]
-    assert [name for name, agrees in found["trials"].items() if agrees] == ["right"] and len(found["trials"]) > 4
+    result = json.loads(subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True, text=True).stdout)
+    errors = result["errors"]
+    assert [name for name, agrees in result["trials"].items() if agrees] == ["right"] and len(result["trials"]) > 4
     assert len(errors) > 5 and len(errors["nine questions"]) == 9
-    assert {name: most for name, found in errors.items() if not (most := max(found)) < 2e-6} == {}
+    assert {name: worst for name, relative_errors in errors.items() if not (worst := max(relative_errors)) < 2e-6} == {}
 
 
 def on_gpu(rows):
@@ -72,11 +72,11 @@ def test_numbers_on_a_gpu(monkeypatch, dtype, batch, heads, groups, lengths, wid
     visual = torch.zeros(lengths[0], dtype=torch.bool)
     visual[[*range(5, 15), *range(18, 28), *range(33, lengths[0] - 2)]] = True
     questions = [on_gpu(suffix) for suffix in suffixes]
-    found = rollout.last_row_rollout(on_gpu(prefix), questions, visual)
+    rows = rollout.last_row_rollout(on_gpu(prefix), questions, visual)
     assert len(carried) == 2 and not rollout_kernel.broken
-    for row, suffix in zip(found, suffixes, strict=True):
+    for row, suffix in zip(rows, suffixes, strict=True):
         assert row.is_cuda and relative(row.cpu(), dense_rows(prefix, suffix, visual)) < 1e-5
-    for row, other in zip(found, rollout.last_row_rollout(prefix, questions, visual), strict=True):
+    for row, other in zip(rows, rollout.last_row_rollout(prefix, questions, visual), strict=True):
         assert torch.equal(row, other), "a prefix in host memory gives the same"
 
 
@@ -196,5 +196,5 @@ def test_every_layer_can_be_cancelled(kernel, case, monkeypatch):
     monkeypatch.setattr(kernel, "agrees", lambda *args: True)
     monkeypatch.setattr(kernel, "_pass_layer", lambda queries, keys, rows, *rest: rows)
     with pytest.raises(RuntimeError, match="cancelled"):
-        rollout.last_row_rollout(*case, tick=tick)
+        rollout.last_row_rollout(*case, check_cancelled=tick)
     assert len(calls) == 3 and not kernel.broken

@@ -1,4 +1,4 @@
-"""Clips in and videos out: every frame once and upright from any file, the same pixels in any order, and what is said about bad files."""
+"""Clips in and videos out: each frame once and upright, the same pixels in any order of access, and clear messages about bad files."""
 
 import gc
 import logging

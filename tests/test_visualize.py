@@ -30,10 +30,10 @@ def made(size=(90, 160), frames=8, query="the red box.", objects=2):
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[box] = True
     store = MaskStore(objects, frames, size)
-    for place in range(objects):
+    for index in range(objects):
         for frame in range(frames):
-            store.put(place, frame, mask)
-    records = tuple(Track(place + 1, 0, (0.4, 0.4), 0.9, 0.9, 0.9) for place in range(objects))
+            store.put(index, frame, mask)
+    records = tuple(Track(index + 1, 0, (0.4, 0.4), 0.9, 0.9, 0.9) for index in range(objects))
     return clip, fused, attention_points(fused), Tracks(store, records, "" if objects else "Nothing was found.")
 
 
@@ -144,8 +144,8 @@ def test_sheet_of_nothing_found_says_so():
     clip, fused, _, tracks = made(objects=0)
     fused = FusedAttention(fused.map * 0, fused.clip, fused.query)
     without = contact_sheet(clip, fused, attention_points(fused), Tracks(tracks.store, ()))
-    said = contact_sheet(clip, fused, attention_points(fused), tracks)
-    assert without.size == said.size and without.tobytes() != said.tobytes()
+    with_prompts = contact_sheet(clip, fused, attention_points(fused), tracks)
+    assert without.size == with_prompts.size and without.tobytes() != with_prompts.tobytes()
 
 
 def test_sheet_of_a_clip_scaled_since():
@@ -183,12 +183,12 @@ def test_the_same_sheet_every_time():
 
 
 def test_sheet_shows_the_frames_that_have_points():
-    from decaf.pictures.contact_sheet import _shown
+    from decaf.pictures.contact_sheet import _chosen_keys
 
-    assert _shown(16, 6, []) == [0, 3, 6, 9, 12, 15]
-    assert {1, 2} <= set(_shown(16, 6, [1, 2])) and len(_shown(16, 6, [1, 2])) == 6
-    assert set(_shown(16, 6, list(range(10)))) <= set(range(10))
-    assert _shown(3, 6, [1]) == [0, 1, 2]
+    assert _chosen_keys(16, 6, []) == [0, 3, 6, 9, 12, 15]
+    assert {1, 2} <= set(_chosen_keys(16, 6, [1, 2])) and len(_chosen_keys(16, 6, [1, 2])) == 6
+    assert set(_chosen_keys(16, 6, list(range(10)))) <= set(range(10))
+    assert _chosen_keys(3, 6, [1]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (60, 80)])

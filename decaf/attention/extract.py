@@ -294,7 +294,7 @@ class _Extraction:
         maps = []
         for first in range(0, len(questions), QUESTIONS_PER_ROLLOUT):
             group = questions[first : first + QUESTIONS_PER_ROLLOUT]
-            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, tick=self.check_cancelled)
+            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, check_cancelled=self.check_cancelled)
             seen = visual.to(rows[0].device)
             maps += [layout.to_grid(row[:, : len(visual)][:, seen]) for row in rows]
         return maps

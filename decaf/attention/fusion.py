@@ -1,9 +1,8 @@
-"""From raw attention rollouts to one map per key frame (the decomposed attention fusion of the DecAF paper), and the coarse mask that it
-gives by itself.
+"""Decomposed attention fusion of the DecAF paper: raw attention rollouts to one map per key frame, and its coarse mask.
 
-Object-background fusion takes what the background question also attends out of what the object question attends.
-Video-frame fusion joins the map of the key frames asked together, which knows the action, with the maps of each frame asked alone,
-which have twice the resolution.
+Object-background fusion subtracts the attention of the background question from that of the object question.
+Video-frame fusion averages the map of all key frames seen together, which knows the action, with the maps of single frames, which have a finer
+grid.
 """
 
 from __future__ import annotations
@@ -28,11 +27,18 @@ FRAME_KERNEL = 7
 def object_background_fusion(
     object: Attention, background: Attention, *, sigma: float = SIGMA, video_kernel: int = VIDEO_KERNEL, frame_kernel: int = FRAME_KERNEL
 ) -> Attention:
-    """What the object question attends more than the background question, each map in 0..1.
+    """Attention of the object question minus that of the background question, negative values set to 0.
 
-    `sigma` in cells (0 = no smoothing), the kernels in cells, odd. The video map is scaled to 0..1 over the whole clip, frame maps each
-    by itself; a map without contrast becomes zero. The result keeps the object's grids, query and question; its kind is "contrast".
-    DecafError: the two attentions swapped, of the wrong kind, of other clips, key frames or grids, or not finite.
+    Args:
+        sigma: of the Gaussian that smooths both first, in cells; 0 for none.
+        video_kernel, frame_kernel: width of the Gaussian, in cells, odd.
+
+    Returns:
+        Attention of kind "contrast" with the object's grids, query and question. The video map is scaled to 0..1 over the whole clip, each
+        frame map by itself. A map without contrast becomes zero.
+
+    Raises:
+        DecafError: the attentions are swapped, of the wrong kind, of different clips, key frames or grids, or not finite.
     """
     _check_pair(object, background)
     video = contrast(smooth(object.video, video_kernel, sigma), smooth(background.video, video_kernel, sigma))
@@ -44,11 +50,15 @@ def object_background_fusion(
 
 
 def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAttention:
-    """The video map on the grid of the frame maps, averaged with them and scaled to 0..1 over the whole clip.
+    """The video map resized to the grid of the frame maps, averaged with them and scaled to 0..1 over the whole clip.
 
-    `video_weight`: share of the video map, 0 (frame maps only) to 1 (video map only). A raw object attention is accepted too, for a look
-    at what contrast adds: it is smoothed and scaled the way object-background fusion would do with an empty background.
-    DecafError: a background attention, maps whose frames do not fit the key frames, values that are not finite, a weight outside 0..1.
+    Args:
+        attention: of kind "contrast". A raw object attention is accepted too, for comparison: it is smoothed and scaled as object-background
+            fusion would do with an empty background.
+        video_weight: share of the video map, 0 (frame maps only) to 1 (video map only).
+
+    Raises:
+        DecafError: a background attention, maps that do not fit the key frames, values that are not finite, or a weight outside 0..1.
     """
     if not 0 <= video_weight <= 1:
         raise DecafError(f"video_weight is {video_weight}; give a share from 0 (frame maps only) to 1 (video map only).")
@@ -68,20 +78,24 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAtt
 
 
 def coarse_masks(fused: FusedAttention, size: tuple[int, int] | None = None) -> Tensor:
-    """The mask that attention gives without SAM 2: (K, H, W) bool at `size` (H, W), by default the size of the clip's frames.
+    """The masks that attention gives without SAM 2: each map enlarged, scaled to 0..255 integers and split by Otsu's threshold.
 
-    Each map is enlarged, scaled to 0..255 integers and split by Otsu's threshold. A map that is zero everywhere gives an empty mask.
+    Args:
+        size: (H, W) of the masks; None takes that of the clip's frames.
+
+    Returns:
+        (K, H, W) bool. A map that is zero everywhere gives an empty mask.
     """
     height, width = size or fused.clip.frame_size
     masks = torch.zeros(len(fused.map), height, width, dtype=torch.bool)
-    for mask, one in zip(masks, fused.map, strict=True):  # one at a time: the enlarged maps of sixteen 4K frames would take 500 MB
-        levels = resize(one[None], (height, width))[0].mul(255).to(torch.uint8)
+    for mask, frame_map in zip(masks, fused.map, strict=True):  # one by one: the enlarged maps of sixteen 4K frames would take 500 MB
+        levels = resize(frame_map[None], (height, width))[0].mul(255).to(torch.uint8)
         torch.gt(levels, otsu_threshold(levels), out=mask)
     return masks
 
 
 def smooth(maps: Tensor, kernel: int, sigma: float) -> Tensor:
-    """(n, rows, cols) -> the same shape: each map under a Gaussian whose weights sum to 1, zeros beyond the border."""
+    """Each of the maps (n, rows, cols) convolved with a normalised Gaussian, zero-padded; the same shape."""
     if kernel < 1 or kernel % 2 == 0:
         raise DecafError(f"The smoothing kernel is {kernel} cells wide; give an odd number from 1.")
     if sigma < 0:
@@ -95,19 +109,19 @@ def smooth(maps: Tensor, kernel: int, sigma: float) -> Tensor:
 
 
 def contrast(object: Tensor, background: Tensor) -> Tensor:
-    """What `object` has more than `background`, at most 1; the same shape as both."""
+    """`object` minus `background`, clamped to 0..1; the same shape as both."""
     return (object - background).clamp(0, 1)
 
 
 def min_max(maps: Tensor, *, per_frame: bool = False) -> Tensor:
-    """(n, rows, cols) scaled to 0..1, over all maps or (`per_frame`) each by itself. What is constant becomes zero."""
+    """(n, rows, cols) scaled to 0..1, over all maps or (`per_frame`) each by itself. Constant maps become zero."""
     dims = (1, 2) if per_frame else (0, 1, 2)
     low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low), 0.0)
 
 
 def slots_to_frames(video: Tensor, frames: int) -> Tensor:
-    """(slots, rows, cols) -> (frames, rows, cols): a slot of two key frames counts for both; an odd clip's last slot covers one."""
+    """(slots, rows, cols) -> (frames, rows, cols): a slot of two key frames is repeated for both. The last slot of an odd number covers one."""
     return video if len(video) == frames else video.repeat_interleave(2, dim=0)[:frames]
 
 
@@ -117,25 +131,25 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def otsu_threshold(levels: Tensor) -> int:
-    """The level 0..255 that splits a uint8 map into two classes of largest between-class variance; the upper class is what lies *above* it.
+    """Otsu's threshold of a uint8 map: the level 0..255 with the largest between-class variance. The upper class is *above* it.
 
-    The lowest one if several split alike; 0 for a constant map.
+    The lowest such level if several are equal; 0 for a constant map.
     """
     count = np.bincount(levels.reshape(-1).numpy(), minlength=256).astype(np.int64)
     below, total = count.cumsum(), count.sum()
     sums = (count * np.arange(256)).cumsum()
     above = total - below
-    # Integers up to here, so that levels which split alike are found equal: (total * sums) stays below 2**63 up to 190 million pixels.
+    # Integers up to here, so that equal splits compare equal: (total * sums) stays below 2**63 up to 190 million pixels.
     spread = (total * sums - below * sums[-1]).astype(np.float64) / total
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.where((below > 0) & (above > 0), spread**2 / (below.astype(np.float64) * above), 0.0)
     return int(variance.argmax())
 
 
-def same_clip(one: ClipInfo, other: ClipInfo) -> bool:
-    """Whether both records were made of the same key frames of the same clip."""
-    return (one.length, one.frame_size, one.key_frames) == (other.length, other.frame_size, other.key_frames) and torch.equal(
-        one.thumbnails, other.thumbnails
+def same_clip(first: ClipInfo, second: ClipInfo) -> bool:
+    """Whether both records are of the same key frames of the same clip."""
+    return (first.length, first.frame_size, first.key_frames) == (second.length, second.frame_size, second.key_frames) and torch.equal(
+        first.thumbnails, second.thumbnails
     )
 
 
@@ -179,10 +193,10 @@ def _check_maps(attention: Attention) -> None:
             f"there must be {frames} or {(frames + 1) // 2} slots and {frames} frame maps. Extract it again."
         )
     for name in ("video", "frame"):
-        wrong = int((~getattr(attention, name).isfinite()).sum())
-        if wrong:
+        not_finite = int((~getattr(attention, name).isfinite()).sum())
+        if not_finite:
             raise DecafError(
-                f"{wrong} values of the {attention.kind} attention's {name} maps are not finite numbers; load the model in "
+                f"{not_finite} values of the {attention.kind} attention's {name} maps are not finite numbers; load the model in "
                 "another precision (bfloat16 or float32 instead of float16) and extract it again."
             )
 

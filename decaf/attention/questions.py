@@ -62,7 +62,7 @@ class Templates:
     `object`: asked of the clip and of every key frame. `background`: its counterpart in the setting *expression*, which excludes what the
     expression refers to. `class_background`: its counterpart in the setting *class name*, which excludes one object name.
     `choose`: asked without pictures, to choose that name from the query and the answers to the object question.
-    `presence`: asked of the clip, to be answered with yes or no (see `decaf.presence`).
+    `presence`: asked of the clip, to be answered with yes or no (see `decaf.attention.presence`).
     """
 
     object: str = "{query} Which object is this about? Answer with a single word."

@@ -1,4 +1,4 @@
-"""Frames in, video out: clips of files, folders and tensors, read a few frames at a time; and video files written."""
+"""Frames in, video out: clips from files, folders and tensors, read a few frames at a time, and video files written."""
 
 from .base import Clip, clip_from_images
 from .identity import check_same_clip, clip_info, thumbnails

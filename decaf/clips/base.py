@@ -1,4 +1,4 @@
-"""A clip: frames by index, whatever they come from, without holding more of them than fit a budget."""
+"""A clip: frames by index from any source. Decoded frames are cached within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ OPENING = "Opening the clip"
 """Name of the step that opening reports."""
 
 BUDGET = 384 << 20
-"""Bytes of decoded frames that a clip of files holds: 64 of full HD."""
+"""Bytes of decoded frames that a clip of files caches: 64 full HD frames."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga"}
 
 MAX_PIXELS = 2 * 89_478_485
-"""Of a frame. Where PIL refuses an image: a small file may unpack to any size."""
+"""Largest frame, the same limit as PIL's: a small file may unpack to any size."""
 
 CLIP_REMEDY = "Close other programs, or make the frames smaller."
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "PPM", "TGA", "GIF", "AVIF", "JPEG2000")
-"""Readers of pixels alone. PIL knows more, tells formats by the content, and would hand an EPS file, whatever its name, to Ghostscript."""
+"""Readers that only decode pixels. PIL detects formats by content and has more readers: it would pass an EPS file of any name to Ghostscript."""
 
 
 class Clip(ABC):
     """Frames 0..T-1 of one size. `clip[i]` is (H, W, 3) uint8 RGB on the CPU; treat it as read-only.
 
-    Any order of access, from any threads, gives the same pixels; stepping forward or backward is cheap. `fps` is None where there is no
-    frame rate (images).
+    Every order of access, from any thread, gives the same pixels; stepping forward or backward is cheap. `fps` is None for images, which
+    have no frame rate.
     """
 
     name: str
@@ -70,28 +70,28 @@ class Clip(ABC):
         """Frames start..stop-1 as one (stop - start, H, W, 3) uint8 tensor."""
         with memory_for(f"to hold frames {start} to {stop - 1} of {self.name}", CLIP_REMEDY):
             frames = torch.empty(stop - start, *self.frame_size, 3, dtype=torch.uint8)
-        for place, index in enumerate(range(start, stop)):
-            frames[place] = self[index]
+        for index in range(start, stop):
+            frames[index - start] = self[index]
         return frames
 
 
 class FrameCache:
-    """The most recently used frames of a clip, as many as fit `budget` bytes, at least one."""
+    """Least-recently-used cache of a clip's frames: as many as fit `budget` bytes, at least one."""
 
     def __init__(self, frame_size: tuple[int, int], budget: int):
         self.capacity = max(budget // (frame_size[0] * frame_size[1] * 3), 1)
         self._frames: OrderedDict[int, Tensor] = OrderedDict()
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def get(self, index: int) -> Tensor | None:
-        with self._one_at_a_time:
+        with self._lock:
             frame = self._frames.get(index)
             if frame is not None:
                 self._frames.move_to_end(index)
             return frame
 
     def put(self, index: int, frame: Tensor) -> None:
-        with self._one_at_a_time:
+        with self._lock:
             self._frames[index] = frame
             self._frames.move_to_end(index)
             while len(self._frames) > self.capacity:
@@ -99,7 +99,7 @@ class FrameCache:
 
 
 class ImageFiles(Clip):
-    """Image files of one size, in the given order. Each is decoded once at opening, so that a damaged one is found before hours of work."""
+    """Image files of one size, in the given order. Opening decodes each once, so that a damaged file is reported before hours of work."""
 
     def __init__(self, name: str, paths: Sequence[Path], *, budget: int = BUDGET, progress: Progress = silent):
         self.name, self._paths = name, list(paths)
@@ -113,7 +113,7 @@ class ImageFiles(Clip):
             if frame.shape != first.shape:
                 raise DecafError(
                     f"The frames in {name} have different sizes: {self._paths[0].name} is {_size(first)}, {path.name} is {_size(frame)}; "
-                    "resize them alike or move those of another clip away."
+                    "resize them to one size, or move the files of another clip away."
                 )
             if index < self._cache.capacity:
                 self._cache.put(index, frame)
@@ -132,7 +132,7 @@ class ImageFiles(Clip):
 
 
 class ImageTensor(Clip):
-    """Frames of a (T, H, W, C) tensor, converted one at a time: the tensor is referred to, not copied."""
+    """Frames of a (T, H, W, C) tensor, converted on access; the tensor is not copied."""
 
     def __init__(self, name: str, images: Tensor):
         self.name, self._images, self.frame_size = name, images, tuple(images.shape[1:3])
@@ -143,16 +143,21 @@ class ImageTensor(Clip):
     def _read(self, index: int) -> Tensor:
         frame = self._images[index, ..., :3].cpu()  # alpha is dropped, as ComfyUI's own nodes do
         if frame.dtype != torch.uint8:
-            # By numpy, in this thread alone: PyTorch would start worker threads for every thread that reads, beside those of a model at work.
+            # NumPy, not PyTorch: torch ops would create a pool of worker threads for each thread that reads, beside those of a running model.
             pixels = frame.detach().float().numpy() * np.float32(255)
             frame = torch.from_numpy(np.clip(np.rint(pixels, out=pixels), 0, 255, out=pixels).astype(np.uint8))
         return frame.expand(-1, -1, 3)
 
 
 def clip_from_images(images: Tensor, *, name: str = "images") -> Clip:
-    """A clip of a (T, H, W, C) tensor, C in 1, 3, 4, float in 0..1 (values outside are clipped) or uint8, on any device.
+    """A clip from a tensor.
 
-    DecafError: no frames, another shape or kind of number, values that are not numbers.
+    Args:
+        images: (T, H, W, C) on any device, C in 1, 3, 4, uint8 or float in 0..1. Values outside are clipped.
+        name: for messages.
+
+    Raises:
+        DecafError: no frames, another shape or dtype, or values that are not finite.
     """
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[3] not in (1, 3, 4):
@@ -171,20 +176,23 @@ def clip_from_images(images: Tensor, *, name: str = "images") -> Clip:
 
 def _check_values(images: Tensor, name: str) -> None:
     low, high = 0.0, 1.0
-    for index, frame in enumerate(images):  # a frame at a time: a mask of the whole clip would be a quarter of its size
-        least, most = (float(value) for value in torch.aminmax(frame))  # aminmax hands NaN through
-        if not (least > float("-inf") and most < float("inf")):
+    for index, frame in enumerate(images):  # frame by frame: a mask of the whole clip would take a quarter of the clip's memory
+        frame_low, frame_high = (float(value) for value in torch.aminmax(frame))  # aminmax propagates NaN
+        if not (frame_low > float("-inf") and frame_high < float("inf")):
             raise DecafError(
                 f"Frame {index} of the {name} has values that are not finite numbers (NaN or infinity); look at the step that made it."
             )
-        low, high = min(low, least), max(high, most)
+        low, high = min(low, frame_low), max(high, frame_high)
     if low < -0.05 or high > 1.05:
         log.warning("The %s range from %.3g to %.3g; values outside 0..1 are clipped.", name, low, high)
 
 
 def folder_images(folder: Path) -> list[Path]:
-    """The image files in a folder in natural order (frame2 before frame10). DecafError if there is none, or if something that cannot be
-    read bears the name of one: left out, it would shift all frames after it."""
+    """The image files in a folder in natural order (frame2 before frame10).
+
+    Raises:
+        DecafError: the folder has no image or cannot be read, or an image is a broken link (skipping it would shift all frames after it).
+    """
     try:
         entries = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural)
     except OSError as error:
@@ -201,19 +209,20 @@ def folder_images(folder: Path) -> list[Path]:
             f"{', '.join(sorted(IMAGE_SUFFIXES))} files, or a video file."
         )
     if others:
-        log.info("%d files in %s are not images and are left out: %s", len(others), folder, ", ".join(others[:5]))
+        log.info("%d files in %s are not images and are ignored: %s", len(others), folder, ", ".join(others[:5]))
     return images
 
 
 def read_image(path: Path) -> Tensor:
-    """(H, W, 3) uint8 RGB of an image file, turned the way its EXIF says, alpha dropped, 16 bits scaled to 8, grey repeated.
+    """An image file as (H, W, 3) uint8 RGB: rotated as its EXIF says, alpha dropped, 16 bits scaled to 8, grey repeated.
 
-    DecafError: not an image, damaged, or of floating-point pixels.
+    Raises:
+        DecafError: not an image, damaged, too large, or with floating-point pixels.
     """
-    Image.init()  # of several readers PIL knows only then whether it has them
+    Image.init()  # registers all readers; before that Image.OPEN lacks some of them
     try:
         with Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN]) as image:
-            if image.width * image.height > MAX_PIXELS:  # PIL's own limit is one for the whole process, and may be switched off
+            if image.width * image.height > MAX_PIXELS:  # PIL's own limit is global and may be switched off
                 raise DecafError(
                     f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS // 1_000_000} million pixels; it is damaged, or has to be made "
                     "smaller."
@@ -229,7 +238,7 @@ def read_image(path: Path) -> Tensor:
             return torch.from_numpy(np.array(image.convert("RGB")))
     except DecafError:
         raise
-    except Exception as error:  # there is no error that a damaged file does not end in
+    except Exception as error:  # damaged files raise errors of any class
         if is_out_of_memory(error):
             raise
         raise DecafError(f"{path} could not be read as an image ({reason(error)}); replace or remove it.") from error

@@ -1,4 +1,4 @@
-"""From a path to a clip."""
+"""Opens a path as a clip."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from .video_file import VideoFile
 
 
 def open_clip(path: str | os.PathLike, *, budget: int = BUDGET, progress: Progress = silent) -> Clip:
-    """A video file, a folder of images (natural order), or one image.
+    """Opens a clip.
+
+    A damaged or cut-off video gives the frames that can be decoded, and a warning in the log. Only this file or folder is read: a playlist is
+    refused.
 
     Args:
-        budget: bytes of decoded frames to hold; a clip that fits is decoded once.
-        progress: told of every frame; it may raise to stop.
+        path: a video file, a folder of images (natural order), or one image.
+        budget: bytes of decoded frames to cache. A clip that fits is decoded once.
+        progress: called for every frame; may raise to stop.
 
-    A damaged or cut-off video gives the frames that can be decoded and a warning in the log. Nothing but this file or folder is read: a
-    playlist is refused.
-
-    Raises DecafError: nothing there, neither a file nor a folder, no picture in it, frames of different sizes, a damaged image.
+    Raises:
+        DecafError: nothing at the path, no picture in it, frames of different sizes, or a damaged image.
     """
     path = Path(path)
     kind = look_at(path, "The clip")

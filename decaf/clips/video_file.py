@@ -1,4 +1,4 @@
-"""Video files as clips: every frame once, in the order shown, upright; random access gives the pixels of a linear decode."""
+"""Video files as clips: each frame once, in display order, upright. Random access gives the same pixels as a linear decode."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _FORMATS = (
     "pgm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,tiff_pipe,webp_pipe,"
     "aac,ac3,aiff,amr,ape,caf,dts,eac3,flac,mp3,w64,wav,wv"
 )
-"""FFmpeg's readers that read one file and nothing else, told apart by its content. Others (playlists, SDP, concat) follow addresses that stand in
-the file, to other files and into the network, whatever its name is. Those of sound are here to say that there is no picture."""
+"""FFmpeg demuxers that read one file and nothing else. FFmpeg chooses by content, whatever the file's name is. Others (playlists, SDP, concat)
+follow addresses in the file, to other files and into the network. Audio formats are listed so that the message can say there is no picture."""
 
 _OPENING = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
@@ -38,11 +38,11 @@ _OPENING = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 class VideoFile(Clip):
     """A video file.
 
-    Opening decodes it once, which is the only way to know how many frames there are and that all of them can be decoded; the frames are
-    held if they fit `budget` bytes. Otherwise the most recently used ones are held, a step forward decodes on, and a step backward decodes
-    a run of frames that fills the budget, from the last place before it where decoding can start.
+    Opening decodes the whole file once: only that shows how many frames there are and that all can be decoded. The frames are cached if they
+    fit `budget` bytes; otherwise the most recently used ones are. A step forward continues decoding. A step backward seeks to the nearest
+    earlier frame where decoding can start, and decodes a run of frames that fills the budget.
 
-    `seconds`: (start, stop), of which stop may be None. Only this part of the file is read, from the last place at or before `start` where
+    `seconds`: (start, stop), of which stop may be None. Only this part of the file is read, from the nearest frame at or before `start` where
     decoding can start: frames 0 .. `lead` - 1 lie before `start`, the others at or after it and before `stop`. `open_window` hides the lead.
     """
 
@@ -51,14 +51,14 @@ class VideoFile(Clip):
     ):
         self.name, self._path = path.name, path
         self.lead = 0
-        self._one_at_a_time = threading.Lock()  # the open stream has one place; two threads would get each other's frames
+        self._lock = threading.Lock()  # the stream has a single position: two threads would get each other's frames
         self._times: list[int | None] = []
-        self._starts = [0]  # indices of frames at which decoding can start: the first after opening, the others after a seek
+        self._starts = [0]  # indices of frames where decoding can start: 0 after opening, the others after a seek
         self._begin: int | None = None  # the time to seek in a stream that was just opened, where it is not read from its beginning
         self._stream = _Stream(path)
         self._open(budget, seconds, progress)
         self.fps = self._rate()
-        self._next, self._last = len(self), -1  # the frame that the open stream decodes next, and the one asked for last
+        self._next, self._last = len(self), -1  # the frame that the stream decodes next, and the one requested last
         if len(self) - self.lead <= self._cache.capacity:
             self._stream.close()
 
@@ -66,7 +66,7 @@ class VideoFile(Clip):
         return len(self._times)
 
     def close(self) -> None:
-        with self._one_at_a_time:
+        with self._lock:
             self._stream.close()
 
     def _open(self, budget: int, seconds: tuple[float, float | None] | None, progress: Progress) -> None:
@@ -92,10 +92,10 @@ class VideoFile(Clip):
         return start, stop
 
     def _index(self, budget: int, start: int | None, stop: int | None, progress: Progress) -> None:
-        promised = self._stream.promised if start is None else 0  # of the whole file; it may have more, or say nothing
+        expected = self._stream.frame_count if start is None else 0  # of the whole file; it may have more, or say nothing
         for frame in self._stream.frames():
             index = len(self._times)
-            progress(index, max(promised, index + 1), OPENING)
+            progress(index, max(expected, index + 1), OPENING)
             if start is not None:
                 if frame.pts is None:
                     raise DecafError(f"The frames of {self._path} do not say when they are shown, so it cannot be trimmed; convert it.")
@@ -127,7 +127,7 @@ class VideoFile(Clip):
             raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
         self._stream.report(len(self._times), start is None)
         if any(time is None for time in self._times) or any(b <= a for a, b in zip(self._times, self._times[1:], strict=False)):
-            self._starts = [0]  # without a time of its own for every frame one cannot tell where a seek has led
+            self._starts = [0]  # without distinct timestamps, the frame after a seek cannot be identified
 
     def _rate(self) -> Fraction | None:
         rate = self._stream.rate
@@ -136,7 +136,7 @@ class VideoFile(Clip):
         return rate
 
     def _read(self, index: int) -> Tensor:
-        with self._one_at_a_time:
+        with self._lock:
             return self._frame(index)
 
     def _frame(self, index: int) -> Tensor:
@@ -144,9 +144,9 @@ class VideoFile(Clip):
         if frame is None:
             backward = index == self._last - 1
             first = max(index + 1 - self._cache.capacity, 0) if backward else index
-            for place, decoded in self._decode(first, index + 1):
+            for decoded_index, decoded in self._decode(first, index + 1):
                 frame = self._upright(decoded)
-                self._cache.put(place, frame)
+                self._cache.put(decoded_index, frame)
         self._last = index
         return frame
 
@@ -171,23 +171,23 @@ class VideoFile(Clip):
         if not start <= self._next <= first:
             self._seek(start)
         for frame in self._stream.frames():
-            place, self._next = self._next, self._next + 1
-            if place >= first:
-                yield place, frame
+            index, self._next = self._next, self._next + 1
+            if index >= first:
+                yield index, frame
             if self._next == stop:
                 return
         raise DecafError(f"{self._path} had {len(self)} frames when it was opened but now ends at frame {self._next}; open it again.")
 
     def _seek(self, start: int) -> None:
-        """Leaves the stream at `start` or, in formats that overshoot, at an earlier place."""
-        place_of = {self._times[place]: place for place in self._starts}
-        for place in reversed([one for one in self._starts[1:] if one <= start]):
-            for frame in self._stream.seek(self._times[place]):
-                found = place_of.get(frame.pts)
-                if found is not None:
-                    if found <= start:
+        """Moves the stream to `start` or, in formats where seeking overshoots, to an earlier frame."""
+        index_of = {self._times[index]: index for index in self._starts}
+        for target in reversed([index for index in self._starts[1:] if index <= start]):
+            for frame in self._stream.seek(self._times[target]):
+                reached = index_of.get(frame.pts)
+                if reached is not None:
+                    if reached <= start:
                         self._stream.put_back(frame)
-                        self._next = found
+                        self._next = reached
                         return
                     break
         self._open_again()
@@ -201,22 +201,22 @@ class VideoFile(Clip):
 
 
 class _Stream:
-    """The picture stream of an open file. Errors in it are counted; what can be decoded is."""
+    """The video stream of an open file. Decoding errors are counted and skipped."""
 
     def __init__(self, path: Path):
         self._path, self.closed = path, False
         try:
-            # Absolute, because the library takes what stands before a colon, in "10:30.mp4", for a protocol: http would use the network.
-            # Titles and the like, which nobody reads here, are in any encoding.
+            # Absolute, because FFmpeg takes text before a colon, as in "10:30.mp4", for a protocol, and http would use the network.
+            # metadata_errors: titles may be in any encoding, and are not used.
             self._container = av.open(str(path.absolute()), container_options=_OPENING, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise DecafError(
                 f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged, a playlist or of an unknown format."
             ) from error
-        # Cover art of a sound file is a video stream of one picture.
-        streams = [one for one in self._container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+        # Cover art of an audio file is a video stream of one picture.
+        streams = [stream for stream in self._container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
         if not streams:
-            kinds = sorted({one.type for one in self._container.streams})
+            kinds = sorted({stream.type for stream in self._container.streams})
             self._container.close()
             raise DecafError(
                 f"{path} has no video stream ({', '.join(kinds) or 'no stream'} only); give a video, an image or a folder of images."
@@ -234,21 +234,21 @@ class _Stream:
                 f"The frames of {path} are {width}x{height} by its header, more than {MAX_PIXELS // 1_000_000} million pixels; the file is damaged, "
                 "or has to be made smaller."
             )
-        self._video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a size inside the stream may differ from the header's
+        self._video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the size inside the stream may differ from the header's
         self._video.thread_type = "AUTO"
         self.rate, self.time_base = self._video.average_rate, self._video.time_base
-        self.promised, self._errors = self._video.frames, 0
+        self.frame_count, self._errors = self._video.frames, 0  # as the header says; 0 if it does not
         self._frames = self._decoded()
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """What is left to decode; may be left and taken up again."""
+        """The frames not decoded yet. Iteration may stop and continue later."""
         return self._frames
 
     def put_back(self, frame: av.VideoFrame) -> None:
         self._frames = _first_then(frame, self._frames)
 
     def seek(self, time: int) -> Iterator[av.VideoFrame]:
-        """The frames from a place at or before `time` on, as far as the format can tell."""
+        """The frames from a point at or before `time`, as far as the format can seek."""
         try:
             self._container.seek(time, stream=self._video)
         except av.error.FFmpegError:
@@ -260,8 +260,8 @@ class _Stream:
     def report(self, decoded: int, whole: bool) -> None:
         """Tells of errors so far. `whole`: the file was decoded to its end."""
         if self._errors:
-            promised = f" of {self.promised}" if whole and self.promised else ""
-            log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, promised)
+            of_all = f" of {self.frame_count}" if whole and self.frame_count else ""
+            log.warning("%s is damaged or cut off: %d%s frames could be decoded.", self._path, decoded, of_all)
 
     def close(self) -> None:
         self._frames, self.closed = iter(()), True
@@ -269,7 +269,7 @@ class _Stream:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         for packet in self._packets():
-            self._errors += packet is not None and packet.is_corrupt  # the last one of a file that is cut off
+            self._errors += packet is not None and packet.is_corrupt  # true for the last packet of a cut-off file
             try:
                 yield from self._video.decode(packet)
             except av.error.EOFError:
@@ -278,7 +278,7 @@ class _Stream:
                 self._errors += 1
 
     def _packets(self) -> Iterator[av.Packet | None]:
-        """Packets up to the end; None, which has the decoder hand over what it holds, if the end cannot be read."""
+        """Packets up to the end. If the end cannot be read, a final None, which makes the decoder return its buffered frames."""
         failed = False
         while True:
             try:
@@ -288,7 +288,7 @@ class _Stream:
                 return
             except av.error.FFmpegError:
                 self._errors += 1
-                if failed:  # twice at the same place
+                if failed:  # twice in a row: no progress
                     yield None
                     return
                 failed = True
@@ -300,9 +300,9 @@ def _first_then(frame: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """How the file wants its frames shown: quarter turns counterclockwise, after mirroring left and right.
+    """Display orientation: quarter turns counterclockwise, and whether to mirror left and right before turning.
 
-    Asked of the first frame only: a frame whose side data was looked at is part of a reference cycle, and such frames pile up.
+    Called for the first frame only: reading a frame's side data puts it into a reference cycle, and such frames would pile up.
     """
     for side in frame.side_data:
         if side.type.name == "DISPLAYMATRIX":

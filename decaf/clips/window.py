@@ -39,7 +39,14 @@ def open_window(
 ) -> Clip:
     """The frames of a video file that are shown from second `start` (0 or more) on and before second `stop`, None for its end.
 
-    The rest of the file is neither decoded nor held. `progress`: told of every frame; it may raise to stop. DecafError: as of `open_clip`; no frame in the window; frames without times.
+    The rest of the file is neither decoded nor cached.
+
+    Args:
+        budget: bytes of decoded frames to cache.
+        progress: called for every frame that is decoded; may raise to stop.
+
+    Raises:
+        DecafError: as `open_clip`; no frame in the window; frames without times.
     """
     path = Path(path)
     if look_at(path, "The clip") != "file":

@@ -1,4 +1,4 @@
-"""Videos out (PyAV)."""
+"""Writes video files (PyAV)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from ..files import atomic_write
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction | float, size: tuple[int, int]) -> None:
-    """Writes (H, W, 3) uint8 RGB frames of `size` (H, W) as H.264 in yuv420p, which plays everywhere, all or nothing. No sound.
+    """Writes an H.264 video in yuv420p, which plays everywhere, without sound. A failure leaves no file behind.
 
-    That format needs even sides: the last row or column is repeated where they are odd.
-    A rate outside 0.001 to 1000 frames per second, which some files claim, is brought there: players refuse it.
-    DecafError: no frames, a frame of another size, sides over 16384 pixels, a full disk.
+    The format needs even sides: an odd last row or column is repeated.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB.
+        fps: clamped to 0.001..1000, because some files claim rates that players refuse.
+        size: (H, W) of every frame.
+
+    Raises:
+        DecafError: no frames, a frame of another size, sides over 16384 pixels, or a full disk.
     """
     height, width = size
     if max(size) > _LONGEST_SIDE:
@@ -29,7 +35,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction
             "Leave the video out, or make the frames smaller."
         )
     rate = min(max(Fraction(fps), _SLOWEST), _FASTEST).limit_denominator(1001)
-    # Through a file object of our own, because the library hides that the disk is full until (or even when) it closes the file.
+    # A file object of our own, because PyAV reports a full disk only on closing the file, or not at all.
     with atomic_write(path) as part, part.open("wb") as file:
         with av.open(file, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
@@ -51,4 +57,4 @@ def write_video(path: str | os.PathLike, frames: Iterable[Tensor], fps: Fraction
 
 _LONGEST_SIDE = 16384
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
-_BT709 = 1  # the same number in FFmpeg's lists of colour spaces, primaries and transfer functions
+_BT709 = 1  # FFmpeg's number for it as colour space, as primaries and as transfer function

@@ -1,11 +1,11 @@
-"""Synthetic scenes with truth, and tiny models trained on them, so that the whole method can be seen to work offline."""
+"""Synthetic scenes with ground truth, and tiny models trained on them, so that the whole method runs offline."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 BUNDLED = "bundled"
-"""What names a bundled model where the path of one is asked for."""
+"""Stands for a bundled model where the path of a model is expected."""
 
 MODELS = Path(__file__).parent / "models"
 MLLM_FOLDER = MODELS / "mllm"

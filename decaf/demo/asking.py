@@ -1,4 +1,4 @@
-"""Queries that a scene can be asked, with their truth: only such as have one clear answer in it."""
+"""Queries about a scene with their targets. Only queries with one clear answer are made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _PLURALS = {"cross": "crosses"}
 
 @dataclass(frozen=True)
 class Query:
-    """`kind`: one of KINDS; `text`: what is asked; `targets`: places of the meant objects in the scene's list, none if there is no such."""
+    """A query about a scene.
+
+    Attributes:
+        kind: one of KINDS.
+        targets: indices of the objects that it refers to; empty if the object is absent.
+    """
 
     kind: str
     text: str
@@ -29,33 +34,33 @@ def plural(shape: str) -> str:
 
 
 def ask_about(rng: np.random.Generator, things: list[Thing], side: int) -> Iterator[Query]:
-    """All queries about the objects; `side`: the frame's shorter side in pixels."""
+    """All queries about the objects. `side`: the frame's shorter side in pixels."""
 
     def word() -> str:
         return str(rng.choice(_WORDS))
 
-    shapes, colours = [one.shape for one in things], [one.colour for one in things]
-    for index, one in enumerate(things):
-        if shapes.count(one.shape) == 1:
-            yield Query("noun", f"the {one.shape}", (index,))
-        yield Query("noun", f"the {one.colour} {one.shape}", (index,))
-        yield Query("colour", f"the {one.colour} {word()}", (index,))
+    shapes, colours = [thing.shape for thing in things], [thing.colour for thing in things]
+    for index, thing in enumerate(things):
+        if shapes.count(thing.shape) == 1:
+            yield Query("noun", f"the {thing.shape}", (index,))
+        yield Query("noun", f"the {thing.colour} {thing.shape}", (index,))
+        yield Query("colour", f"the {thing.colour} {word()}", (index,))
     yield from _sizes(things, word)
-    yield from _places(things, side, word)
+    yield from _positions(things, side, word)
     yield from _relations(things, word)
     yield from _motions(things, word)
     yield from _times(things, word)
     for shape in SHAPES:
-        found = tuple(index for index, name in enumerate(shapes) if name == shape)
-        if len(found) > 1:
-            number = {2: "two", 3: "three", 4: "four"}.get(len(found), "many")
-            yield Query("counting", f"all {plural(shape)}" if rng.random() < 0.5 else f"the {number} {plural(shape)}", found)
+        same = tuple(index for index, name in enumerate(shapes) if name == shape)
+        if len(same) > 1:
+            number = {2: "two", 3: "three", 4: "four"}.get(len(same), "many")
+            yield Query("counting", f"all {plural(shape)}" if rng.random() < 0.5 else f"the {number} {plural(shape)}", same)
     missing_shape = str(rng.choice([name for name in SHAPES if name not in shapes] or SHAPES))
     missing_colour = str(rng.choice([name for name in COLOURS if name not in colours]))
     if missing_shape not in shapes:
         yield Query("absent", f"the {missing_shape}", ())
     yield Query("absent", f"the {missing_colour} {word()}", ())
-    # The hard one: colour and shape are both there, but not on the same object.
+    # The hard case: colour and shape both occur, but not on the same object.
     pairs = set(zip(colours, shapes, strict=True))
     mixed = [(colour, shape) for colour in colours for shape in shapes if (colour, shape) not in pairs]
     colour, shape = mixed[int(rng.integers(len(mixed)))] if mixed else (missing_colour, shapes[0])
@@ -63,7 +68,7 @@ def ask_about(rng: np.random.Generator, things: list[Thing], side: int) -> Itera
 
 
 def _sizes(things, word) -> Iterator[Query]:
-    order = np.argsort([one.radius for one in things])
+    order = np.argsort([thing.radius for thing in things])
     if len(things) < 2:
         return
     if things[order[-1]].radius > 1.25 * things[order[-2]].radius:
@@ -72,27 +77,27 @@ def _sizes(things, word) -> Iterator[Query]:
         yield Query("size", f"the smallest {word()}", (int(order[0]),))
 
 
-def _places(things, side: int, word) -> Iterator[Query]:
-    """Extremes that stay so through the clip."""
+def _positions(things, side: int, word) -> Iterator[Query]:
+    """Leftmost, rightmost, topmost and bottommost objects, where they are so in every frame."""
     if len(things) < 2:
         return
     for axis, names in enumerate((("left", "right"), ("top", "bottom"))):
-        places = np.stack([one.centres[:, axis] for one in things])
-        for name, signed in zip(names, (places, -places), strict=True):
+        positions = np.stack([thing.centres[:, axis] for thing in things])
+        for name, signed in zip(names, (positions, -positions), strict=True):
             index = int(signed.mean(1).argmin())
             others = np.delete(signed, index, 0)
             if (others.min(0) - signed[index] > 0.12 * side).all():
-                most = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost"}[name]
-                yield Query("position", f"the {most} {word()}", (index,))
+                superlative = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost"}[name]
+                yield Query("position", f"the {superlative} {word()}", (index,))
 
 
 def _relations(things, word) -> Iterator[Query]:
-    """Exactly one object clearly lies in that direction from another one of a colour, through the clip, and no other one roughly does."""
+    """Objects that clearly lie in one direction from another in every frame, where no third object even roughly does."""
     for index, anchor in enumerate(things):
         for name, axis, sign in (("to the left of", 0, -1), ("to the right of", 0, 1), ("above", 1, -1), ("below", 1, 1)):
             clear, rough = [], []
-            for other, one in enumerate(things):
-                offset = one.centres - anchor.centres
+            for other, thing in enumerate(things):
+                offset = thing.centres - anchor.centres
                 ahead, aside = sign * offset[:, axis], np.abs(offset[:, 1 - axis])
                 if other != index and (ahead > 1.2 * aside).all():
                     clear.append(other)
@@ -103,7 +108,7 @@ def _relations(things, word) -> Iterator[Query]:
 
 
 def _motions(things, word) -> Iterator[Query]:
-    motions = [one.motion for one in things]
+    motions = [thing.motion for thing in things]
     if len(things[0].centres) < 4:
         return
     for index, motion in enumerate(motions):
@@ -115,18 +120,18 @@ def _motions(things, word) -> Iterator[Query]:
             yield Query("motion", f"the {word()} that stops", (index,))
         elif not any(
             other.motion == "stops" and _heading(other) == motion for other in things
-        ):  # one that moves there and then stops would fit half of the time
+        ):  # an object that moves that way and then stops would match for half of the clip
             yield Query("motion", f"the {word()} moving {motion}", (index,))
 
 
-def _heading(one) -> str:
-    dx, dy = one.centres[-1] - one.centres[0]
+def _heading(thing) -> str:
+    dx, dy = thing.centres[-1] - thing.centres[0]
     return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("up" if dy < 0 else "down")
 
 
 def _times(things, word) -> Iterator[Query]:
-    late = [index for index, one in enumerate(things) if one.first > 0]
-    early = [index for index, one in enumerate(things) if one.last < len(one.centres) - 1]
+    late = [index for index, thing in enumerate(things) if thing.first > 0]
+    early = [index for index, thing in enumerate(things) if thing.last < len(thing.centres) - 1]
     if len(late) == 1:
         yield Query("time", f"the {word()} that appears last", (late[0],))
     if len(early) == 1:

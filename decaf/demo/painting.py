@@ -1,4 +1,4 @@
-"""Pictures of the synthetic scenes: textured grounds, and shapes that each have an outline and a fill pattern of their own."""
+"""Draws the synthetic scenes: textured backgrounds, and shapes that each have their own outline and fill pattern."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ COLOURS = {
 
 
 def ground(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
-    """One of BACKGROUNDS as (height, width, 3) float32 in 0..255."""
+    """The background `name`, one of BACKGROUNDS, as (height, width, 3) float32 in 0..255."""
     rows, cols = np.mgrid[:height, :width].astype(np.float32)
-    unit = 280 / min(height, width)  # textures keep their size relative to the picture
+    unit = 280 / min(height, width)  # textures scale with the picture
     rows, cols = rows * unit, cols * unit
     grain = rng.standard_normal((height, width), dtype=np.float32)
 
@@ -70,7 +70,7 @@ def _tinted(base: tuple, value: np.ndarray, tint: tuple) -> np.ndarray:
 
 
 def sprite(rng: np.random.Generator, shape: str, colour: str, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """A shape as (n, n, 3) float32 in 0..255 and its coverage (n, n) float32 in 0..1, centred in a square of odd side n."""
+    """A shape, centred in a square of odd side n: colours (n, n, 3) float32 in 0..255, and coverage (n, n) float32 in 0..1."""
     half = int(np.ceil(radius)) + 1
     axis = np.arange(-half, half + 1, dtype=np.float32) / radius
     x, y = np.meshgrid(axis, axis)
@@ -85,7 +85,7 @@ def sprite(rng: np.random.Generator, shape: str, colour: str, radius: float) -> 
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """About the distance to the outline of a shape of radius 1, negative inside; y points down."""
+    """Approximate signed distance to the outline of a shape of radius 1, negative inside. y points down."""
     across, down = np.abs(x), np.abs(y)
     if shape == "circle":
         return np.hypot(x, y) - 0.95
@@ -108,8 +108,8 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _pattern(shape: str, x: np.ndarray, y: np.ndarray, pace: float) -> np.ndarray:
-    """Share 0..1 of the darker paint: plain circle, horizontal stripes, vertical stripes, checks, and the two diagonals."""
-    turn = pace * 2 * np.pi / 0.5  # two stripes a radius
+    """Share of the darker paint, 0..1: none on circles; stripes, checks or diagonals on the other shapes."""
+    turn = pace * 2 * np.pi / 0.5  # two stripes per radius
     wave = {
         "circle": lambda: np.full_like(x, -1),
         "square": lambda: np.sin(turn * y),

@@ -9,8 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Thing:
-    """An object of a scene. `radius` in pixels; `centres` (T, 2) float32, x and y in pixels, also where it is not shown;
-    `motion`: one of MOTIONS; it is shown in frames `first` to `last`, both included."""
+    """An object of a scene.
+
+    Attributes:
+        radius: in pixels.
+        centres: (T, 2) float32, x and y in pixels, for frames without the object too.
+        motion: one of `decaf.demo.scenes.MOTIONS`.
+        first, last: the frames that show it, both included.
+    """
 
     shape: str
     colour: str

@@ -1,1 +1,1 @@
-"""How well it does: the field's metrics, and the method on made-up scenes."""
+"""How well the method works: the field's metrics, and figures on made-up scenes."""

@@ -1,4 +1,4 @@
-"""How well the method does on unseen scenes: where attention points, what its coarse masks and the final masks are worth, kind by kind."""
+"""The method on unseen made-up scenes: pointing accuracy of attention, and quality of coarse and final masks, per kind of query."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ from ..settings import MODES
 from .metrics import contour_accuracy, region_similarity
 
 MAPS = ("raw", "raw_fused", "contrast", "frame_only", "fused")
-"""Maps whose coarse masks are compared, all smoothed alike. raw: object attention of the video; raw_fused: the same averaged with
-the frames'; contrast: object less background attention of the video; frame_only: that of the frames; fused: the method's map of both."""
+"""Maps whose coarse masks are compared, all with the same smoothing. raw: object attention of the video; raw_fused: that averaged with the frames';
+contrast: object minus background attention of the video; frame_only: the same of the frames; fused: the method's map of both."""
 
 POINTED = 0.25
-"""A map points at the target where the target covers at least this share of its strongest cell."""
+"""A map points at the target if the target covers at least this share of the map's strongest cell."""
 
-_RESAMPLED = 2000
+_BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclass
 class Row:
-    """One query in one setting, figures 0..1. `presence` as in `Attention`; `coarse`: J by the names of MAPS; `j`, `f`, `empty`: of SAM 2's
-    masks, None without SAM 2."""
+    """Figures of one query in one setting, 0..1.
+
+    Attributes:
+        presence: as in `decaf.data.Attention`.
+        pointing: see `pointing`; NaN for an absent object.
+        coarse: J of the coarse masks, by the names of MAPS.
+        j, f, empty: of SAM 2's masks; None without SAM 2.
+    """
 
     setting: str
     kind: str
@@ -59,14 +65,17 @@ def evaluate(
     length: int = 8,
     progress: Progress = silent,
 ) -> dict:
-    """Asks `scenes` scenes (seeds `seed`, `seed` + 1, ...) three queries each: noun or colour in turn, another kind, and an absent object.
+    """Runs three queries on each scene: a noun or a colour in turn, another kind, and an absent object.
 
     Args:
-        sam2: None leaves out what needs it.
+        sam2: None skips the final masks.
+        scenes: how many scenes.
+        seed: of the first scene; the others have the seeds after it.
         length: frames of a scene, all of them key frames.
 
-    Returns {"summary": flat figures of the first setting, "settings": {setting: {kind: figures}}, "steps": differences of coarse J with
-    their 95 % bootstrap intervals, "queries": one record a query}.
+    Returns:
+        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "steps": differences of coarse J with their 95 %
+        bootstrap intervals; "queries": one record per query.
     """
     rows = []
     for number in range(scenes):
@@ -74,8 +83,8 @@ def evaluate(
         scene = make_scene(seed + number, length=length)
         clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
         for setting in settings:
-            found = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting)
-            rows += [_measure(sam2, clip, scene, *one, setting, seed + number) for one in zip(queries, found, strict=True)]
+            attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting)
+            rows += [_measure(sam2, clip, scene, *pair, setting, seed + number) for pair in zip(queries, attentions, strict=True)]
     progress(scenes, scenes, "Evaluating")
     tables = {setting: _table([row for row in rows if row.setting == setting]) for setting in settings}
     first = [row for row in rows if row.setting == settings[0]]
@@ -102,7 +111,7 @@ def _measure(
     truth = torch.from_numpy(scene.truth(query))
     if query.targets:
         row.pointing = pointing(maps["fused"].map, truth[keys])
-        row.coarse = {name: float(region_similarity(coarse_masks(one), truth[keys]).mean()) for name, one in maps.items()}
+        row.coarse = {name: float(region_similarity(coarse_masks(fused), truth[keys]).mean()) for name, fused in maps.items()}
     if sam2 is not None:
         tracks = segment_attention(sam2, clip, attention).tracks
         mask = tracks.union()
@@ -122,15 +131,20 @@ def _maps(object: Attention, contrast: Attention) -> dict[str, FusedAttention]:
 
 
 def pointing(maps: Tensor, truth: Tensor) -> float:
-    """Share of frames whose strongest cell lies on the target, of the frames that show it: maps (K, rows, cols), truth (K, H, W) bool."""
+    """Share of the frames that show the target in which the strongest cell lies on it; NaN if none shows it.
+
+    Args:
+        maps: (K, rows, cols).
+        truth: (K, H, W) bool.
+    """
     (rows, cols), (height, width) = maps.shape[-2:], truth.shape[-2:]
     hits = []
-    for one, mask in zip(maps, truth, strict=True):
+    for frame_map, mask in zip(maps, truth, strict=True):
         if not mask.any():
             continue
-        row, col = divmod(int(one.argmax()), cols)
+        row, col = divmod(int(frame_map.argmax()), cols)
         cell = mask[row * height // rows : (row + 1) * height // rows, col * width // cols : (col + 1) * width // cols]
-        hits.append(float(cell.float().mean() >= POINTED and one.max() > 0))
+        hits.append(float(cell.float().mean() >= POINTED and frame_map.max() > 0))
     return float(np.mean(hits)) if hits else float("nan")
 
 
@@ -139,30 +153,30 @@ def _mean(values) -> float | None:
     return round(float(np.mean(known)), 4) if known else None
 
 
-def _both(row: Row) -> float | None:
+def _j_and_f(row: Row) -> float | None:
     return None if row.j is None else (row.j + row.f) / 2
 
 
 def _table(rows: list[Row]) -> dict[str, dict]:
     table = {}
     for kind in (*KINDS, "all present"):
-        some = [row for row in rows if row.kind == kind or (kind == "all present" and row.kind != "absent")]
-        if not some:
+        of_kind = [row for row in rows if row.kind == kind or (kind == "all present" and row.kind != "absent")]
+        if not of_kind:
             continue
-        figures = {"queries": len(some), "pointing": _mean(row.pointing for row in some)}
-        figures |= {f"coarse_j_{name}": _mean(row.coarse.get(name) for row in some) for name in MAPS}
-        table[kind] = figures | {"jf": _mean(map(_both, some)), "empty": _mean(row.empty for row in some)}
+        figures = {"queries": len(of_kind), "pointing": _mean(row.pointing for row in of_kind)}
+        figures |= {f"coarse_j_{name}": _mean(row.coarse.get(name) for row in of_kind) for name in MAPS}
+        table[kind] = figures | {"jf": _mean(map(_j_and_f, of_kind)), "empty": _mean(row.empty for row in of_kind)}
     return table
 
 
 def _summary(rows: list[Row]) -> dict[str, float | None]:
     present = [row for row in rows if row.kind != "absent"]
-    named = [row for row in present if row.kind in ("noun", "colour")]
+    nouns_and_colours = [row for row in present if row.kind in ("noun", "colour")]
     return {
-        "noun_colour_pointing": _mean(row.pointing for row in named),
-        "noun_colour_jf": _mean(map(_both, named)),
+        "noun_colour_pointing": _mean(row.pointing for row in nouns_and_colours),
+        "noun_colour_jf": _mean(map(_j_and_f, nouns_and_colours)),
         "present_pointing": _mean(row.pointing for row in present),
-        "present_jf": _mean(map(_both, present)),
+        "present_jf": _mean(map(_j_and_f, present)),
         "absent_empty": _mean(row.empty for row in rows if row.kind == "absent"),
         "present_lost": _mean(row.empty for row in present),
         "coarse_j_raw": _mean(row.coarse["raw"] for row in present),
@@ -172,15 +186,15 @@ def _summary(rows: list[Row]) -> dict[str, float | None]:
 
 
 def _steps(rows: list[Row]) -> dict[str, dict]:
-    """What contrast and fusion add to coarse J, with bootstrap intervals over queries."""
+    """Gains of coarse J by contrast and by fusion, with bootstrap intervals over queries."""
     present = [row.coarse for row in rows if row.coarse]
     rng = np.random.default_rng(0)
-    found = {}
+    steps = {}
     for low, high in (("raw", "contrast"), ("contrast", "fused"), ("raw_fused", "fused")):
-        gains = np.array([one[high] - one[low] for one in present])
+        gains = np.array([coarse[high] - coarse[low] for coarse in present])
         if len(gains):
-            means = gains[rng.integers(len(gains), size=(_RESAMPLED, len(gains)))].mean(1)
-            found[f"{low} to {high}"] = {
+            means = gains[rng.integers(len(gains), size=(_BOOTSTRAP_SAMPLES, len(gains)))].mean(1)
+            steps[f"{low} to {high}"] = {
                 "gain": round(float(gains.mean()), 4), "interval": [round(float(v), 4) for v in np.percentile(means, (2.5, 97.5))],
             }  # fmt: skip
-    return found
+    return steps

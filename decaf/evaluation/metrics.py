@@ -11,13 +11,20 @@ from torch.nn.functional import pad
 from ..errors import DecafError
 
 BOUND = 0.008
-"""How far contours may lie apart, as a share of the frame's diagonal."""
+"""Distance within which contours match, as a share of the frame's diagonal."""
 
 
 def region_similarity(prediction: Tensor, truth: Tensor) -> Tensor:
-    """J: intersection over union of masks. Both (T, H, W) bool or 0/1 -> (T,) float64 in 0..1; two empty masks score 1.
+    """J: intersection over union of masks.
 
-    DecafError: masks of different shapes.
+    Args:
+        prediction, truth: (T, H, W) bool or 0/1.
+
+    Returns:
+        (T,) float64 in 0..1. Two empty masks score 1.
+
+    Raises:
+        DecafError: masks of different shapes.
     """
     prediction, truth = _masks(prediction, truth)
     both = (prediction & truth).flatten(1).sum(1).double()
@@ -28,8 +35,14 @@ def region_similarity(prediction: Tensor, truth: Tensor) -> Tensor:
 def contour_accuracy(prediction: Tensor, truth: Tensor) -> Tensor:
     """F: harmonic mean of precision and recall of the masks' contours, which match within 0.8 % of the frame's diagonal.
 
-    Both (T, H, W) bool or 0/1 -> (T,) float64 in 0..1; two masks without a contour score 1, one of them alone 0.
-    DecafError: masks of different shapes.
+    Args:
+        prediction, truth: (T, H, W) bool or 0/1.
+
+    Returns:
+        (T,) float64 in 0..1. If both masks have no contour they score 1, if only one has none they score 0.
+
+    Raises:
+        DecafError: masks of different shapes.
     """
     prediction, truth = _masks(prediction, truth)
     radius = math.ceil(BOUND * math.hypot(*truth.shape[-2:]))
@@ -37,34 +50,34 @@ def contour_accuracy(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def _contour_score(prediction: Tensor, truth: Tensor, radius: int) -> float:
-    ours, theirs = contour(prediction), contour(truth)
-    lengths = int(ours.sum()), int(theirs.sum())
+    predicted, true = contour(prediction), contour(truth)
+    lengths = int(predicted.sum()), int(true.sum())
     if 0 in lengths:
         return float(lengths == (0, 0))
-    precision = int((ours & dilate(theirs, radius)).sum()) / lengths[0]
-    recall = int((theirs & dilate(ours, radius)).sum()) / lengths[1]
+    precision = int((predicted & dilate(true, radius)).sum()) / lengths[0]
+    recall = int((true & dilate(predicted, radius)).sum()) / lengths[1]
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def contour(mask: Tensor) -> Tensor:
-    """(H, W) bool: pixels that differ from their right, lower or lower right neighbour; the border counts as like its inner side."""
-    beyond = pad(mask[None, None].float(), (0, 1, 0, 1), mode="replicate")[0, 0].bool()
-    here, right, below, across = beyond[:-1, :-1], beyond[:-1, 1:], beyond[1:, :-1], beyond[1:, 1:]
-    return (here ^ right) | (here ^ below) | (here ^ across)
+    """(H, W) bool: pixels that differ from their right, lower or lower right neighbour. Beyond the border the mask is repeated."""
+    padded = pad(mask[None, None].float(), (0, 1, 0, 1), mode="replicate")[0, 0].bool()
+    here, right, below, diagonal = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    return (here ^ right) | (here ^ below) | (here ^ diagonal)
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
     """(H, W) bool: pixels within `radius` (Euclidean, in pixels) of a pixel of `mask`."""
     height, width = mask.shape
-    near = torch.zeros_like(mask)
-    # A disk is a pile of rows; a row of it is a running sum over the row of the mask.
+    dilated = torch.zeros_like(mask)
+    # Row by row of the disk: whether any pixel of a run is set is a difference of cumulative sums.
     counts = pad(mask.to(torch.int32).cumsum(1), (radius + 1, radius))
     counts[:, radius + 1 + width :] = counts[:, radius + width, None]
     for down in range(-min(radius, height - 1), min(radius, height - 1) + 1):
         half = math.isqrt(radius * radius - down * down)
         row = counts[:, radius + 1 + half : radius + 1 + half + width] > counts[:, radius - half : radius - half + width]
-        near[max(down, 0) : height + min(down, 0)] |= row[max(-down, 0) : height - max(down, 0)]
-    return near
+        dilated[max(down, 0) : height + min(down, 0)] |= row[max(-down, 0) : height - max(down, 0)]
+    return dilated
 
 
 def _masks(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

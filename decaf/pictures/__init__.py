@@ -1,1 +1,1 @@
-"""What people look at: heat maps, overlays, the contact sheet."""
+"""Pictures of results: heat maps, overlays, the contact sheet."""

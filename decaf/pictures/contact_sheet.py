@@ -1,4 +1,4 @@
-"""Pictures for people: what the model attended, and what became of it."""
+"""The contact sheet: key frames with heat map, coarse mask, points and final masks in one picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .lettering import font_for, plain, wrapped, write
 
 __all__ = ["contact_sheet", "cut_out", "heat_overlay", "mask_overlay", "point_overlay"]
 
-_LARGEST, _SMALLEST = (336, 252), (96, 40)  # width and height of a cell; very thin frames are stretched, so that there is something to see
+_LARGEST, _SMALLEST = (336, 252), (96, 40)  # width and height of a cell; very thin frames are stretched to stay visible
 _GAP, _MARGIN, _LABEL = 8, 24, 76
 _PAPER, _INK, _QUIET = (18, 20, 26), (240, 242, 246), (150, 158, 172)
 
@@ -26,12 +26,15 @@ _PAPER, _INK, _QUIET = (18, 20, 26), (240, 242, 246), (150, 158, 172)
 def contact_sheet(
     clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None = None, tracks: Tracks | None = None, *, rows: int = 6
 ) -> Image.Image:
-    """One row per key frame, at most `rows` of them, and a heading with the query. Frames with points come first, then an even choice.
+    """A heading with the query, then one row per key frame. Columns: the frame, its heat map, the coarse mask, points, final masks.
 
-    Columns: the key frame, its heat map, the coarse mask, the points (with `prompts`) and the final masks (with `tracks`), one colour per
-    object. `clip` may be another size than the one that attention was taken from.
+    Args:
+        clip: may have another size than the clip that attention was taken from.
+        prompts: adds the column of points. Frames with points are preferred to others.
+        tracks: adds the column of final masks, one colour per object.
+        rows: most key frames to show.
     """
-    keys = _shown(len(fused.map), rows, [] if prompts is None else prompts.key.unique().tolist())
+    keys = _chosen_keys(len(fused.map), rows, [] if prompts is None else prompts.key.unique().tolist())
     coarse = coarse_masks(FusedAttention(fused.map[keys], fused.clip))
     columns = ["Key frame", "Heat map", "Coarse mask"] + ["Points"] * (prompts is not None) + ["Final masks"] * (tracks is not None)
     layout = _Layout.of(fused.clip.frame_size, len(columns), len(keys))
@@ -58,10 +61,10 @@ def contact_sheet(
         if prompts is not None:
             pictures.append(point_overlay(frame, prompts.xy[prompts.key == key], fused.map.shape[1:]))
         if tracks is not None:
-            masks = (tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks)))
+            masks = (tracks.masks(track, index, index + 1)[0] for track in range(len(tracks.tracks)))
             pictures.append(mask_overlay(frame, [_scaled_mask(mask, layout.drawn) for mask in masks]))
         for column, picture in enumerate(pictures):
-            # Drawn twice as large: halving smooths the edges of lines, masks and dots.
+            # Drawn at twice the size and halved, for antialiasing.
             sheet.paste(Image.fromarray(picture.numpy()).reduce(2), (layout.left(column), top))
     return sheet
 
@@ -77,7 +80,7 @@ class _Layout:
         height, width = frame_size
         scale = min(_LARGEST[0] / width, _LARGEST[1] / height)
         cell = max(round(width * scale), _SMALLEST[0]), max(round(height * scale), _SMALLEST[1])
-        across = max(2 * _MARGIN + _LABEL + columns * (cell[0] + _GAP) - _GAP, 640)  # the query needs some room above narrow pictures
+        across = max(2 * _MARGIN + _LABEL + columns * (cell[0] + _GAP) - _GAP, 640)  # wide enough for the query above narrow pictures
         return cls(cell, across, rows * (cell[1] + _GAP) - _GAP + _MARGIN)
 
     @property
@@ -88,16 +91,16 @@ class _Layout:
         return _MARGIN + _LABEL + column * (self.cell[0] + _GAP)
 
 
-def _evenly(count: int, most: int) -> list[int]:
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+def _evenly(count: int, limit: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
 
 
-def _shown(count: int, most: int, pointed: list[int]) -> list[int]:
-    """Key indices to show: those with points, evenly chosen if there are too many, and of the others the ones farthest from any shown."""
-    shown = {pointed[place] for place in _evenly(len(pointed), most)} if pointed else set(_evenly(count, most))
-    while len(shown) < min(count, most):
-        shown.add(max((key for key in range(count) if key not in shown), key=lambda key: min(abs(key - other) for other in shown)))
-    return sorted(shown)
+def _chosen_keys(count: int, limit: int, with_points: list[int]) -> list[int]:
+    """Key indices to show: those with points, evenly thinned out if there are too many, then the ones farthest from any chosen one."""
+    chosen = {with_points[i] for i in _evenly(len(with_points), limit)} if with_points else set(_evenly(count, limit))
+    while len(chosen) < min(count, limit):
+        chosen.add(max((key for key in range(count) if key not in chosen), key=lambda key: min(abs(key - other) for other in chosen)))
+    return sorted(chosen)
 
 
 def _scaled(frame: Tensor, size: Sequence[int]) -> Tensor:
@@ -106,7 +109,7 @@ def _scaled(frame: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _scaled_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Set where most pixels are, or, if a thin mask would vanish that way, where any is."""
+    """A pixel is set where at least half of the pixels it covers are set; if a thin mask would vanish that way, where any is."""
     share = np.array(Image.fromarray(mask.numpy()).convert("L").resize((size[1], size[0]), Image.Resampling.BOX))
     scaled = torch.from_numpy(share >= 128)
     return scaled if scaled.any() or not mask.any() else torch.from_numpy(share > 0)

@@ -52,5 +52,5 @@ def dense_rows(prefix, suffix, visual, start=0):
     return dense_row([attentions[layer] for layer in sorted(attentions)], seen, start)
 
 
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def relative(actual, expected):
+    return float((actual - expected).norm() / expected.norm())

@@ -53,13 +53,13 @@ def main():
         prefix, suffixes = random_rows(batch, heads, groups, lengths, width, dtype, layers)
         visual = torch.zeros(lengths[0], dtype=torch.bool)
         visual[[*range(5, 15), *range(18, 28), *range(33, lengths[0] - 2)]] = True
-        found = rollout_kernel.roll_out(prefix, suffixes, visual)
-        errors[name] = [relative(row, dense_rows(prefix, suffix, visual)) for row, suffix in zip(found, suffixes, strict=True)]
+        rows = rollout_kernel.roll_out(prefix, suffixes, visual)
+        errors[name] = [relative(row, dense_rows(prefix, suffix, visual)) for row, suffix in zip(rows, suffixes, strict=True)]
     print(json.dumps({"errors": errors, "trials": trials()}))
 
 
 def trials() -> dict[str, bool]:
-    """Whether the kernel agrees with PyTorch, and with PyTorch that is told something else."""
+    """Whether the kernel agrees with PyTorch, and with PyTorch on altered input."""
     rollout_kernel.blocks = lambda *_: (64, 32, 4, 2)
     prefix, suffixes = random_rows(1, 2, 1, (61, 5, 3), 32, FLOAT, 1)
 
@@ -74,14 +74,14 @@ def trials() -> dict[str, bool]:
         "two hundredths more": lambda *args: [1.02 * row for row in rollout._by_blocks(*args)],
         "not a number": lambda *args: [*rollout._by_blocks(*args)[:-1], rollout._by_blocks(*args)[-1] * torch.nan],
     }
-    found = []  # the interpreter is slow, and the trial is always the same
+    cached = []  # the interpreter is slow, and the trial is always the same
     roll_out = rollout_kernel.roll_out
-    rollout_kernel.roll_out = lambda *args: found or found.extend(roll_out(*args)) or found
-    told = {}
+    rollout_kernel.roll_out = lambda *args: cached or cached.extend(roll_out(*args)) or cached
+    verdicts = {}
     for name, oracle in oracles.items():
         rollout_kernel._agreed.clear()
-        told[name] = rollout_kernel.agrees(prefix, suffixes, oracle)
-    return told
+        verdicts[name] = rollout_kernel.agrees(prefix, suffixes, oracle)
+    return verdicts
 
 
 if __name__ == "__main__":

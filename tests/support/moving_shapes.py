@@ -34,7 +34,7 @@ def make_prompts(clip, count, seed=0, keys=None):
     """Random points over the key frames (or those in `keys`) and a random map."""
     random = torch.Generator().manual_seed(seed)
     frames = key_frames(len(clip))
-    places = torch.tensor(range(len(frames)) if keys is None else keys)
-    key = places[torch.randint(len(places), (count,), generator=random)].sort().values
+    allowed = torch.tensor(range(len(frames)) if keys is None else keys)
+    key = allowed[torch.randint(len(allowed), (count,), generator=random)].sort().values
     fused = FusedAttention(torch.rand(len(frames), 6, 7, generator=random), clip_info(clip, frames))
     return SAM2Prompts(key, torch.rand(count, 2, generator=random), 0.8 + 0.2 * torch.rand(count, generator=random), fused)

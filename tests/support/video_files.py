@@ -56,15 +56,15 @@ def linear(path):
 def set_display_matrix(path, a, b, c, d):
     """Makes an mp4 file ask for (x, y) to be shown at (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())
-    place = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
-    data[place : place + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    offset = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    data[offset : offset + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
 
 
 def set_edit_start(path, skip):
     """Makes an mp4 file start `skip` ticks of its media time base later, by its edit list."""
     data = bytearray(path.read_bytes())
-    place = data.index(b"elst") + 4 + 4 + 4
-    duration, start = struct.unpack(">ii", data[place : place + 8])
-    data[place : place + 8] = struct.pack(">ii", duration, start + skip)
+    offset = data.index(b"elst") + 4 + 4 + 4
+    duration, start = struct.unpack(">ii", data[offset : offset + 8])
+    data[offset : offset + 8] = struct.pack(">ii", duration, start + skip)
     path.write_bytes(data)
