@@ -14,19 +14,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+_MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
+_STD = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
+_FULL = torch.tensor([255.0])  # a tensor, not a Python scalar: CUDA would multiply by the rounded reciprocal of that
+
+
+def normalised(picture: Tensor) -> Tensor:
+    """(S, S, 3) uint8 -> (3, S, S) float32 on the picture's device, equal to what the package's loader makes of it."""
+    full, mean, std = (numbers.to(picture.device) for numbers in (_FULL, _MEAN, _STD))
+    return picture.permute(2, 0, 1).float().div_(full).sub_(mean).div_(std)
+
+
 @dataclass(frozen=True)
 class Features:
-    """Image features of one frame as `SAM2Base` wants them. `levels`: per level (h * w, 1, channels), the finest first. `position`:
-    (h * w, 1, channels), position codes of the last level, the only ones in use. `sizes`: (h, w) per level."""
+    """Image features of one frame as `SAM2Base` wants them. `levels`: per level (h * w, 1, channels), the finest first. `pos_enc`:
+    (h * w, 1, channels), positional encodings of the last level, the only ones in use. `sizes`: (h, w) per level."""
 
     levels: tuple[Tensor, ...]
-    position: Tensor
+    pos_enc: Tensor
     sizes: tuple[tuple[int, int], ...]
 
     def flat(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Features and position codes for a batch of n objects, as arguments of `track_step`."""
-        position = self.position.expand(-1, n, -1)
-        return [level.expand(-1, n, -1) for level in self.levels], [position] * len(self.levels)
+        """Features and positional encodings for a batch of n objects, as arguments of `track_step`."""
+        pos_enc = self.pos_enc.expand(-1, n, -1)
+        return [level.expand(-1, n, -1) for level in self.levels], [pos_enc] * len(self.levels)
 
     def maps(self, n: int) -> tuple[list[Tensor] | None, Tensor]:
         """(n, channels, h, w) views: the high-resolution maps (None if the model has none), and the lowest one."""
@@ -40,39 +51,35 @@ class Features:
         return sum(level.numel() * level.element_size() for level in self.levels)
 
 
-class ImageEncoder:
+class FastEncoder:
     """`model`: a `SAM2Base`, whose weights must stay as and where they are for the life of this object. To be called under
-    `torch.inference_mode`, with autocast where half precision is wanted. `exact`: by the package's own modules, bit for bit; otherwise
-    equal up to rounding."""
+    `torch.inference_mode`, with autocast where half precision is wanted. Equal to the package's own modules up to rounding."""
 
-    def __init__(self, model: nn.Module, *, exact: bool = False):
-        self._model, self._exact = model, exact
-        self._place: Tensor | None = None  # of the patches (1, h, w, channels)
-        self._position: Tensor | None = None
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._pos_embed: Tensor | None = None  # of the patches (1, h, w, channels)
+        self._pos_enc: Tensor | None = None
         self._fine: list[tuple[Tensor, Tensor]] = []  # weights and biases, the finest level last
 
     def __call__(self, image: Tensor) -> Features:
         """`image`: (1, 3, S, S) float32, normalised."""
-        if self._exact:
-            _, levels, positions, sizes = self._model._prepare_backbone_features(self._model.forward_image(image))
-            return Features(tuple(levels), positions[-1], tuple(sizes))
-        if self._place is None:
+        if self._pos_embed is None:
             self._prepare()
         *fine_stages, last = self._stages(image)
-        if self._position is None:
-            self._position = self._model.image_encoder.neck.position_encoding(last.permute(0, 3, 1, 2)).flatten(2).permute(2, 0, 1)
+        if self._pos_enc is None:
+            self._pos_enc = self._model.image_encoder.neck.position_encoding(last.permute(0, 3, 1, 2)).flatten(2).permute(2, 0, 1)
         levels, sizes = [last.flatten(1, 2).transpose(0, 1)], [last.shape[1:3]]
         for stage, (weight, bias) in zip(reversed(fine_stages), self._fine, strict=False):  # none if the model has no fine levels
             levels.insert(0, torch.addmm(bias, weight, stage.flatten(0, 2).T).T[:, None])
             sizes.insert(0, stage.shape[1:3])
-        return Features(tuple(levels), self._position, tuple((h, w) for h, w in sizes))
+        return Features(tuple(levels), self._pos_enc, tuple((h, w) for h, w in sizes))
 
     def _prepare(self) -> None:
         model = self._model
         trunk, neck, decoder = model.image_encoder.trunk, model.image_encoder.neck, model.sam_mask_decoder
         with torch.autocast(model.device.type, enabled=False):
             side = model.image_size // 4  # a patch is 4 x 4 pixels
-            self._place = trunk._get_pos_embed((side, side)).contiguous()
+            self._pos_embed = trunk._get_pos_embed((side, side)).contiguous()
             if model.use_high_res_features_in_sam:
                 # Nothing is added to these two levels on the neck's way down, so that its map is followed by the decoder's at once.
                 self._fine = [_one_map(neck.convs[2].conv, decoder.conv_s1), _one_map(neck.convs[3].conv, decoder.conv_s0)]
@@ -80,7 +87,7 @@ class ImageEncoder:
     def _stages(self, image: Tensor) -> list[Tensor]:
         """Three levels, the finest first, (1, h, w, channels): the first two as wide as the trunk's stages, the last as the neck makes it."""
         trunk, convs = self._model.image_encoder.trunk, self._model.image_encoder.neck.convs
-        hidden = trunk.patch_embed(image) + self._place
+        hidden = trunk.patch_embed(image) + self._pos_embed
         stages = []
         for i, block in enumerate(trunk.blocks):
             hidden = _block(block, hidden)

@@ -1,0 +1,41 @@
+"""A loaded SAM 2 as the segmenter that `decaf.tracking` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..report import ticking
+from .fast_steps import FastSteps
+from .package_steps import PackageSteps
+from .trial import fast_steps_agree
+
+
+@dataclass(frozen=True)
+class SAM2:
+    """A SAM 2 video model: a `decaf.tracking.segmenter.SegmenterModel`. `model`: a `SAM2Base` in evaluation mode with float32 weights, which
+    its owner may move between devices. `image_size`: side of its input in pixels. `dtype`: float32, or the half precision that it computes in
+    under autocast."""
+
+    title: ClassVar[str] = "SAM 2"
+
+    model: nn.Module
+    image_size: int
+    name: str
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @contextmanager
+    def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
+        """This library's way, or the package's own if a trial at the model's first use says that they differ."""
+        with ticking(self.model, check_cancelled):
+            steps = FastSteps if fast_steps_agree(self.model, self.name) else PackageSteps
+            yield steps(self.model, self.dtype, check_cancelled)
