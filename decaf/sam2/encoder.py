@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 _MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
 _STD = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
 _FULL = torch.tensor([255.0])  # a tensor, not a Python scalar: CUDA would multiply by the rounded reciprocal of that

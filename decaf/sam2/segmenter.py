@@ -36,6 +36,6 @@ class SAM2:
     @contextmanager
     def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
         """This library's way, or the package's own if a trial at the model's first use says that they differ."""
+        steps = FastSteps if fast_steps_agree(self.model, self.name, check_cancelled) else PackageSteps
         with ticking(self.model, check_cancelled):
-            steps = FastSteps if fast_steps_agree(self.model, self.name) else PackageSteps
             yield steps(self.model, self.dtype, check_cancelled)
