@@ -93,5 +93,9 @@ class SegmenterModel(Protocol):
     def segmenter(self, check_cancelled: Callable[[], None] = ...) -> AbstractContextManager[Segmenter]:
         """Within it weights stay as and where they are. `check_cancelled`: called at least every second of work."""
 
-    def memory_needed(self) -> int:
-        """Bytes that `segment` takes on `device` beside the weights, a rough upper bound."""
+    def feature_bytes(self) -> int:
+        """Of one frame's image features."""
+
+    def working_bytes(self, objects: int) -> int:
+        """Bytes that one step takes with so many objects or points at once, beside weights and features, and those of what is remembered:
+        a rough upper bound."""

@@ -19,7 +19,7 @@ from ..masks import MaskStore, pack_bits
 from ..report import Progress, silent
 from .candidates import Candidate, CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
-from .masks import video_masks
+from .masks import MASK_BYTES, video_masks
 from .segmenter import SegmenterModel
 from .selection import attention_consistency, final_scores, grid_coverage, select
 from .sweep import FixedPrompts, Sweep
@@ -89,11 +89,9 @@ def segment(
     if len(prompts.key) == 0:
         unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
         return _nothing(clip, prompts.message or unattended)
-    on_cpu = model.device.type == "cpu"
-    pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
     features = features or feature_cache(model)
     features.let_go()  # of what another query has left
-    limits = _Limits(max(1, pixels // model.image_size**2), features)
+    limits = _Limits(_batch(model, model.device), features)
     tracklets = _retry_smaller(model, limits, counts, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
         return _nothing(clip, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
@@ -113,6 +111,18 @@ def feature_cache(model: SegmenterModel, *, shared: bool = False) -> FeatureCach
     budget = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
     lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
     return FeatureCache(budget, lasting if shared else 0)
+
+
+def _batch(model: SegmenterModel, device: torch.device) -> int:
+    pixels = _PIXELS_AT_ONCE_ON_CPU if device.type == "cpu" else _PIXELS_AT_ONCE
+    return max(1, pixels // model.image_size**2)
+
+
+def memory_needed(model: SegmenterModel, device: torch.device, length: int) -> int:
+    """Bytes that `segment` takes on `device` beside the weights for a clip of `length` frames, a rough upper bound. `device`: where the model
+    will be by then."""
+    features = min(_FEATURE_BYTES_ON_CPU if device.type == "cpu" else _FEATURE_BYTES, length * model.feature_bytes())
+    return features + MASK_BYTES + model.working_bytes(_batch(model, device))
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:
