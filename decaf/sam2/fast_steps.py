@@ -27,6 +27,10 @@ class FastSteps(PackageSteps):
     def remember(self, features: Features, masks: Sequence[Tensor]) -> Outputs:
         return self._remember(features, masks)
 
+    def remember_as(self, other: PackageSteps) -> None:
+        """From now on memories that `other` made may be looked at."""
+        self._memory_pos_enc = other._memory_pos_enc
+
     def track(self, features: Features, banks: Sequence[MemoryBank], remember: Sequence[bool], length: int) -> Outputs:
         with self._inference():
             if self._heads is None:

@@ -83,7 +83,7 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
             our_features = ours.encode(picture)
             if our_features.sizes != features.sizes or not _alike(_tensors(our_features), _tensors(features)):
                 return "other image features"
-            ours.remember(features, [mask])
+            ours.remember_as(theirs)
             found = ours.track(features, [bank], [True], 3)
             return "" if _alike(_tensors_of(found), _tensors_of(expected)) else "other masks or memories"
         except Exception as error:
