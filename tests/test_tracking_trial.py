@@ -129,10 +129,21 @@ def test_a_changed_package_is_used_by_its_own_steps(fresh, tmp_path, monkeypatch
     assert len(caplog.records) == 1, "told once"
 
 
+def test_the_packages_own_steps_in_half_precision(fresh, monkeypatch):
+    sam2 = dataclasses.replace(fresh(), dtype=torch.bfloat16)
+    clip = moving_shapes(5, 48, 64, 3)
+    prompts = make_prompts(clip, 8, 3)
+    fast = segment(sam2, clip, prompts, max_tracks=1).union()
+    monkeypatch.setattr("decaf.sam2.segmenter.fast_steps_agree", lambda *_: False)
+    assert steps_of(sam2) is PackageSteps
+    own = segment(sam2, clip, prompts, max_tracks=1).union()
+    assert 0.7 < (own & fast).sum() / (own | fast).sum()  # random weights magnify the rounding
+
+
 def test_a_package_that_lacks_what_every_way_needs(fresh, monkeypatch):
     sam2 = fresh()
     monkeypatch.delattr(sam2_package().SAM2Base, "_encode_new_memory")
-    with pytest.raises(DecafError, match="sam2 .* does not work in the way .*_encode_new_memory.* pip install"):
+    with pytest.raises(DecafError, match="sam2 .* does not work in the way .*_encode_new_memory.* Install another version"):
         segment(sam2, moving_shapes(3, 48, 64), make_prompts(moving_shapes(3, 48, 64), 3))
 
 

@@ -125,7 +125,7 @@ def _values_and_output(attention: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def attention_bytes(model: nn.Module) -> int:
-    """That the memory attention takes for one object whose memory bank is full, a rough upper bound: memory tokens, keys and padded values;
+    """Bytes that the memory attention takes for one object whose memory bank is full, a rough upper bound: memory tokens, keys and padded values;
     and, in the image's tokens, the hidden layer of the MLP before and after its activation, or some copies of them."""
     layer = model.memory_attention.layers[0]
     tokens = (model.image_size // 16) ** 2
@@ -135,5 +135,5 @@ def attention_bytes(model: nn.Module) -> int:
 
 
 def remembered_bytes(model: nn.Module) -> int:
-    """Of one object's memories on the way through a clip, in bfloat16, those that the way back needs included."""
+    """Bytes of one object's memories on the way through a clip, in bfloat16, those that the way back needs included."""
     return 2 * 2 * model.num_maskmem * (model.image_size // 16) ** 2 * model.mem_dim

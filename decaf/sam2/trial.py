@@ -74,7 +74,7 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
                 raise
             raise DecafError(
                 f"The Python package sam2 {_version()} does not work in the way that this library expects ({reason(error)}). "
-                "Install another version of it: pip install sam2==1.1.0"
+                "Install another version of it, for example 1.1.0."
             ) from error
         if not all(x.isfinite().all() for x in [*_tensors(features), *_tensors_of(outputs), *_tensors_of(expected)]):
             return ""  # a damaged checkpoint, which is told of by whoever looks at its scores
