@@ -52,11 +52,12 @@ class Features:
 
 
 class FastEncoder:
-    """`model`: a `SAM2Base`, whose weights must stay as and where they are for the life of this object. To be called under
-    `torch.inference_mode`, with autocast where half precision is wanted. Equal to the package's own modules up to rounding."""
+    """`model`: a `SAM2Base`, whose weights must stay as and where they are for the life of this object. `image_size`: of the pictures, if
+    not the model's own. To be called under `torch.inference_mode`, with autocast where half precision is wanted. Equal to the package's own
+    modules up to rounding."""
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, image_size: int | None = None):
+        self._model, self._image_size = model, image_size or model.image_size
         self._pos_embed: Tensor | None = None  # of the patches (1, h, w, channels)
         self._pos_enc: Tensor | None = None
         self._fine: list[tuple[Tensor, Tensor]] = []  # weights and biases, the finest level last
@@ -78,7 +79,7 @@ class FastEncoder:
         model = self._model
         trunk, neck, decoder = model.image_encoder.trunk, model.image_encoder.neck, model.sam_mask_decoder
         with torch.autocast(model.device.type, enabled=False):
-            side = model.image_size // 4  # a patch is 4 x 4 pixels
+            side = self._image_size // 4  # a patch is 4 x 4 pixels
             self._pos_embed = trunk._get_pos_embed((side, side)).contiguous()
             if model.use_high_res_features_in_sam:
                 # Nothing is added to these two levels on the neck's way down, so that its map is followed by the decoder's at once.

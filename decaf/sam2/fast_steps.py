@@ -18,9 +18,17 @@ from .package_steps import PackageSteps, as_tokens
 class FastSteps(PackageSteps):
     """Equal to `PackageSteps` up to rounding. Prompts, of which there are few, go through the package's own steps, in a batch."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, check_cancelled: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        check_cancelled: Callable[[], None] = lambda: None,
+        *,
+        image_size: int | None = None,
+    ):
+        """`image_size`: of the pictures to encode, if not the model's own."""
         super().__init__(model, dtype, check_cancelled)
-        self._encode = FastEncoder(model)
+        self._encode = FastEncoder(model, image_size)
         self._attention: BatchedMemoryAttention | None = None
         self._heads: TrackingHeads | None = None
 

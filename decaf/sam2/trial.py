@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..devices import is_device_failure, is_out_of_memory
 from ..errors import DecafError, reason
@@ -61,11 +62,14 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
             stopped.append(error)
             raise
 
-    picture, mask = _scene(model.image_size)
+    small = min(model.image_size, max(64, model.image_size // 128 * 32))  # as a picture of full size takes half of a trial's time
+    picture, _ = _scene(small)
+    _, mask = _scene(model.image_size)
     with ticking(model, check):
         try:
             theirs = PackageSteps(model, check_cancelled=check)
-            features = theirs.encode(picture)
+            small_features = theirs.encode(picture)
+            features = _enlarged(small_features, model)
             outputs = theirs.remember(features, [mask])
             bank = _bank(outputs)
             expected = theirs.track(features, [bank], [True], 3)
@@ -76,12 +80,12 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
                 f"The Python package sam2 {_version()} does not work in the way that this library expects ({reason(error)}). "
                 "Install another version of it, for example 1.1.0."
             ) from error
-        if not all(x.isfinite().all() for x in [*_tensors(features), *_tensors_of(outputs), *_tensors_of(expected)]):
+        if not all(x.isfinite().all() for x in [*_tensors(small_features), *_tensors_of(outputs), *_tensors_of(expected)]):
             return ""  # a damaged checkpoint, which is told of by whoever looks at its scores
         try:
             ours = FastSteps(model, check_cancelled=check)
-            our_features = ours.encode(picture)
-            if our_features.sizes != features.sizes or not _alike(_tensors(our_features), _tensors(features)):
+            our_features = FastSteps(model, check_cancelled=check, image_size=small).encode(picture)
+            if our_features.sizes != small_features.sizes or not _alike(_tensors(our_features), _tensors(small_features)):
                 return "other image features"
             ours.remember_as(theirs)
             found = ours.track(features, [bank], [True], 3)
@@ -90,6 +94,18 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
             if error in stopped or is_out_of_memory(error) or is_device_failure(error):
                 raise
             return reason(error)
+
+
+def _enlarged(features: Features, model: nn.Module) -> Features:
+    """As of a picture of the model's own size, which is all that its decoder takes."""
+    side = model.image_size // 16
+    sizes = [tuple(n * side // features.sizes[-1][0] for n in size) for size in features.sizes]
+    levels = []
+    for level, old, new in zip(features.levels, features.sizes, sizes, strict=True):
+        grid = level.permute(1, 2, 0).unflatten(2, old)
+        levels.append(F.interpolate(grid, size=new, mode="nearest").flatten(2).permute(2, 0, 1))
+    pos_enc = model.image_encoder.neck.position_encoding(levels[-1].permute(1, 2, 0).unflatten(2, sizes[-1]))
+    return Features(tuple(levels), pos_enc.flatten(2).permute(2, 0, 1), tuple(sizes))
 
 
 def _scene(size: int) -> tuple[Tensor, Tensor]:
