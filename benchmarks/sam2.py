@@ -103,7 +103,7 @@ def prepare_ours(device: str, case: Case) -> tuple[SAM2, Clip, SAM2Prompts]:
 def ours(model: SAM2, clip: Clip, prompts: SAM2Prompts) -> tuple[np.ndarray, int]:
     counts = {}
     tracks = segment(model, clip, prompts, counts=counts, **SETTINGS)
-    masks = torch.stack([tracks.masks(place) for place in range(len(tracks.tracks))])
+    masks = torch.stack([tracks.masks(number) for number in range(len(tracks.tracks))])
     return pack_bits(masks).numpy(), counts["sam2_key_encodings"] + counts["sam2_clip_encodings"]
 
 

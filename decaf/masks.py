@@ -20,7 +20,7 @@ HELD = 128 << 20
 
 
 class MaskStore:
-    """(H, W) bool masks of N objects on T frames, in any order; those that were never put are empty.
+    """(H, W) bool masks of N objects on T frames, in any order; unset masks are empty.
 
     Each is packed to bits and compressed by zlib, without loss: about 6 kB and half a millisecond for an object on a full HD frame. Beyond
     `held` bytes all of them move to a temporary file, which goes when the store does.
@@ -30,10 +30,10 @@ class MaskStore:
         self.length, self.frame_size = length, tuple(frame_size)
         self._spans = np.zeros((objects, length, 2), np.int64)  # first byte and number of bytes; none for an empty mask
         self._file = tempfile.SpooledTemporaryFile(max_size=held)
-        self._one_at_a_time = threading.Lock()  # the file has one place
+        self._one_at_a_time = threading.Lock()  # the file has one position
 
     def put(self, index: int, frame: int, mask: Tensor) -> None:
-        """Keeps the mask, on any device, of the object at place `index`. DecafError: the disk is full."""
+        """Keeps the mask, on any device, of object `index`. DecafError: the disk is full."""
         packed = pack_bits(mask).numpy()
         if not packed.any():
             self._spans[index, frame] = 0
@@ -43,7 +43,7 @@ class MaskStore:
             try:
                 start = self._file.seek(0, os.SEEK_END)
                 self._file.write(data)
-                self._file.flush()  # else a full disk would be told to whoever reads next
+                self._file.flush()  # else the error of a full disk would come to whoever reads next
             except OSError as error:
                 with contextlib.suppress(OSError):  # closing writes what is left, which fails again
                     self._file.close()
@@ -54,7 +54,7 @@ class MaskStore:
         self._spans[index, frame] = start, len(data)
 
     def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
-        """(len(frames), H, W) bool: pixels of any of the objects at these places."""
+        """(len(frames), H, W) bool: pixels of any of these objects, on these frames."""
         height, width = self.frame_size
         masks = np.zeros((len(frames), height, width), bool)
         for mask, frame in zip(masks, frames, strict=True):

@@ -13,9 +13,8 @@ from decaf.clips.base import clip_from_images
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.errors import DecafError
 from decaf.masks import pack_bits
-from decaf.sam2 import load_sam2, mixing
-from decaf.sam2 import memory_attention as attention
-from decaf.sam2.encoder import ImageEncoder
+from decaf.sam2 import load_sam2, memory_attention, narrow_values
+from decaf.sam2.encoder import FastEncoder
 from decaf.tracking import segment
 from decaf.tracking.candidates import suppress
 
@@ -102,8 +101,9 @@ def test_half_precision(models, monkeypatch):
     clip = moving_shapes(5, 40, 50, 3)
     prompts = make_prompts(clip, 6, 3)
     exact = segment(ours, clip, prompts, max_tracks=1)
-    mix, dtypes = attention.mix, set()
-    monkeypatch.setattr(attention, "mix", lambda *args: dtypes.update(x.dtype for x in args[:3]) or mix(*args))
+    attention, dtypes = memory_attention.narrow_value_attention, set()
+    watched = lambda *args: dtypes.update(x.dtype for x in args[:3]) or attention(*args)  # noqa: E731
+    monkeypatch.setattr(memory_attention, "narrow_value_attention", watched)
     rough = segment(dataclasses.replace(ours, dtype=torch.bfloat16), clip, prompts, max_tracks=1)
     assert dtypes == {torch.bfloat16}, "nothing is widened only to be narrowed again"
     assert [t.xy for t in rough.tracks] == [t.xy for t in exact.tracks]
@@ -202,12 +202,16 @@ def test_progress_and_cancel(models):
 
 @pytest.mark.parametrize(
     "place, name, wide",
-    [(ImageEncoder, "__call__", 128), (attention.MemoryAttention, "__call__", 128), (attention, "mix", 1)],
+    [
+        (FastEncoder, "__call__", 128),
+        (memory_attention.BatchedMemoryAttention, "__call__", 128),
+        (memory_attention, "narrow_value_attention", 1),
+    ],
     ids=["encoder", "memory", "tiles"],
 )
 def test_cancel_within_a_frame(models, monkeypatch, place, name, wide):
     """At 1024 pixels a CPU takes seconds for each of these."""
-    monkeypatch.setattr(mixing, "_WIDE", wide)
+    monkeypatch.setattr(narrow_values, "_WIDE", wide)
     ours, _ = models()
     clip = moving_shapes(3, 40, 50)
     inside, work = [], getattr(place, name)

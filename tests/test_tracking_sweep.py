@@ -11,13 +11,17 @@ from moving_shapes import moving_shapes
 from PIL import Image
 
 from decaf.errors import DecafError
-from decaf.sam2 import load_sam2, sweep
-from decaf.sam2.encoder import Features, ImageEncoder
-from decaf.sam2.frames import FeatureCache, FrameEncoder, normalised, resized
-from decaf.sam2.memory_attention import Memory, MemoryAttention, Remembered
-from decaf.sam2.memory_plan import MemoryPlan, Step, TrackedObject
+from decaf.masks import pack_bits
+from decaf.sam2 import load_sam2
+from decaf.sam2.encoder import Features, normalised
+from decaf.sam2.fast_steps import FastSteps
+from decaf.sam2.memory_attention import BankGroup, BatchedMemoryAttention
 from decaf.sam2.package import sam2_package
-from decaf.sam2.sweep import FixedPrompts, Sweep
+from decaf.sam2.package_steps import PackageSteps
+from decaf.tracking.frames import FeatureCache, FrameEncoder, resized
+from decaf.tracking.memory_plan import MemoryPlan, Step, TrackedObject
+from decaf.tracking.segmenter import MemoryReach
+from decaf.tracking.sweep import FixedPrompts, Sweep
 
 CASES = [
     # model's seed, version and image size; length, height, width, prompt frames
@@ -64,12 +68,16 @@ def random_masks(count, height, width, seed):
     return noise > 0.55
 
 
-def sweep_logits(sam2, clip, prompts, *, exact=False, batch=8, budget=0):
+def packed(prompts):
+    return FixedPrompts([(frame, pack_bits(mask)) for frame, mask in prompts])
+
+
+def sweep_logits(sam2, clip, prompts, *, steps=FastSteps, batch=8, budget=0):
     """(n, T, H, W) logits, and how many images were encoded."""
-    encoded = []
-    encoder = FrameEncoder(sam2, clip, FeatureCache(budget), lambda: encoded.append(1), exact=exact)
+    encoded, segmenter = [], steps(sam2.model)
+    encoder = FrameEncoder(segmenter, clip, FeatureCache(budget), lambda: encoded.append(1))
     out = torch.full((len(prompts), len(clip), *clip.frame_size), float("nan"))
-    for swept in Sweep(sam2, encoder, batch=batch).run(FixedPrompts(prompts)):
+    for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=batch).run(packed(prompts)):
         assert out[swept.ids, swept.frame].isnan().all(), "an object came twice on one frame"
         out[swept.ids, swept.frame] = torch.nn.functional.interpolate(
             swept.logits, size=clip.frame_size, mode="bilinear", align_corners=False
@@ -101,7 +109,7 @@ def test_equals_predictor(models, tmp_path, seed, version, size, length, height,
     if "unseen" in version:
         unseen = (theirs < -1000).flatten(2).all(-1)
         assert 0.05 < unseen.float().mean() < 0.9, "objects must be there and not be there"
-    one_by_one, _ = sweep_logits(ours, clip, prompts, exact=True)
+    one_by_one, _ = sweep_logits(ours, clip, prompts, steps=PackageSteps, batch=3)
     assert torch.equal(one_by_one, theirs)
 
     batched, _ = sweep_logits(ours, clip, prompts)
@@ -125,7 +133,7 @@ def test_feature_cache_saves_encodings_and_changes_nothing(models):
     prompts = list(zip([2, 5, 9], random_masks(3, 64, 64, 0), strict=True))
     without, encoded = sweep_logits(ours, clip, prompts, budget=0)
     assert encoded == (12 - 2) + 9
-    one_frame = FrameEncoder(ours, clip, FeatureCache(0), lambda: None).encode(0).nbytes
+    one_frame = FrameEncoder(FastSteps(ours.model), clip, FeatureCache(0), lambda: None).encode(0).nbytes
     for room, saved in ((3, 3), (100, 7)):
         cached, fewer = sweep_logits(ours, clip, prompts, budget=room * one_frame)
         assert fewer == encoded - saved
@@ -162,10 +170,10 @@ def test_frames_are_read_ahead_and_once_per_encoding(models, budget):
 @pytest.mark.parametrize("broken", [0, 2, 6])
 def test_a_frame_that_cannot_be_read_ahead_is_an_error_where_it_is_needed(models, broken):
     ours, _ = models(1, "2.1", 64)
-    seen = []
-    encoder = FrameEncoder(ours, Watched(moving_shapes(9, 64, 64), broken), FeatureCache(0), lambda: None)
+    seen, segmenter = [], FastSteps(ours.model)
+    encoder = FrameEncoder(segmenter, Watched(moving_shapes(9, 64, 64), broken), FeatureCache(0), lambda: None)
     with pytest.raises(DecafError, match=f"Frame {broken} cannot"):
-        for swept in Sweep(ours, encoder, batch=8).run(FixedPrompts([(2, random_masks(1, 64, 64, 0)[0])])):
+        for swept in Sweep(segmenter, encoder, 64, batch=8).run(packed([(2, random_masks(1, 64, 64, 0)[0])])):
             seen.append(swept.frame)
     assert seen == {0: [*range(2, 9), 1], 2: [], 6: [2, 3, 4, 5]}[broken]
 
@@ -173,61 +181,35 @@ def test_a_frame_that_cannot_be_read_ahead_is_an_error_where_it_is_needed(models
 @pytest.mark.parametrize("version, size", [("2", 64), ("2.1", 128), ("bare", 64)])
 def test_image_features_equal_the_package(models, version, size):
     ours, _ = models(1, version, size)
-    images = torch.randn(2, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    encoder, exact = ImageEncoder(ours.model), ImageEncoder(ours.model, exact=True)
-    with torch.inference_mode():
-        for image in images:
-            found, expected = encoder(image), exact(image)
-            assert found.sizes == expected.sizes and torch.equal(found.position, expected.position)
-            for a, b in zip(found.levels, expected.levels, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+    pictures = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    fast, exact = FastSteps(ours.model), PackageSteps(ours.model)
+    for picture in pictures:
+        found, expected = fast.encode(picture), exact.encode(picture)
+        assert found.sizes == expected.sizes and torch.equal(found.pos_enc, expected.pos_enc)
+        for a, b in zip(found.levels, expected.levels, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
-def test_objects_of_interleaved_groups_keep_their_places(models):
+def test_objects_of_interleaved_groups_keep_their_order(models):
     """The groups of a sweep follow one another; the attention does not rely on it."""
     ours, _ = models(3, "2.1", 64)
     model, random = ours.model, torch.Generator().manual_seed(0)
     image = torch.randn(1, 16, model.hidden_dim, generator=random)
-    memories = [[(age, Memory(torch.randn(16, model.mem_dim, generator=random).bfloat16())) for age in range(count)] for count in (1, 3, 1)]
+    memories = [[(age, torch.randn(16, model.mem_dim, generator=random).bfloat16()) for age in range(count)] for count in (1, 3, 1)]
     pointers = torch.randn(3, 2, model.mem_dim, generator=random)
 
     def run(groups, objects):
-        """`groups`: places in the batch; `objects`: which object is at each place."""
-        remembered = []
+        """`groups`: indices in the batch; `objects`: which object has each index."""
+        banks = []
         for group in groups:
-            chosen = [objects[place] for place in group]
-            remembered.append(Remembered(group, [memories[i] for i in chosen], pointers[chosen], torch.zeros_like(pointers[chosen])))
+            chosen = [objects[i] for i in group]
+            banks.append(BankGroup(group, [memories[i] for i in chosen], pointers[chosen], torch.zeros_like(pointers[chosen])))
         with torch.inference_mode():
-            return MemoryAttention(model, torch.ones(1, model.mem_dim, 4, 4), 0)(image, torch.zeros_like(image), remembered)
+            return BatchedMemoryAttention(model, torch.ones(1, model.mem_dim, 4, 4))(image, torch.zeros_like(image), banks)
 
     alone = torch.cat([run([[0]], [i]) for i in range(3)])
     assert not torch.allclose(alone[0], alone[1], atol=1e-2) and not torch.allclose(alone[0], alone[2], atol=1e-2)
     torch.testing.assert_close(run([[0, 2], [1]], [0, 1, 2]), alone, rtol=1e-4, atol=1e-4)
-
-
-def test_kept_keys_of_memories_stay_within_their_budget_and_change_nothing(models, monkeypatch):
-    ours, _ = models(3, "2.1", 64)
-    clip = moving_shapes(14, 64, 64)
-    prompts = list(zip([2, 5, 9], random_masks(3, 64, 64, 0), strict=True))
-    kept = {}
-    for budget in (0, 100 << 10, 1 << 30):
-        most, keep = 0, MemoryAttention._keep
-
-        def watched(self, groups, keep=keep):
-            nonlocal most
-            keep(self, groups)
-            held = [x for memory in self._kept for x in memory.keys]
-            most = max(most, sum(x.nbytes for x in held) + sum(x.nbytes for x in self._age_keys))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(sweep, "_KEY_BYTES", budget)
-            patch.setattr(MemoryAttention, "_keep", watched)
-            kept[budget] = sweep_logits(ours, clip, prompts)[0]
-        assert most <= budget and (most > 0) == (budget > 0)
-    none, few, all_ = kept.values()
-    for logits in (few, all_):
-        difference, iou = agreement(logits, none)
-        assert difference <= 2e-2 and iou >= 0.999
 
 
 def test_what_lasts_in_the_cache_and_what_does_not():
@@ -254,7 +236,7 @@ def test_what_lasts_in_the_cache_and_what_does_not():
 
 @pytest.mark.parametrize("length, prompt", [(1, 0), (2, 0), (2, 1), (17, 5), (60, 0), (60, 59), (60, 20)])
 def test_a_memory_lives_exactly_as_long_as_it_is_looked_at(length, prompt):
-    plan = MemoryPlan(prompt, length, memories=7, pointers=16)
+    plan = MemoryPlan(prompt, length, MemoryReach(memories=7, pointers=16))
     steps = [Step(t, False) for t in range(prompt + 1, length)] + [Step(t, True) for t in range(prompt - 1, -1, -1)]
     one = TrackedObject(0, plan, {prompt: None}, {prompt: None})
     looked_at = {frame: i for i, step in enumerate(steps) for _, frame in plan.memories(step)}

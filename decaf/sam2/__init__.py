@@ -1,5 +1,6 @@
-"""Everything that knows the package `sam2`: loading its models, and running them below its predictor."""
+"""Everything that knows the package `sam2`: loading its models, and running them below its predictor, as a segmenter for `decaf.tracking`."""
 
-from .build import SAM2, load_sam2
+from .build import load_sam2
+from .segmenter import SAM2
 
 __all__ = ["SAM2", "load_sam2"]

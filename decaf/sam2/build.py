@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from ..errors import DecafError, reason, shown
 from .architecture import Architecture, count, read_architecture
 from .checkpoint import read_checkpoint
 from .package import sam2_package
+from .segmenter import SAM2
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +26,6 @@ _DYNAMIC_MULTIMASK = {
     "dynamic_multimask_stability_delta": 0.05,
     "dynamic_multimask_stability_thresh": 0.98,
 }
-
-
-@dataclass(frozen=True)
-class SAM2:
-    """A SAM 2 video model. `model`: a `SAM2Base` in evaluation mode with float32 weights, which its owner may move between devices.
-    `image_size`: side of its input in pixels. `dtype`: float32, or the half precision that it computes in under autocast."""
-
-    model: nn.Module
-    image_size: int
-    name: str
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
 
 def load_sam2(

@@ -1,6 +1,6 @@
 """SAM 2's two heads for objects that are tracked without a prompt: masks from conditioned features, and memories from masks.
 
-The package's own methods encode the missing prompt again on every frame, copy the image's features and position codes for every object, enlarge
+The package's own methods encode the missing prompt again on every frame, copy the image's features and positional encodings for every object, enlarge
 all candidate masks to keep one of them, and enlarge with transposed convolutions, which for 2 x 2 pixels at a stride of 2 are matrix products.
 """
 
@@ -27,9 +27,9 @@ class TrackingHeads:
         self._model = model
         decoder, encoder, device = model.sam_mask_decoder, model.sam_prompt_encoder, model.device
         with torch.autocast(device.type, enabled=False):
-            nowhere = (torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device))
-            sparse, dense = encoder(points=nowhere, boxes=None, masks=None)
-            self._dense, self._place = (x.flatten(2).transpose(1, 2) for x in (dense, encoder.get_dense_pe()))
+            no_points = (torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device))
+            sparse, dense = encoder(points=no_points, boxes=None, masks=None)
+            self._no_mask_embed, self._image_pe = (x.flatten(2).transpose(1, 2) for x in (dense, encoder.get_dense_pe()))
             scored = [decoder.obj_score_token.weight] if model.pred_obj_scores else []
             self._tokens = torch.cat([*scored, decoder.iou_token.weight, decoder.mask_tokens.weight, sparse[0]])[None]
             up = decoder.output_upscaling
@@ -46,8 +46,8 @@ class TrackingHeads:
         Returns logits (n, 1, 4 h, 4 w) float32, object pointers (n, channels) and object scores (n, 1).
         """
         model, decoder = self._model, self._model.sam_mask_decoder
-        tokens, image = self._transform(conditioned + self._dense)
-        first = int(model.pred_obj_scores)  # the place of the token of predicted IoUs
+        tokens, image = self._transform(conditioned + self._no_mask_embed)
+        first = int(model.pred_obj_scores)  # index of the token of predicted IoUs
         candidates = tokens[:, first + 2 : first + 1 + decoder.num_mask_tokens]
         best = decoder.iou_prediction_head(tokens[:, first])[:, 1:].argmax(-1)
         chosen = candidates[torch.arange(len(best), device=best.device), best]
@@ -76,24 +76,24 @@ class TrackingHeads:
 
     def _transform(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's two-way transformer: keys (n, h * w, channels), of the image -> tokens (n, t, channels) and keys."""
-        transformer, own, place = self._model.sam_mask_decoder.transformer, self._tokens, self._place
-        tokens = own
+        transformer, query_pe, key_pe = self._model.sam_mask_decoder.transformer, self._tokens, self._image_pe
+        tokens = query_pe
         for layer in transformer.layers:
             if layer.skip_first_layer_pe:
                 tokens = layer.norm1(layer.self_attn(q=tokens, k=tokens, v=tokens))
             else:
-                query = tokens + own
-                tokens = layer.norm1(tokens + layer.self_attn(q=query, k=query, v=tokens))
-            placed = keys + place
-            query = (tokens + own).expand(len(keys), -1, -1)  # the first layer's are the same for all objects
-            tokens = layer.norm2(tokens + layer.cross_attn_token_to_image(q=query, k=placed, v=keys))
+                q = tokens + query_pe
+                tokens = layer.norm1(tokens + layer.self_attn(q=q, k=q, v=tokens))
+            k = keys + key_pe
+            q = (tokens + query_pe).expand(len(keys), -1, -1)  # the first layer's are the same for all objects
+            tokens = layer.norm2(tokens + layer.cross_attn_token_to_image(q=q, k=k, v=keys))
             tokens = layer.norm3(tokens + layer.mlp(tokens))
-            keys = layer.norm4(keys + layer.cross_attn_image_to_token(q=placed, k=tokens + own, v=tokens))
-        found = transformer.final_attn_token_to_image(q=tokens + own, k=keys + place, v=keys)
-        return transformer.norm_final_attn(tokens + found), keys
+            keys = layer.norm4(keys + layer.cross_attn_image_to_token(q=k, k=tokens + query_pe, v=tokens))
+        attended = transformer.final_attn_token_to_image(q=tokens + query_pe, k=keys + key_pe, v=keys)
+        return transformer.norm_final_attn(tokens + attended), keys
 
     def _upscaled(self, image: Tensor, features: Features) -> Tensor:
-        """(n, h * w, channels) -> (n, h * w, 4, 4, fewer channels): the pixels of each place twice divided into 2 x 2."""
+        """(n, h * w, channels) -> (n, h * w, 4, 4, fewer channels): each token twice divided into 2 x 2 pixels."""
         _, norm, first_act, _, second_act = self._model.sam_mask_decoder.output_upscaling
         (first, first_bias), (second, second_bias) = self._enlarge
         halves = F.linear(image, first, first_bias).unflatten(-1, (4, -1))
@@ -121,9 +121,16 @@ def _as_product(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
 
 
 def _divided(features: Features, level: int) -> Tensor:
-    """A fine level's (h' * w', 1, channels) as (h * w, 4, channels), or (h * w, 4, 4, channels): the pixels at each place of the lowest."""
+    """A fine level's (h' * w', 1, channels) as (h * w, 4, channels), or (h * w, 4, 4, channels): the pixels of each token of the lowest level."""
     h, w = features.sizes[-1]
     grid = features.levels[level][:, 0].unflatten(0, features.sizes[level])
     if level == -2:
         return grid.view(h, 2, w, 2, -1).permute(0, 2, 1, 3, 4).reshape(h * w, 4, -1)
     return grid.view(h, 2, 2, w, 2, 2, -1).permute(0, 3, 1, 4, 2, 5, 6).reshape(h * w, 4, 4, -1)
+
+
+def decoder_bytes(model: nn.Module) -> int:
+    """Bytes that the mask decoder, or the memory encoder after it, takes for one object or point, a rough upper bound: copies of the image's tokens
+    and of what they are enlarged to, and three candidate masks at the size of the input."""
+    tokens, width = (model.image_size // 16) ** 2, model.hidden_dim
+    return 4 * (8 * tokens * width + 3 * (4 * tokens * width // 4 + 16 * tokens * width // 8) + 5 * model.image_size**2)

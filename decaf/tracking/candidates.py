@@ -9,29 +9,10 @@ from torch import Tensor
 
 from ..data import SAM2Prompts
 from ..errors import DecafError
-from ..masks import pack_bits, unpack_bits
-from ..sam2.build import SAM2
-from ..sam2.encoder import Features
-from ..sam2.frames import inference
-from ..sam2.sweep import Arrivals, Swept
+from ..masks import pack_bits
 from .masks import pairwise_iou, video_masks
-
-
-def point_masks(sam2: SAM2, features: Features, xy: Tensor) -> tuple[Tensor, Tensor]:
-    """One mask per point, decoded together: the one of SAM 2's three with the highest predicted IoU.
-
-    `xy`: (n, 2) in 0..1. Returns logits (n, 1, h, w) at a quarter of the input size, and predicted IoUs (n,).
-    """
-    model, n = sam2.model, len(xy)
-    with inference(sam2):
-        fine, lowest = features.maps(n)
-        lowest = lowest + model.no_mem_embed.view(1, -1, 1, 1)
-        points = {
-            "point_coords": (xy[:, None] * sam2.image_size).to(sam2.device),
-            "point_labels": torch.ones(n, 1, dtype=torch.int32, device=sam2.device),
-        }
-        _, _, ious, low, *_ = model._forward_sam_heads(lowest, points, None, fine, model._use_multimask(True, points))
-    return low, ious.float().amax(-1)
+from .segmenter import Features, Segmenter
+from .sweep import Arrivals, Swept
 
 
 def suppress(
@@ -58,7 +39,7 @@ def suppress(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point's mask that survived suppression. `point`: place in the prompts; `key`: key index; `predicted_iou` and `attention` in
+    """A point's mask that survived suppression. `point`: index in the prompts; `key`: key index; `predicted_iou` and `attention` in
     0..1."""
 
     point: int
@@ -76,11 +57,12 @@ class CandidatePrompts:
 
     Comparing a new mask with an earlier tracklet needs that tracklet only on the new mask's frame, where the forward sweep has just tracked
     it. Points whose mask is empty are left out. `standing`: the tracklets by id that have not been deleted so far. `batch`: points decoded
-    at once.
+    at once. `name`: of the segmenter's model, for people.
     """
 
-    def __init__(self, sam2: SAM2, prompts: SAM2Prompts, frame_size: tuple[int, int], *, nms_iou: float, batch: int):
-        self._sam2, self._prompts, self._frame_size, self._nms_iou, self._batch = sam2, prompts, frame_size, nms_iou, batch
+    def __init__(self, segmenter: Segmenter, prompts: SAM2Prompts, frame_size: tuple[int, int], *, name: str, nms_iou: float, batch: int):
+        self._segmenter, self._prompts, self._frame_size = segmenter, prompts, frame_size
+        self._name, self._nms_iou, self._batch = name, nms_iou, batch
         self.first, self.last = int(prompts.key.min()), int(prompts.key.max())
         self.standing: dict[int, Candidate] = {}
         self._next_id = 0
@@ -99,7 +81,7 @@ class CandidatePrompts:
         new = {}
         for i in kept:
             self.standing[self._next_id] = found[i]
-            new[self._next_id] = unpack_bits(masks[i], self._frame_size[1])
+            new[self._next_id] = masks[i]
             self._next_id += 1
         return Arrivals(new, dropped)
 
@@ -110,10 +92,10 @@ class CandidatePrompts:
         masks = [torch.zeros(0, self._frame_size[0], -(-self._frame_size[1] // 8), dtype=torch.uint8)]
         for start in range(0, len(points), self._batch):
             part = points[start : start + self._batch]
-            logits, ious = point_masks(self._sam2, features, self._prompts.xy[part])
+            logits, ious = self._segmenter.point_masks(features, self._prompts.xy[part])
             if not ious.isfinite().all():
                 raise DecafError(
-                    f"{self._sam2.name} gives scores that are not finite numbers. Download its checkpoint again, or load it in float32 or "
+                    f"{self._name} gives scores that are not finite numbers. Download its checkpoint again, or load it in float32 or "
                     "bfloat16 instead of float16."
                 )
             packed = self._pack(logits)

@@ -12,6 +12,9 @@ from ..masks import unpack_bits
 
 _BYTES_AT_ONCE = 64 << 20
 
+MASK_BYTES = 2 * _BYTES_AT_ONCE
+"""Bytes that masks at the size of the video take at a time, however many objects there are: enlarged logits, and what is made of them."""
+
 
 def video_masks(logits: Tensor, frame_size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
     """(n, 1, h, w) low-resolution logits -> slices of the n objects with their (k, H, W) bool masks, a few objects at a time."""

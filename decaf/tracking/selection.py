@@ -34,6 +34,6 @@ def final_scores(scores: Tensor, consistency: Tensor) -> Tensor:
 
 
 def select(final: Tensor, threshold: float) -> list[int]:
-    """Places of the tracklets whose final score is above `threshold`; if there are none, the best one's."""
+    """Indices of the tracklets whose final score is above `threshold`; if there are none, the best one's."""
     above = (final > threshold).nonzero()[:, 0].tolist()
     return above or [int(final.argmax())]

@@ -1,4 +1,4 @@
-"""From points on key frames to masks of objects on all frames: the DecAF paper's attention-guided prompting of SAM 2."""
+"""From points on key frames to masks of objects on all frames: the DecAF paper's attention-guided prompting of a video segmenter."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from ..clips.identity import check_same_clip
 from ..data import SAM2Prompts, Track, Tracks
 from ..devices import attempt, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
-from ..masks import MaskStore, pack_bits, unpack_bits
-from ..report import Progress, silent, ticking
-from ..sam2.build import SAM2
-from ..sam2.frames import FeatureCache, FrameEncoder
-from ..sam2.sweep import FixedPrompts, Prompter, Sweep
+from ..masks import MaskStore, pack_bits
+from ..report import Progress, silent
 from .candidates import Candidate, CandidatePrompts
-from .masks import video_masks
+from .frames import FeatureCache, FrameEncoder
+from .masks import MASK_BYTES, video_masks
+from .segmenter import SegmenterModel
 from .selection import attention_consistency, final_scores, grid_coverage, select
+from .sweep import FixedPrompts, Sweep
 
 log = logging.getLogger(__name__)
 
-# Of SAM 2's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
+# Of the segmenter's input: four objects at 1024 x 1024, whose keys and values in the memory attention are then half a gigabyte.
 _PIXELS_AT_ONCE = 4 << 20
 _FEATURE_BYTES = 512 << 20
 # On the CPU beside the clip's decoded frames: one object, and features of fifteen of sixteen key frames at 1024 x 1024.
 _PIXELS_AT_ONCE_ON_CPU = 1 << 20
 _FEATURE_BYTES_ON_CPU = 256 << 20
-_TOO_LARGE = "Choose a smaller SAM 2 model, or free the GPU memory that other models hold."
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """What bounds memory. `batch`: objects or points that go through SAM 2 at once. `cache`: of image features, from the key frames to the
+    """What bounds memory. `batch`: objects or points that go through the segmenter at once. `cache`: of image features, from the key frames to the
     whole clip and from one sweep to the next."""
 
     batch: int
@@ -54,7 +53,7 @@ class _Tracklet:
 
 
 def segment(
-    sam2: SAM2,
+    model: SegmenterModel,
     clip: Clip,
     prompts: SAM2Prompts,
     *,
@@ -75,7 +74,7 @@ def segment(
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
 
-    Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or SAM 2 sees nothing at them.
+    Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or the segmenter sees nothing at them.
     A message also says so if the only track is a best guess.
     Raises DecafError when the prompts were made from another clip or do not fit together, or for a threshold or number of
     tracks that cannot be. Running out of memory is tried once more with smaller batches, and then is `devices.OutOfMemoryError`.
@@ -90,30 +89,40 @@ def segment(
     if len(prompts.key) == 0:
         unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
         return _nothing(clip, prompts.message or unattended)
-    on_cpu = sam2.device.type == "cpu"
-    pixels = _PIXELS_AT_ONCE_ON_CPU if on_cpu else _PIXELS_AT_ONCE
-    features = features or feature_cache(sam2)
+    features = features or feature_cache(model)
     features.let_go()  # of what another query has left
-    limits = _Limits(max(1, pixels // sam2.image_size**2), features)
-    tracklets = _retry_smaller(limits, counts, lambda now: _find_tracklets(sam2, clip, prompts, nms_iou, now, progress, counts))
+    limits = _Limits(_batch(model, model.device), features)
+    tracklets = _retry_smaller(model, limits, counts, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, progress, counts))
     if not tracklets:
-        return _nothing(clip, f"Nothing found: SAM 2 gives an empty mask at all {len(prompts.key)} points.")
+        return _nothing(clip, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
     tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
-    store = _retry_smaller(limits, counts, lambda now: _propagate(sam2, clip, tracks, masks, now, progress, counts))
+    store = _retry_smaller(model, limits, counts, lambda now: _propagate(model, clip, tracks, masks, now, progress, counts))
     if not store.any():
-        return _nothing(clip, "Nothing found: SAM 2 lost what it saw at the points on every frame.")
+        return _nothing(clip, f"Nothing found: {model.title} lost what it saw at the points on every frame.")
     message = ""
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
     return Tracks(store, tuple(tracks), message)
 
 
-def feature_cache(sam2: SAM2, *, shared: bool = False) -> FeatureCache:
+def feature_cache(model: SegmenterModel, *, shared: bool = False) -> FeatureCache:
     """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next."""
-    free = free_memory(sam2.device)
-    budget = _FEATURE_BYTES_ON_CPU if sam2.device.type == "cpu" else _FEATURE_BYTES
+    free = free_memory(model.device)
+    budget = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
     lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
     return FeatureCache(budget, lasting if shared else 0)
+
+
+def _batch(model: SegmenterModel, device: torch.device) -> int:
+    pixels = _PIXELS_AT_ONCE_ON_CPU if device.type == "cpu" else _PIXELS_AT_ONCE
+    return max(1, pixels // model.image_size**2)
+
+
+def memory_needed(model: SegmenterModel, device: torch.device, length: int) -> int:
+    """Bytes that `segment` takes on `device` beside the weights for a clip of `length` frames, a rough upper bound. `device`: where the model
+    will be by then."""
+    features = min(_FEATURE_BYTES_ON_CPU if device.type == "cpu" else _FEATURE_BYTES, length * model.feature_bytes())
+    return features + MASK_BYTES + model.working_bytes(_batch(model, device))
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:
@@ -150,27 +159,27 @@ class _KeyFrames(Sequence):
 
 
 class _Meter:
-    """Counts encoded images; reports after every frame and, so that a cancel is soon noticed, before every block of the model."""
+    """Counts encoded images; reports after every frame and, so that a cancel is soon noticed, within a frame too."""
 
-    def __init__(self, length: int, prompter: Prompter, progress: Progress, what: str, counts: MutableMapping[str, int], name: str):
-        self._total = length - prompter.first + prompter.last  # frames forward and frames backward
-        self._done = 0
-        self._progress, self._what, self._counts, self._name = progress, what, counts, name
+    def __init__(self, length: int, prompted: tuple[int, int], what: str, progress: Progress, counts: MutableMapping[str, int], name: str):
+        first, last = prompted  # frames on which objects begin
+        self._done, self._total = 0, length - first + last  # frames forward and frames backward
+        self._what, self._progress, self._counts, self._name = what, progress, counts, name
         counts.setdefault(name, 0)
 
     def encoding(self) -> None:
         self._counts[self._name] += 1
 
-    def working(self) -> None:
+    def check_cancelled(self) -> None:
         self._progress(self._done, self._total, self._what)
 
     def frame_done(self) -> None:
         self._done += 1
-        self.working()
+        self.check_cancelled()
 
 
 def _find_tracklets(
-    sam2: SAM2,
+    model: SegmenterModel,
     clip: Clip,
     prompts: SAM2Prompts,
     nms_iou: float,
@@ -181,19 +190,20 @@ def _find_tracklets(
     """Points to masks, suppression, and tracking over the key frames."""
     frames = _KeyFrames(clip, prompts.fused.clip.key_frames)
     attention = prompts.fused.map
-    prompter = CandidatePrompts(sam2, prompts, clip.frame_size, nms_iou=nms_iou, batch=limits.batch)
-    meter = _Meter(len(frames), prompter, progress, "SAM 2: points and tracklets on the key frames", counts, "sam2_key_encodings")
-    encoder = FrameEncoder(sam2, frames, limits.cache, meter.encoding, indices=prompts.fused.clip.key_frames)
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
-    with ticking(sam2.model, meter.working):
-        for swept in Sweep(sam2, encoder, batch=limits.batch, tick=meter.working).run(prompter):
+    what = f"{model.title}: points and tracklets on the key frames"
+    meter = _Meter(len(frames), (int(prompts.key.min()), int(prompts.key.max())), what, progress, counts, "sam2_key_encodings")
+    with model.segmenter(meter.check_cancelled) as segmenter:
+        prompter = CandidatePrompts(segmenter, prompts, clip.frame_size, name=model.name, nms_iou=nms_iou, batch=limits.batch)
+        encoder = FrameEncoder(segmenter, frames, limits.cache, meter.encoding, indices=prompts.fused.clip.key_frames)
+        for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, masks in video_masks(swept.logits, clip.frame_size):
                 covered = grid_coverage(masks, attention.shape[1:]).cpu()
-                for place, id_ in enumerate(swept.ids[part]):
-                    coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[place]
+                for i, id_ in enumerate(swept.ids[part]):
+                    coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[i]
                     if prompter.standing[id_].key == swept.frame:
-                        prompt_masks[id_] = pack_bits(masks[place])
+                        prompt_masks[id_] = pack_bits(masks[i])
             meter.frame_done()
     return [_Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
@@ -201,7 +211,7 @@ def _find_tracklets(
 def _choose(
     tracklets: list[_Tracklet], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
 ) -> tuple[list[Track], list[Tensor]]:
-    """The kept tracklets and their masks (H, W) on their prompt frames."""
+    """The kept tracklets and their packed masks (H, bytes) on their prompt frames."""
     consistency = attention_consistency(torch.stack([t.coverage for t in tracklets]), prompts.fused.map)
     final = final_scores(torch.tensor([t.candidate.score for t in tracklets]), consistency)
     chosen = select(final, score_threshold)
@@ -220,7 +230,7 @@ def _choose(
 
 
 def _propagate(
-    sam2: SAM2,
+    model: SegmenterModel,
     clip: Clip,
     tracks: list[Track],
     masks: list[Tensor],
@@ -229,13 +239,13 @@ def _propagate(
     counts: MutableMapping[str, int],
 ) -> MaskStore:
     """Masks of all objects on all frames of the clip."""
-    width = clip.frame_size[1]
-    prompter = FixedPrompts([(track.frame, unpack_bits(mask, width)) for track, mask in zip(tracks, masks, strict=True)])
-    meter = _Meter(len(clip), prompter, progress, "SAM 2: tracking through the clip", counts, "sam2_clip_encodings")
-    encoder = FrameEncoder(sam2, clip, limits.cache, meter.encoding)
+    prompter = FixedPrompts([(track.frame, mask) for track, mask in zip(tracks, masks, strict=True)])
+    what = f"{model.title}: tracking through the clip"
+    meter = _Meter(len(clip), (prompter.first, prompter.last), what, progress, counts, "sam2_clip_encodings")
     store = MaskStore(len(tracks), len(clip), clip.frame_size)
-    with ticking(sam2.model, meter.working):
-        for swept in Sweep(sam2, encoder, batch=limits.batch, tick=meter.working).run(prompter):
+    with model.segmenter(meter.check_cancelled) as segmenter:
+        encoder = FrameEncoder(segmenter, clip, limits.cache, meter.encoding)
+        for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
                 for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
                     store.put(id_, swept.frame, mask)
@@ -243,11 +253,11 @@ def _propagate(
     return store
 
 
-def _retry_smaller(limits: _Limits, counts: MutableMapping[str, int], run: Callable[[_Limits], object]) -> object:
+def _retry_smaller(model: SegmenterModel, limits: _Limits, counts: MutableMapping[str, int], run: Callable[[_Limits], object]) -> object:
     """`run`, and if memory does not suffice, once more with less at a time. `counts` are of the run that succeeded."""
     with attempt(counts):
         return run(limits)
-    log.warning("SAM 2 ran out of memory with %d objects at a time; trying again with one", limits.batch)
+    log.warning("%s ran out of memory with %d objects at a time; trying again with one", model.title, limits.batch)
     limits.cache.clear()
     empty_caches()
     try:
@@ -255,4 +265,5 @@ def _retry_smaller(limits: _Limits, counts: MutableMapping[str, int], run: Calla
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(error, "SAM 2's tracking", _TOO_LARGE) from None
+        remedy = f"Choose a smaller {model.title} model, or free the GPU memory that other models hold."
+        raise out_of_memory(error, f"{model.title}'s tracking", remedy) from None

@@ -19,12 +19,12 @@ from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention
 from decaf.demo.scenes import Scene, make_scene
 from decaf.evaluation.metrics import contour_accuracy, region_similarity
+from decaf.masks import pack_bits
 from decaf.sam2 import SAM2, load_sam2
-from decaf.sam2.frames import FrameEncoder
-from decaf.sam2.sweep import FixedPrompts, Sweep
 from decaf.tracking import segment
-from decaf.tracking.candidates import point_masks
+from decaf.tracking.frames import FeatureCache, FrameEncoder
 from decaf.tracking.masks import video_masks
+from decaf.tracking.sweep import FixedPrompts, Sweep
 
 FIRST_SEED = 90_000_000
 SMALLEST = 100
@@ -62,8 +62,9 @@ def points(sam2: SAM2, scene: Scene, rng: np.random.Generator, rows: Rows) -> No
         xy.append((x / width, y / height))
         wanted.append(-1)
         kinds.append("none")
-    encoder = FrameEncoder(sam2, [torch.from_numpy(scene.frames[frame])], 0, lambda: None)
-    logits, predicted = point_masks(sam2, encoder.encode(0), torch.tensor(xy, dtype=torch.float32))
+    with sam2.segmenter() as segmenter:
+        encoder = FrameEncoder(segmenter, [torch.from_numpy(scene.frames[frame])], FeatureCache(0), lambda: None)
+        logits, predicted = segmenter.point_masks(encoder.encode(0), torch.tensor(xy, dtype=torch.float32))
     found = torch.cat([m for _, m in video_masks(logits, (height, width))])
     for mask, score, index, kind in zip(found, predicted.tolist(), wanted, kinds, strict=True):
         if index < 0:
@@ -84,20 +85,22 @@ def propagation(sam2: SAM2, scene: Scene, rows: Rows) -> None:
     objects = [i for i in range(len(masks)) if masks[i, start].sum() >= SMALLEST]
     if not objects:
         return
-    encoder = FrameEncoder(sam2, [torch.from_numpy(f) for f in scene.frames], 1 << 30, lambda: None)
-    for swept in Sweep(sam2, encoder, batch=16).run(FixedPrompts([(start, masks[i, start]) for i in objects])):
-        found = torch.cat([m for _, m in video_masks(swept.logits, tuple(masks.shape[-2:]))])
-        for place, mask in zip(swept.ids, found, strict=True):
-            truth = masks[objects[place], swept.frame]
-            if swept.frame == start:
-                continue
-            if not truth.any():
-                rows["absent_empty"].append(float(not mask.any()))
-            elif truth.sum() >= SMALLEST:
-                rows["tracked"].append(iou(mask, truth))
-                rows["tracked_forward" if swept.frame > start else "tracked_backward"].append(iou(mask, truth))
-                rows["held_still"].append(iou(masks[objects[place], start], truth))
-                rows["present_lost"].append(float(not mask.any()))
+    with sam2.segmenter() as segmenter:
+        encoder = FrameEncoder(segmenter, [torch.from_numpy(f) for f in scene.frames], FeatureCache(1 << 30), lambda: None)
+        prompts = FixedPrompts([(start, pack_bits(masks[i, start])) for i in objects])
+        for swept in Sweep(segmenter, encoder, masks.shape[-1], batch=16).run(prompts):
+            found = torch.cat([m for _, m in video_masks(swept.logits, tuple(masks.shape[-2:]))])
+            for i, mask in zip(swept.ids, found, strict=True):
+                truth = masks[objects[i], swept.frame]
+                if swept.frame == start:
+                    continue
+                if not truth.any():
+                    rows["absent_empty"].append(float(not mask.any()))
+                elif truth.sum() >= SMALLEST:
+                    rows["tracked"].append(iou(mask, truth))
+                    rows["tracked_forward" if swept.frame > start else "tracked_backward"].append(iou(mask, truth))
+                    rows["held_still"].append(iou(masks[objects[i], start], truth))
+                    rows["present_lost"].append(float(not mask.any()))
 
 
 def imitated_attention(truth: Tensor, rng: np.random.Generator) -> Tensor:

@@ -1,12 +1,10 @@
-"""Which of an object's past outputs SAM 2 looks at when it tracks a frame, and when each of them is no longer needed."""
+"""Which of an object's past outputs a segmenter looks at when it tracks a frame, and when each of them is no longer needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from .memory_attention import Memory
+from .segmenter import Memory, MemoryBank, MemoryReach, Pointer
 
 
 @dataclass(frozen=True)
@@ -20,29 +18,27 @@ class Step:
 class MemoryPlan:
     """The memories of an object that is prompted once, on frame `prompt` of `length` frames, and tracked to the end and then to the start.
 
-    SAM 2 attends to the memory of the prompt, to the `memories - 1` frames before the tracked one, and to the object pointers of the prompt
-    and of the `pointers - 1` frames before it ("before" in the direction of tracking). The backward sweep also meets outputs that the
-    forward sweep left behind on the frames after the prompt. An output is kept exactly until the last step that looks at it.
+    Looked at are the memory of the prompt and of the `reach.memories - 1` frames before the tracked one, and the object pointers of the
+    prompt and of the `reach.pointers - 1` frames before it ("before" in the direction of tracking). The backward sweep also meets outputs
+    that the forward sweep left behind on the frames after the prompt. An output is kept exactly until the last step that looks at it.
     """
 
-    def __init__(self, prompt: int, length: int, memories: int, pointers: int):
+    def __init__(self, prompt: int, length: int, reach: MemoryReach):
         self.prompt, self._length = prompt, length
-        self._memories = memories
-        self._pointers = min(length, pointers)
+        self._memories = reach.memories
+        self._pointers = min(length, reach.pointers)
 
     def memories(self, step: Step) -> list[tuple[int, int]]:
-        """(temporal position code, frame) of the spatial memories after the prompt's own, in SAM 2's order: the most distant first."""
-        frames = [(self._memories - d, self._back(step, d)) for d in range(self._memories - 1, 0, -1)]
-        return [(code, frame) for code, frame in frames if self._is_tracked(frame, step)]
+        """(distance, frame) of the memories after the prompt's own, the most distant first."""
+        return self._before(step, range(self._memories - 1, 0, -1))
 
     def pointers(self, step: Step) -> list[tuple[int, int]]:
-        """(distance, frame) of the object pointers after the prompt's own, in SAM 2's order: the nearest first."""
-        frames = [(d, self._back(step, d)) for d in range(1, self._pointers)]
-        return [(d, frame) for d, frame in frames if self._is_tracked(frame, step)]
+        """(distance, frame) of the object pointers after the prompt's own, the nearest first."""
+        return self._before(step, range(1, self._pointers))
 
-    @staticmethod
-    def _back(step: Step, distance: int) -> int:
-        return step.frame + distance if step.backward else step.frame - distance
+    def _before(self, step: Step, distances: range) -> list[tuple[int, int]]:
+        frames = [(d, step.frame + d if step.backward else step.frame - d) for d in distances]
+        return [(d, frame) for d, frame in frames if self._is_tracked(frame, step)]
 
     def _is_tracked(self, frame: int, step: Step) -> bool:
         """Has `frame` an output of tracking when `step` comes? The prompt's frame never has: it is listed apart."""
@@ -71,16 +67,24 @@ class MemoryPlan:
 
 @dataclass
 class TrackedObject:
-    """An object on its way through the clip. `memories`: by frame. `pointers`: frame -> (channels)."""
+    """An object on its way through the clip. `memories` and `pointers`: by frame."""
 
     id: int
     plan: MemoryPlan
     memories: dict[int, Memory] = field(default_factory=dict)
-    pointers: dict[int, Tensor] = field(default_factory=dict)
+    pointers: dict[int, Pointer] = field(default_factory=dict)
 
     @property
     def prompt(self) -> int:
         return self.plan.prompt
+
+    def bank(self, step: Step) -> MemoryBank:
+        """What is looked at on this step."""
+        distance = abs(step.frame - self.prompt)
+        return MemoryBank(
+            [(d, self.memories[frame]) for d, frame in [(distance, self.prompt), *self.plan.memories(step)]],
+            [(d, self.pointers[frame]) for d, frame in [(distance, self.prompt), *self.plan.pointers(step)]],
+        )
 
     def release(self, step: Step) -> None:
         """Drops what no later step looks at."""

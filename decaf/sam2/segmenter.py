@@ -1,0 +1,59 @@
+"""A loaded SAM 2 as the segmenter that `decaf.tracking` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..report import ticking
+from .encoder import encoder_bytes
+from .fast_steps import FastSteps
+from .heads import decoder_bytes
+from .memory_attention import attention_bytes, remembered_bytes
+from .package_steps import PackageSteps
+from .trial import fast_steps_agree
+
+_REMEMBERED = 16
+"""Objects whose memories there is room for; a clip seldom has more."""
+
+_LIBRARY_BYTES = 256 << 20
+"""Workspaces of a GPU's libraries, and what their allocator does not get filled."""
+
+
+@dataclass(frozen=True)
+class SAM2:
+    """A SAM 2 video model: a `decaf.tracking.segmenter.SegmenterModel`. `model`: a `SAM2Base` in evaluation mode with float32 weights, which
+    its owner may move between devices. `image_size`: side of its input in pixels. `dtype`: float32, or the half precision that it computes in
+    under autocast."""
+
+    title: ClassVar[str] = "SAM 2"
+
+    model: nn.Module
+    image_size: int
+    name: str
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @contextmanager
+    def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
+        """This library's way, or the package's own if a trial at the model's first use says that they differ."""
+        steps = FastSteps if fast_steps_agree(self.model, self.name, check_cancelled) else PackageSteps
+        with ticking(self.model, check_cancelled):
+            yield steps(self.model, self.dtype, check_cancelled)
+
+    def feature_bytes(self) -> int:
+        """Of one frame, in float32. Each fine level has four times the tokens of the one below, and a quarter or half of its channels."""
+        return 4 * 4 * (self.image_size // 16) ** 2 * self.model.hidden_dim
+
+    def working_bytes(self, objects: int) -> int:
+        """As `SegmenterModel` has it. Float32 is assumed: under autocast a part of it is."""
+        step = objects * max(attention_bytes(self.model), decoder_bytes(self.model))
+        return _LIBRARY_BYTES + max(encoder_bytes(self.model), step) + _REMEMBERED * remembered_bytes(self.model)
