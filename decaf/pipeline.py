@@ -14,9 +14,9 @@ from .data import Attention, FusedAttention, SAM2Prompts, Tracks
 from .mllm import MLLM
 from .report import Progress, silent
 from .sam2 import SAM2
-from .sam2.frames import FeatureCache
 from .settings import PointSettings, TrackingSettings, settings_of
 from .tracking import segment
+from .tracking.frames import FeatureCache
 
 
 @dataclass(frozen=True)

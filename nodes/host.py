@@ -96,6 +96,10 @@ class Managed:
             )
 
 
+def compute_device() -> torch.device:
+    return mm.get_torch_device()
+
+
 def offload_device() -> torch.device:
     return mm.unet_offload_device()
 

@@ -13,17 +13,13 @@ from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
 from ..decaf.pictures.contact_sheet import mask_overlay
 from ..decaf.settings import PointSettings, TrackingSettings
-from ..decaf.tracking import segment
+from ..decaf.tracking import memory_needed, segment
 from . import host
 from .inputs import checked
 from .interop import attention_boxes, points_json
 from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
 
 log = logging.getLogger(__name__)
-
-# Image encoder, decoder and memory of the largest SAM 2 at 1024 pixels in fp32, with a batch of objects.
-MEMORY = 3 * 2**30
-
 
 class AttentionToSAM2Prompts(io.ComfyNode):
     @classmethod
@@ -150,7 +146,8 @@ class SAM2VideoPropagate(io.ComfyNode):
         clip = host.clip_of(frames)
         report = host.progress()
         with host.returning_memory():
-            tracks = segment(sam2.load(MEMORY), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
+            needed = memory_needed(sam2.value, host.compute_device(), len(clip))
+            tracks = segment(sam2.load(needed), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
         fps = host.frame_rate(frames, clip, preview_fps)
         mask = host.tracks_mask(tracks, report)
         told = describe(tracks)

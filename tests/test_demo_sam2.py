@@ -15,12 +15,12 @@ from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention
 from decaf.demo.scenes import make_scene
 from decaf.evaluation.metrics import region_similarity
+from decaf.masks import pack_bits
 from decaf.sam2 import load_sam2
-from decaf.sam2.frames import FeatureCache, FrameEncoder
-from decaf.sam2.sweep import FixedPrompts, Sweep
 from decaf.tracking import segment
-from decaf.tracking.candidates import point_masks
+from decaf.tracking.frames import FeatureCache, FrameEncoder
 from decaf.tracking.masks import video_masks
+from decaf.tracking.sweep import FixedPrompts, Sweep
 
 CHECKPOINT = Path(decaf.demo.__file__).parent / "models" / "sam2.safetensors"
 SEEDS = range(80_000_000, 80_000_006)
@@ -51,6 +51,13 @@ def test_is_small_half_precision_and_of_stock_head_sizes():
     assert weights["sam_mask_decoder.iou_prediction_head.layers.0.weight"].shape[0] == 256
 
 
+def decode(sam2, frame, xy):
+    """Logits and predicted IoUs of points on a frame."""
+    with sam2.segmenter() as segmenter:
+        features = FrameEncoder(segmenter, [torch.from_numpy(frame)], FeatureCache(0), lambda: None).encode(0)
+        return segmenter.point_masks(features, xy)
+
+
 def test_points_find_their_object_and_predicted_iou_tells_how_well(sam2, scenes):
     ious, predicted, elsewhere = [], [], []
     for number, scene in enumerate(scenes):
@@ -60,8 +67,7 @@ def test_points_find_their_object_and_predicted_iou_tells_how_well(sam2, scenes)
         shown = [mask for mask in masks if mask.sum() > 200]
         spots = [mask.nonzero()[rng.integers(int(mask.sum()))] + 0.5 for mask in shown]
         xy = torch.stack([torch.stack([x / width, y / height]) for y, x in spots]).float()
-        features = FrameEncoder(sam2, [torch.from_numpy(scene.frames[4])], FeatureCache(0), lambda: None).encode(0)
-        logits, scores = point_masks(sam2, features, xy)
+        logits, scores = decode(sam2, scene.frames[4], xy)
         found = torch.cat([m for _, m in video_masks(logits, (height, width))])
         ious += [iou(mask, truth) for mask, truth in zip(found, shown, strict=True)]
         predicted += scores.tolist()
@@ -77,14 +83,17 @@ def test_follows_objects_both_ways_and_lets_them_go(sam2, scenes):
         masks = torch.from_numpy(scene.masks)
         start = 4
         objects = [i for i in range(len(masks)) if masks[i, start].sum() > 200]
-        encoder = FrameEncoder(sam2, [torch.from_numpy(f) for f in scene.frames], FeatureCache(1 << 30), lambda: None)
-        for swept in Sweep(sam2, encoder, batch=8).run(FixedPrompts([(start, masks[i, start]) for i in objects])):
-            found = torch.cat([m for _, m in video_masks(swept.logits, tuple(masks.shape[-2:]))])
-            for place, mask in zip(swept.ids, found, strict=True):
-                truth = masks[objects[place], swept.frame]
+        prompts = FixedPrompts([(start, pack_bits(masks[i, start])) for i in objects])
+        with sam2.segmenter() as segmenter:
+            encoder = FrameEncoder(segmenter, [torch.from_numpy(f) for f in scene.frames], FeatureCache(1 << 30), lambda: None)
+            swept = list(Sweep(segmenter, encoder, masks.shape[-1], batch=8).run(prompts))
+        for each in swept:
+            found = torch.cat([m for _, m in video_masks(each.logits, tuple(masks.shape[-2:]))])
+            for index, mask in zip(each.ids, found, strict=True):
+                truth = masks[objects[index], each.frame]
                 if not truth.any():
                     gone.append(float(not mask.any()))
-                elif swept.frame != start:
+                elif each.frame != start:
                     followed.append(iou(mask, truth))
     assert np.mean(followed) > 0.85
     assert len(gone) >= 5 and np.mean(gone) > 0.8
@@ -97,8 +106,7 @@ def test_points_on_no_object_find_nothing(sam2, scenes):
         height, width = objects.shape
         far = torch.nn.functional.max_pool2d(objects[None].float(), 41, 1, 20)[0] == 0
         places = far.nonzero()[:: max(1, int(far.sum()) // 4)] + 0.5
-        features = FrameEncoder(sam2, [torch.from_numpy(scene.frames[4])], FeatureCache(0), lambda: None).encode(0)
-        logits, _ = point_masks(sam2, features, (places / torch.tensor([height, width])).flip(1))
+        logits, _ = decode(sam2, scene.frames[4], (places / torch.tensor([height, width])).flip(1))
         empty += [not mask.any() for _, masks in video_masks(logits, (height, width)) for mask in masks]
     assert len(empty) > 20 and np.mean(empty) > 0.85
 

@@ -12,8 +12,8 @@ from decaf.command.segment import _overlay
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.report import silent
 from decaf.sam2 import load_sam2
-from decaf.sam2.memory_plan import TrackedObject
 from decaf.tracking import segment
+from decaf.tracking.memory_plan import TrackedObject
 
 
 class CountedClip(Clip):

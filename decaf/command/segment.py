@@ -29,8 +29,8 @@ from ..pictures.contact_sheet import contact_sheet, mask_overlay
 from ..pipeline import Result, segment_attention
 from ..report import Progress
 from ..sam2 import SAM2, load_sam2
-from ..sam2.frames import FeatureCache
 from ..tracking import feature_cache
+from ..tracking.frames import FeatureCache
 from . import outputs
 from .attention_file import load_attention, save_attention
 from .folder_lock import FolderLocks
