@@ -91,6 +91,19 @@ def test_tokens_of_a_question_are_bounded(mllm):
     extract_attention(mllm, clip_of(1), "🐕" * 300, tokens_per_frame=4)
 
 
+def test_questions_are_grouped_by_their_tokens(monkeypatch):
+    from decaf.attention.extract import _groups
+
+    monkeypatch.setattr("decaf.attention.extract.QUESTION_TOKENS_PER_PASS", 10)
+    for lengths, groups in (
+        ([4], [(0, 1)]),
+        ([4, 6], [(0, 2)]),
+        ([4, 7], [(0, 1), (1, 2)]),
+        ([30, 1, 9, 1, 40], [(0, 1), (1, 3), (3, 4), (4, 5)]),
+    ):
+        assert list(_groups(lengths)) == groups
+
+
 def test_there_are_not_too_many_queries():
     assert len(split_queries(["\n".join(f"cup {number}" for number in range(256))])) == 256
     with pytest.raises(DecafError, match="more than 256"):
@@ -271,9 +284,9 @@ def test_more_questions_than_fit_a_pass(mllm, monkeypatch):
     """They are asked on the keys and values of the pictures, which are not run again."""
     queries = ["the red one", "the blue one behind it", "a cup"]
     expected, counts, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), {}, {}
-    monkeypatch.setattr("decaf.attention.extract.QUESTIONS_PER_PASS", 2)
+    monkeypatch.setattr("decaf.attention.extract.QUESTION_TOKENS_PER_PASS", 1)
     found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=counts)
-    assert counts["forward_passes"] == 5 + 3  # nine questions of the video, six of the images
+    assert counts["forward_passes"] == 9 + 6  # each question of the video, and of the images, alone
     for pair, other in zip(found, expected, strict=True):
         assert pair[0].presence == pytest.approx(other[0].presence, abs=1e-5)
         for one, two in zip(pair, other, strict=True):

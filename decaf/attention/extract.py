@@ -5,7 +5,7 @@ Any number of queries share what is expensive: each batch of pictures goes throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +25,9 @@ from .presence import presence_score, yes_and_no
 from .questions import Templates, clean_query
 from .rollout import last_row_rollout
 
-QUESTIONS_PER_PASS = 96
-"""Questions behind the pictures in one pass. Further ones come in a pass of their own, on the keys and values of the pictures."""
+QUESTION_TOKENS_PER_PASS = 6144
+"""Tokens of all questions behind the pictures in one pass: room for about 60 queries. Further ones come in a pass of their own, on the keys and
+values of the pictures."""
 
 QUESTIONS_PER_ROLLOUT = 16
 """Questions rolled out together; attention over the shared pictures is computed once per group."""
@@ -262,11 +263,11 @@ class _Extraction:
     ) -> _Passes:
         """Ask questions of pictures, in one pass unless there are very many; maps are made of the first `mapped` ones."""
         found = _Passes([], [], [], *(kept or (None, None)))
-        for first in range(0, len(questions), QUESTIONS_PER_PASS):
-            group = questions[first : first + QUESTIONS_PER_PASS]
+        for first, stop in _groups([len(self.mllm.question_ids(layout, question)) for question in questions]):
+            group = questions[first:stop]
             packed = pack(self.mllm, layout, group)
             opens = encoded is not None and first == 0
-            more = first + len(group) < len(questions)
+            more = stop < len(questions)
             budget = self.batches.q_budget_bytes(layout.batch * len(packed.tokens(shared=opens)[0]))
 
             def attention(segments: Tensor, opens=opens, keep=answer or (opens and more), budget=budget) -> PackedAttention:
@@ -318,6 +319,17 @@ class _Passes:
     answers: list[list[str]]
     kept: KeptKV | None
     shared: CapturedQK | None
+
+
+def _groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges (first, stop) of questions of so many tokens that fit one pass together, at least one each."""
+    first = total = 0
+    for index, length in enumerate(lengths):
+        if index > first and total + length > QUESTION_TOKENS_PER_PASS:
+            yield first, index
+            first, total = index, 0
+        total += length
+    yield first, len(lengths)
 
 
 def _plain(mllm: MLLM, tokens: list[int]) -> str:
