@@ -59,7 +59,7 @@ def case_the_next_query_does_not_decode_again():
     path = Path(SETTINGS["scratch"]) / "again.mp4"
     path.write_bytes(Path(video().get_stream_source()).read_bytes())
     clip, opened, open_clip = InputImpl.VideoFromFile(str(path)), [], host.open_clip
-    host.open_clip = lambda source: opened.append(source) or open_clip(source)
+    host.open_clip = lambda source, **more: opened.append(source) or open_clip(source, **more)
     try:
         first = extract(clip, tokens_per_frame=16)[0]
         again = extract(clip, query="the slope", tokens_per_frame=16)[0]

@@ -41,6 +41,8 @@ class Meter:
 
         def sam2(*args, **kwargs):
             loaded = load_sam2(*args, **kwargs)
+            with loaded.segmenter():  # which tries its steps on a picture of its own, once per model
+                pass
             loaded.model.image_encoder.trunk.patch_embed.register_forward_hook(self.image)
             return loaded
 
