@@ -150,7 +150,9 @@ def test_an_adapter_does_not_lead_to_another_model(model):
         ("vision_config__in_channels", 10**5),
         ("num_attention_heads", 10**9),
         ("vocab_size", 10**400),
+        ("hidden_size", 10**400),
         ("rms_norm_eps", float("inf")),
+        ("vision_config__more", [10**300, float("nan")]),
     ],
 )
 def test_more_numbers_than_the_files_hold(model, entry, value):
@@ -208,6 +210,52 @@ def test_a_tokenizer_that_cannot_be_used(model):
     refused(model, "ownload")
     (model / "tokenizer.json").write_text("[" * 100_000)
     refused(model, "ownload")
+
+
+@pytest.mark.parametrize("model", ["internvl"], indirect=True)
+@pytest.mark.parametrize(
+    "part, entries",
+    [
+        ("text_config", {"model_type": "detr", "use_pretrained_backbone": True, "use_timm_backbone": False, "backbone": "evil/repo"}),
+        ("text_config", {"model_type": "timm_wrapper", "architecture": "x"}),
+        ("text_config", {"model_type": "qwen2_moe", "num_experts": 100_000}),
+        ("vision_config", {"model_type": "timm_backbone", "backbone": "evil/repo"}),
+        ("vision_config", {"model_type": ["internvl_vision"]}),
+    ],
+)
+def test_towers_of_other_kinds_are_refused(model, part, entries):
+    """Some kinds fetch a part of themselves by a name in the configuration."""
+    change(model / "config.json", **{f"{part}__{name}": value for name, value in entries.items()})
+    refused(model, "tower", "Choose another")
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "fp8", "gptq", "nonsense", ["x"], None])
+def test_quantisation_that_may_fetch_kernels_is_refused(model, method):
+    change(model / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    refused(model, "quantised", "Choose another version")
+
+
+def test_a_normaliser_that_makes_gigabytes_of_a_word(model):
+    doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    change(model / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [doubling] * 40})
+    refused(model, "tokenizer.json", "rewrites", "ownload")
+    change(model / "tokenizer.json", normalizer=doubling)
+    refused(model, "tokenizer.json", "rewrites", "ownload")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_tokenizer_file_that_is_too_large_to_be_one(model, name):
+    with (model / name).open("r+b") as file:
+        file.truncate(65 << 20)
+    refused(model, name, "bytes")
+
+
+def test_a_config_nested_too_deeply(model):
+    nested = 1
+    for _ in range(200):
+        nested = {"a" * 9000: nested}
+    change(model / "config.json", more=nested)
+    refused(model, "levels deep", "ownload")
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------------------------

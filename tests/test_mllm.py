@@ -91,6 +91,14 @@ def test_tokens_of_a_question_are_bounded(mllm):
     extract_attention(mllm, clip_of(1), "🐕" * 300, tokens_per_frame=4)
 
 
+def test_names_to_choose_from_are_few_and_short():
+    answers = [f"name {number}" for number in range(300)] + ["cup", "cup", "x" * 500, "x" * 500, "", ""]
+    question = Templates().ask_choice("it.", answers)
+    assert question.count(", ") == Templates().ask_choice("it.", ["a"]).count(", ") + 31
+    assert "cup, " + "x" * 80 + ", name 0" in question and "x" * 81 not in question
+    assert "none" in Templates().ask_choice("it.", ["", ""])
+
+
 def test_questions_are_grouped_by_their_tokens(monkeypatch):
     from decaf.attention.extract import _groups
 

@@ -19,6 +19,10 @@ ENOUGH_TOKENS_ON_CPU = 1024
 """Visual tokens per batch on a CPU; larger batches gain no speed. With a 3B model in float32 they take 0.8 GB."""
 
 
+FEW_TEXT_TOKENS = 512
+"""Tokens of questions that need no room of their own in a batch: those of several queries."""
+
+
 def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings: AttentionSettings) -> int:
     """Bytes that the attention of a clip of so many frames, (height, width) each, needs on a device beside the weights.
 
@@ -30,7 +34,7 @@ def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
     image = mllm.family.image_layout(mllm.vision, frame_size, 1, settings.tokens_per_frame)
     per_token = mllm.bytes_per_token(start, keep=settings.setting != MODES[0])
-    return max(video.tokens, image.tokens) * per_token + 4 * BLOCK_BYTES["cuda"]
+    return (max(video.tokens, image.tokens) + FEW_TEXT_TOKENS) * per_token + 4 * BLOCK_BYTES["cuda"]
 
 
 class Batches:
@@ -47,11 +51,15 @@ class Batches:
         self._low_memory = False
         self._at_once = 1
 
-    def of(self, frames: int, video: Layout, image: Layout) -> Iterator[slice]:
-        """Slices of the key frames. A batch that did not fit, which `attempt` notes, comes again with half of its frames."""
+    def of(self, frames: int, video: Layout, image: Layout, text_tokens: int) -> Iterator[slice]:
+        """Slices of the key frames; `text_tokens` of questions stand behind each.
+
+        A batch that did not fit, which `attempt` notes, comes again with half of its frames.
+        """
         free = free_memory(self._mllm.device)
         budget = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self._bytes_per_token)
-        self._at_once = max(1, max(video.tokens, budget) // image.tokens)
+        text = max(0, text_tokens - FEW_TEXT_TOKENS)
+        self._at_once = max(1, max(video.tokens + text, budget) // (image.tokens + text))
         first = 0
         while first < frames:
             batch = slice(first, min(first + self._at_once, frames))

@@ -135,7 +135,7 @@ def _by_expression(extraction: _Extraction, queries: list[str], templates: Templ
     """Questions, what each layout of pictures gave, and the (empty) answers of each query."""
     asked = [*map(templates.ask_object, queries), *map(templates.ask_background, queries)]
     present = [*map(templates.ask_presence, queries)]
-    looks = [look for _, look in extraction.look_at_all(lambda layout, frames: extraction.look(layout, frames, asked, present))]
+    looks = [look for _, look in extraction.look_at_all(asked, lambda layout, frames: extraction.look(layout, frames, asked, present))]
     return asked, looks, [[] for _ in queries]
 
 
@@ -144,7 +144,9 @@ def _by_class_name(extraction: _Extraction, queries: list[str], templates: Templ
     asked = [*map(templates.ask_object, queries)]
     present = [*map(templates.ask_presence, queries)]
     layouts, looks = [], []
-    for layout, look in extraction.look_at_all(lambda layout, frames: extraction.look(layout, frames, asked, present, answer=True)):
+    for layout, look in extraction.look_at_all(
+        asked, lambda layout, frames: extraction.look(layout, frames, asked, present, answer=True)
+    ):
         layouts.append(layout)
         looks.append(look)
     answers = [[said for look in looks for said in look.answers[index]] for index in range(len(queries))]
@@ -184,13 +186,14 @@ class _Extraction:
     def count(self, name: str, number: int = 1) -> None:
         self._counts[name] = self._counts.get(name, 0) + number
 
-    def look_at_all(self, step: Callable[[Layout, Sequence[Tensor]], _Look]):
-        """Does `step` for the video, then for the key frames in batches. Yields the layouts and the results."""
+    def look_at_all(self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], _Look]):
+        """Does `step`, which asks these questions, for the video, then for the key frames in batches. Yields the layouts and the results."""
         family, vision, most = self.mllm.family, self.mllm.vision, self.tokens_per_frame
         size = tuple(self.frames[0].shape[:2])
         video = family.video_layout(vision, size, self.seconds, most)
         yield video, self._attempt(lambda: step(video, self.frames), 1)
-        for batch in self.batches.of(len(self.frames), video, family.image_layout(vision, size, 1, most)):
+        text = min(QUESTION_TOKENS_PER_PASS, sum(len(self.mllm.question_ids(video, question)) for question in asked))
+        for batch in self.batches.of(len(self.frames), video, family.image_layout(vision, size, 1, most), text):
             frames = self.frames[batch]
             layout = family.image_layout(vision, size, len(frames), most)
             result = self._attempt(lambda layout=layout, frames=frames: step(layout, frames), len(frames))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -15,6 +16,9 @@ LONGEST_QUERY = 2000
 LONGEST_QUESTION = 8000
 """Characters of a question template, and of a question with the query in it. Each character is up to four tokens for the model, which bounds
 those before it answers (see `decaf.mllm.base.LONGEST_QUESTION_TOKENS`)."""
+
+MOST_ANSWERS, LONGEST_NAME = 32, 80
+"""Names that are chosen from: the most frequent answers, each cut to so many characters."""
 
 MOST_QUERIES = 256
 """Queries that share the passes over one clip."""
@@ -108,7 +112,8 @@ class Templates:
         return self.class_background.replace("{object}", name)
 
     def ask_choice(self, query: str, answers: list[str]) -> str:
-        named = ", ".join(dict.fromkeys(a for a in answers if a)) or "none"
+        often = Counter(answer for answer in answers if answer).most_common(MOST_ANSWERS)
+        named = ", ".join(answer[:LONGEST_NAME] for answer, _ in often) or "none"
         values = {"{query}": query, "{answers}": named}
         return re.sub("|".join(values), lambda found: values[found[0]], self.choose)
 

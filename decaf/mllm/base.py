@@ -86,6 +86,9 @@ class Family(ABC):
     """As in lists of what is supported."""
     model_types: tuple[str, ...]
     """`model_type` in config.json of the models it serves."""
+    text_types: tuple[str, ...]
+    vision_types: tuple[str, ...]
+    """`model_type` of the towers' own configurations, where they name one. Others would build code that nobody has looked at."""
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
 

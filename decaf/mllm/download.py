@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import DecafError
-from ..report import Progress, silent
+from ..report import Cancellable, Progress, silent
 from .folder import missing_files
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -
     from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
 
-    sized = []
+    sized, progress = [], Cancellable(progress)
 
     class Bar(tqdm):
         """Reports to `progress` instead of drawing. The hub counts bytes in one bar and files in another; older ones count files alone."""
@@ -78,7 +78,9 @@ def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -
 
     try:
         return Path(snapshot_download(repo, local_dir=folder, allow_patterns=DOWNLOADED, tqdm_class=Bar))
-    except (OSError, ValueError) as error:  # connection errors, unknown repositories, a full disk
+    except Exception as error:  # connection errors, unknown repositories, a full disk: each library below has kinds of its own
+        if progress.cancelled_by(error):
+            raise
         where = f"into {folder}" if folder else "into the local cache"
         raise DecafError(
             f"{repo} could not be downloaded {where}: {str(error).splitlines()[0] if str(error) else type(error).__name__} "

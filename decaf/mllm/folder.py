@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..errors import DecafError
+from ..errors import DecafError, shown
 
 LARGEST_CONFIG = 8 << 20
 """Bytes of a config.json that is read. Real ones have a few kilobytes."""
@@ -21,6 +21,9 @@ LARGEST_INDEX = 64 << 20
 MOST_LAYERS = 512
 """Layers of one tower. The largest published models have about 130."""
 
+DEEPEST = 16
+"""Levels of a configuration. Published ones have three or four."""
+
 LARGEST_WIDTH = 1 << 20
 """Largest single number that a configuration may give for a width, a head or a picture's side; vocabularies and positions are exempt."""
 
@@ -29,6 +32,12 @@ _DROPPED = {
     # Which code is imported; no code of the folder is.
     "auto_map",
     "custom_pipelines",
+    # Which other model a tower would be, fetched by its name.
+    "backbone",
+    "backbone_config",
+    "backbone_kwargs",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
     # What a pass hands out: hidden states and attention of every layer would fill the memory.
     "output_attentions",
     "output_hidden_states",
@@ -100,23 +109,51 @@ def check_sizes(config: Mapping, where: Path) -> None:
     """Refuses numbers that no model has, before anything is built from them. DecafError names the entry."""
     exempt = re.compile(r".*(token_id|vocab_size|position|theta|window|length|pixels|seed|bytes|size_in).*")
 
-    def check(value, path: str) -> None:
+    def check(value, path: tuple[str, ...]) -> None:
+        if len(path) > DEEPEST:
+            raise DecafError(f"{where / 'config.json'} is nested more than {DEEPEST} levels deep, which no model's is. Download the model again.")
         if isinstance(value, Mapping):
             for name, inner in value.items():
-                check(inner, f"{path}.{name}" if path else str(name))
+                check(inner, (*path, str(name)))
         elif isinstance(value, list):
             for inner in value:
-                check(inner, path)
+                check(inner, (*path, ""))
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            name = path.rsplit(".", 1)[-1]
+            name = next((part for part in reversed(path) if part), "")
             layers = re.fullmatch(r"depth|n_layers?|num_(hidden_)?layers|max_window_layers", name)
             most = MOST_LAYERS if layers else LARGEST_WIDTH
             if not abs(value) < float("inf") or (abs(value) > most and not exempt.fullmatch(name)):
                 raise DecafError(
-                    f"{where / 'config.json'} gives {value:g} for {path}, which no model has (at most {most:,}). Download the model again."
+                    f"{where / 'config.json'} gives {shown(_digits(value), 30)} for {shown('.'.join(filter(None, path)), 80)}, which no model has "
+                    f"(at most {most:,}). Download the model again."
                 )
 
-    check(config, "")
+    check(config, ())
+
+
+def _digits(number: int | float) -> str:
+    """The number in decimals, or how large it is: Python refuses to write out very long ones."""
+    return str(number) if isinstance(number, float) or number.bit_length() < 1000 else f"a number of {number.bit_length():,} bits"
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuses tokenizer files that are no model's, before a library reads them: too large, or with a normaliser that rewrites text, which a
+    few rules can make gigabytes of. DecafError names the file."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.json", "merges.txt"):
+        path = folder / name
+        if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST_INDEX):
+            raise DecafError(f"{path} is no file, or has more than {LARGEST_INDEX:,} bytes, which no model's has. Download the model again.")
+    try:
+        normaliser = read_json(folder / "tokenizer.json", LARGEST_INDEX).get("normalizer") if (folder / "tokenizer.json").exists() else None
+        steps = normaliser.get("normalizers", [normaliser]) if isinstance(normaliser, dict) else []
+        kinds = {step["type"] for step in steps}
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise DecafError(f"{folder / 'tokenizer.json'} is damaged ({type(error).__name__}: {error}). Download the model again.") from error
+    if not kinds <= {"NFC", "NFD", "NFKC", "NFKD"}:
+        raise DecafError(
+            f"{folder / 'tokenizer.json'} rewrites text before it is read ({shown(', '.join(sorted(map(str, kinds))))}), which the tokenizers of "
+            "supported models do not. Download the model again."
+        )
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,10 @@ from ..report import Cancellable, Progress, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
-from .folder import check_sizes, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+from .folder import check_sizes, check_tokenizer_files, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+
+QUANTISED_AS = ("bitsandbytes",)
+"""Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
 
 
 @cache
@@ -54,6 +57,7 @@ def load_mllm(
     told = system_prompt(entries, folder)
     _check_complete(folder)
     check_sizes(entries, folder)
+    check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
     with _explained(folder, progress):
@@ -174,7 +178,21 @@ def _family_of(config: dict, folder: Path) -> Family:
     text = config.get("text_config", config)
     if not isinstance(text, dict) or not isinstance(config.get("vision_config"), dict):
         raise DecafError(f"{folder / 'config.json'} is damaged (it does not describe a tower of text and one of vision). Download the model again.")
-    if "sliding_attention" in (text.get("layer_types") or ()):
+    for tower, entries, known in (("text", text, family.text_types), ("vision", config["vision_config"], family.vision_types)):
+        named = entries.get("model_type", known[0]) if entries is not config else known[0]
+        if named not in known:
+            raise DecafError(
+                f"The model in {folder} has a {tower} tower of the type {shown(named, 60)!r}; supported are {', '.join(known)}. Choose another model."
+            )
+    quantised = config.get("quantization_config") or text.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    if quantised is not None and method not in QUANTISED_AS:
+        raise DecafError(
+            f"The model in {folder} cannot be loaded: it is quantised as {shown(method, 60)!r}; supported are weights as published, and "
+            f"{', '.join(QUANTISED_AS)}. Choose another version of the model."
+        )
+    layer_types = text.get("layer_types")
+    if isinstance(layer_types, list) and "sliding_attention" in layer_types:
         raise DecafError(
             f"The model in {folder} uses sliding-window attention in some layers; its attention rollout is not supported. "
             "Choose a model with full attention in every layer."

@@ -34,7 +34,7 @@ class CapturedQK:
 
     def cpu(self) -> CapturedQK:
         """The same in host memory."""
-        moved = [{layer: tensor.cpu() for layer, tensor in part.items()} for part in (self.queries, self.keys)]
+        moved = [{layer: _on_its_own(tensor) for layer, tensor in part.items()} for part in (self.queries, self.keys)]
         return CapturedQK(self.scale, *moved)
 
 
@@ -53,7 +53,7 @@ class KeptKV:
 
     def cpu(self) -> KeptKV:
         """The same in host memory."""
-        return KeptKV(self.segments, *({layer: one.cpu() for layer, one in part.items()} for part in (self.keys, self.values)))
+        return KeptKV(self.segments, *({layer: _on_its_own(one) for layer, one in part.items()} for part in (self.keys, self.values)))
 
 
 class PackedAttention:
@@ -124,6 +124,12 @@ class PackedAttention:
             # A view would keep the whole tensor on the device.
             captured.queries[layer] = q[:, :, span].clone() if aside else q[:, :, span]
             captured.keys[layer] = k[:, :, span]
+
+
+def _on_its_own(tensor: Tensor) -> Tensor:
+    """In host memory, without the larger tensor that it may be a part of."""
+    moved = tensor.cpu()
+    return moved.clone() if moved.untyped_storage().nbytes() > moved.nbytes else moved
 
 
 def _span(segments: Tensor, number: int) -> slice:

@@ -21,6 +21,8 @@ class InternVL(Family):
     name = "InternVL3"
     title = "InternVL3"
     model_types = ("internvl",)
+    text_types = ("qwen2",)
+    vision_types = ("internvl_vision",)
     repositories = ("OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3-8B-hf", "OpenGVLab/InternVL3-14B-hf")
     opening = "<|im_start|>user\n"
     closing = "<|im_end|>\n<|im_start|>assistant\n"

@@ -37,6 +37,8 @@ class QwenVL(Family):
     name = "Qwen2-VL"
     title = "Qwen2-VL and Qwen2.5-VL"
     model_types = ("qwen2_vl", "qwen2_5_vl")
+    text_types = ("qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text")
+    vision_types = ("qwen2_vl", "qwen2_5_vl", "qwen2_vl_vision", "qwen2_5_vl_vision")
     repositories = (
         "Qwen/Qwen2.5-VL-3B-Instruct",
         "Qwen/Qwen2.5-VL-7B-Instruct",
