@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+import transformers  # noqa: F401 (now, since its log keeps the stderr of that moment, which later is a test's own and closed)
 from short_runs import FRAMES, KEYS, SIZE, picture
 
 TESTS = Path(__file__).parent
