@@ -12,7 +12,8 @@ from short_runs import FRAMES, KEYS, SIZE, picture
 
 TESTS = Path(__file__).parent
 
-# The models here are tiny: a second thread costs more than it brings, and with other work on the machine ten times as much.
+# The models here are tiny: a second thread costs more than it brings, and with other work on the machine ten times as much. And tests that
+# two ways are equal to the bit need equal numbers of threads.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for child processes
 

@@ -5,28 +5,18 @@ import sys
 
 import pytest
 import torch
+from made_attention import fused, three_frames
 from pack_modules import pack_module
 
 from decaf.attention.points import attention_points
-from decaf.data import ClipInfo, FusedAttention
 
 interop = pack_module("interop")
 attention_boxes, connected_to, points_json = interop.attention_boxes, interop.connected_to, interop.points_json
 
 
-def fused(maps, size=(90, 120)):
-    maps = torch.as_tensor(maps, dtype=torch.float32)
-    clip = ClipInfo(len(maps), size, tuple(range(len(maps))), torch.zeros(len(maps), 16, 16, 3, dtype=torch.uint8))
-    return FusedAttention(maps, clip)
-
-
 @pytest.fixture
 def scene():
-    """Three frames on a 6x8 grid of 15 px cells: two blobs with points, nothing, one weak and one strong blob."""
-    maps = torch.zeros(3, 6, 8)
-    maps[0, 1:3, 1:3], maps[0, 4, 6] = 0.9, 1.0
-    maps[2, 1, 1], maps[2, 4, 5:7] = 0.7, 0.85
-    return fused(maps)
+    return three_frames()
 
 
 def test_nothing_of_comfyui_is_needed():

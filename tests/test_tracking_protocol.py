@@ -1,6 +1,7 @@
 """The seam between tracking and what segments: another segmenter, without SAM 2, goes all the way."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -141,14 +142,14 @@ def test_what_it_cannot_find_is_said_in_its_name():
 def test_the_package_is_not_needed_for_that():
     """Neither it nor the folder that knows it is imported."""
     code = (
-        "import sys, runpy\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import sys\n"
         "sys.modules['sam2'] = None\n"
         "import test_tracking_protocol as t\n"
         "clip, truth = t.two_squares()\n"
         "assert t.segment(t.ByColour(), clip, t.prompts_on(clip, truth), score_threshold=0.3).union().any()\n"
         "print([name for name in sys.modules if name.startswith(('decaf.sam2', 'sam2.', 'hydra'))])\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    found = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=found)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"

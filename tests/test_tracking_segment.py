@@ -19,15 +19,6 @@ from decaf.tracking import segment
 from decaf.tracking.candidates import suppress
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Bit equality needs equal thread counts, and tiny matrices gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """(seed, version) -> our model and the package's predictor with the same weights, at 64 px."""

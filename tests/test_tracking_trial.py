@@ -17,15 +17,6 @@ from decaf.sam2.package_steps import PackageSteps
 from decaf.tracking import segment
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Bit equality needs equal thread counts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def fresh(tmp_path, caplog):
     """Loads a model that has had no trial. `caplog` then has the warnings."""
