@@ -89,7 +89,7 @@ class LoadMLLM(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="Number format of the weights. auto: bf16 on a GPU, also on older ones that are slow at it, since fp32 takes twice the "
-                    "memory; fp32 where bf16 is not to be had, as on a CPU. fp16 is never taken by itself: Qwen models overflow in it. "
+                    "memory; fp32 where bf16 is not to be had, as on a CPU. fp16 is refused by models that overflow in it. "
                     "Attention maps are always fp32.",
                 ),
             ],

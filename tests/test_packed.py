@@ -111,15 +111,18 @@ def test_a_mask_that_is_not_causal_is_refused(mllm_folder, kind):
     prefix = visible.clone()
     prefix[..., :4, :4] = True
     embeds, positions = mllm.engine.embed(torch.arange(length)[None]), torch.arange(length)[None]
+    attention = mllm.engine.text_tower.layers[2].self_attn
+    original = attention.forward
     for mask, fine in ((visible, True), (prefix, False), (torch.ones_like(visible), False)):
         mask = mask if kind == torch.bool else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(kind).min)
-        attention = PackedAttention(torch.ones(length, dtype=torch.long))
+        attention.forward = lambda *args, mask=mask, **kwargs: original(*args, **{**kwargs, "attention_mask": mask})
+        asked = PackedAttention(torch.ones(length, dtype=torch.long))
         if fine:
-            mllm.engine.run(embeds, positions, attention, attention_mask=mask)
+            mllm.engine.run(embeds, positions, asked)
         else:
             with pytest.raises(DecafError, match="both directions"):
-                mllm.engine.run(embeds, positions, attention, attention_mask=mask)
-    mllm.engine.text_tower.layers[2].self_attn.is_causal = False
+                mllm.engine.run(embeds, positions, asked)
+    attention.forward, attention.is_causal = original, False
     with pytest.raises(DecafError, match="both directions"):
         mllm.engine.run(embeds, positions, PackedAttention(torch.ones(length, dtype=torch.long)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,11 +52,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the vision tower made of the pictures. `tokens`: (batch, tokens, width), in prompt order. `extras`: further arguments of the
-    decoder for the pass that carries the pictures."""
+    """What the vision tower made of the pictures. `tokens`: (batch, tokens, width), in prompt order. `deepstack`: tensors of that shape, level
+    l of which is added to the visual tokens' hidden states behind decoder layer l."""
 
     tokens: Tensor
-    extras: Mapping[str, object] = field(default_factory=dict)
+    deepstack: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Family(ABC):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """By which colours 0..1 are normalised, where the model's folder does not say."""
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
+    """What its models can be computed in. Not float16 where activations pass its largest number, as in all that is built on Qwen's."""
 
     @abstractmethod
     def vision_shape(self, config: object) -> VisionShape:

@@ -7,7 +7,7 @@ library is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,9 +63,16 @@ class Engine(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> (..., width) on the device."""
 
-    def run(self, embeds: Tensor, position_ids: Tensor, attend: Attend, **extras) -> Tensor:
+    def see(self, pixels: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The vision tower and what joins it to the decoder, on CPU tensors named and shaped as transformers' own processors give them:
+        visual tokens (n, width) of all pictures in a row, and deepstack levels (n, width) where the model has some."""
+
+    def run(
+        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+    ) -> Tensor:
         """One forward pass: embeds (B, L, width), position_ids (axes, L) of every prompt -> hidden states (B, L, width) after the last
-        norm. `extras`: what the vision tower's family adds for the decoder. DecafError: attention that is not plain causal softmax."""
+        norm. `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where
+        `visual` (L,) is True. DecafError: attention that is not plain causal softmax."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., width) -> (..., vocabulary)."""
@@ -112,20 +119,40 @@ class TransformersEngine:
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids.to(self.device))
 
-    def run(self, embeds: Tensor, position_ids: Tensor, attend: Attend, **extras) -> Tensor:
+    def see(self, pixels: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        run = self.model.get_video_features if "pixel_values_videos" in pixels else self.model.get_image_features
+        out = run(**{name: one.to(self.device, self.dtype if one.is_floating_point() else None) for name, one in pixels.items()})
+        if isinstance(out, tuple) and isinstance(out[0], list | tuple):  # transformers 4: (tokens of each picture, deepstack levels)
+            tokens, levels = out
+        else:  # transformers 5 names them; 4 returned tokens bare where there are no levels
+            tokens, levels = getattr(out, "pooler_output", out), getattr(out, "deepstack_features", None)
+        return _in_a_row(tokens), tuple(map(_in_a_row, levels or ()))
+
+    def run(
+        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+    ) -> Tensor:
         positions = position_ids.to(embeds.device)[:, None].expand(-1, len(embeds), -1)
         if len(positions) == 1:
             positions = positions[0]
         # A configuration may ask for all hidden states and attention maps, which nobody reads.
         kept = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
+        if deepstack:
+            kept["visual_pos_masks"] = visual.to(embeds.device).expand(len(embeds), -1)
+            kept["deepstack_visual_embeds"] = [level.flatten(0, 1) for level in deepstack]
         token = _attend.set(attend)
         try:
-            return self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept, **extras).last_hidden_state
+            return self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept).last_hidden_state
         finally:
             _attend.reset(token)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
+
+
+def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """(n, width) of all pictures, whether they come together or one by one."""
+    joined = features if isinstance(features, Tensor) else torch.cat(list(features))
+    return joined.reshape(-1, joined.shape[-1])
 
 
 _attend: ContextVar[Attend | None] = ContextVar("decaf_attend", default=None)

@@ -60,6 +60,12 @@ def load_mllm(
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
+    if dtype not in family.dtypes:
+        fine = " or ".join(str(one).removeprefix("torch.") for one in family.dtypes)
+        raise DecafError(
+            f"{folder.name} cannot be computed in {str(dtype).removeprefix('torch.')}: its activations pass that format's largest number. "
+            f"Choose {fine} as its dtype."
+        )
     with _explained(folder, progress):
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 

@@ -197,13 +197,13 @@ def run(mllm: MLLM, packed: Packed, encoded: Encoded | None, attention_of: Calla
     ids, segments, positions = packed.tokens(shared=encoded is not None)
     attention = attention_of(segments)
     embeds = mllm.engine.embed(ids.expand(batch, -1))
-    extras = {}
+    pictures = {}
     if encoded is not None:
         visual = torch.zeros(len(ids), dtype=torch.bool)
         visual[: len(packed.visual)] = packed.visual
         embeds[:, visual.to(embeds.device)] = encoded.tokens.to(embeds)
-        extras = encoded.extras
-    hidden = mllm.engine.run(embeds, positions, attention, **extras)
+        pictures = {"visual": visual, "deepstack": encoded.deepstack}
+    hidden = mllm.engine.run(embeds, positions, attention, **pictures)
     ends = torch.tensor([int((segments == number).nonzero()[-1, 0]) for number in range(1, len(packed.question_ids) + 1)])
     return Answered(attention, hidden[:, ends.to(hidden.device)])
 

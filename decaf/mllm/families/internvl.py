@@ -65,9 +65,8 @@ class InternVL(Family):
         return {"pixel_values": normalised(tiles, mllm.mean, mllm.std)}
 
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
-        out = mllm.model.get_image_features(pixel_values=pixels["pixel_values"].to(mllm.device, mllm.engine.dtype))
-        features = getattr(out, "pooler_output", out)  # transformers 5 wraps what 4 returned bare
-        return Encoded(features.reshape(layout.batch, layout.tokens, -1))
+        tokens, _ = mllm.engine.see(pixels)
+        return Encoded(tokens.view(layout.batch, layout.tokens, -1))
 
     def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
         """(1, L): counted through."""

@@ -102,10 +102,8 @@ class QwenVL(Family):
         return dict(zip(names, (patches, grid), strict=True))
 
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
-        run = mllm.model.get_video_features if layout.kind == "video" else mllm.model.get_image_features
-        out = run(**{name: value.to(mllm.device) for name, value in pixels.items()})
-        features = getattr(out, "pooler_output", out)  # transformers 5 wraps what 4 returned bare
-        return Encoded(torch.cat(list(features)).view(layout.batch, layout.tokens, -1))
+        tokens, _ = mllm.engine.see(pixels)
+        return Encoded(tokens.view(layout.batch, layout.tokens, -1))
 
     def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
         """(3, L): time, row and column of visual tokens, counted on from the text before them; text has three equal coordinates.
