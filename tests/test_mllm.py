@@ -17,9 +17,9 @@ from decaf.attention.extract import extract_attention, extract_attentions, key_f
 from decaf.attention.questions import Templates, clean_query, split_queries
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
-from decaf.mllm.base import fit_grid
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
+from decaf.mllm.pictures import fit_grid
 from decaf.report import Report
 
 QUERY = "the dog that gets the ball first"

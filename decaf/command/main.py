@@ -137,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     masks.add_argument(
         "--score-threshold", metavar="X", type=float, default=TrackingSettings.score_threshold, help="score above which an object is kept"
     )
+    masks.add_argument("--max-tracks", metavar="N", type=int, help="most objects to keep, those of the highest scores (default: all)")
 
     compute = segment.add_argument_group("computation")
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
