@@ -23,6 +23,12 @@ FEW_TEXT_TOKENS = 512
 """Tokens of questions that need no room of their own in a batch: those of several queries."""
 
 
+def image_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: AttentionSettings) -> Layout:
+    """Each of `batch` key frames of (height, width) pixels as an image by itself, as fine as the settings say."""
+    layout = mllm.family.coarse_image_layout if settings.is_fast else mllm.family.image_layout
+    return layout(mllm.vision, frame_size, batch, settings.tokens_per_frame)
+
+
 def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings: AttentionSettings) -> int:
     """Bytes that the attention of a clip of so many frames, (height, width) each, needs on a device beside the weights.
 
@@ -30,9 +36,9 @@ def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings
     """
     layers = mllm.layers
     start = layers // 2 if settings.start_layer is None else min(settings.start_layer, layers - 1)
-    shown = min(frames, settings.max_key_frames)
+    shown = min(frames, settings.shown_key_frames)
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
-    image = mllm.family.image_layout(mllm.vision, frame_size, 1, settings.tokens_per_frame)
+    image = image_layout(mllm, frame_size, 1, settings)
     per_token = mllm.bytes_per_token(start, keep=settings.setting != MODES[0])
     return (max(video.tokens, image.tokens) + FEW_TEXT_TOKENS) * per_token + 4 * BLOCK_BYTES["cuda"]
 

@@ -18,8 +18,8 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import AttentionSettings, PointSettings, TrackingSettings
-from .arguments import stage_settings
+from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -122,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
     attention.add_argument(
         "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
     )
+
+    attention.add_argument("--detail", choices=DETAILS, default=AttentionSettings.detail, help=DETAIL_HELP)
 
     masks = segment.add_argument_group("masks")
     masks.add_argument(
