@@ -62,7 +62,7 @@ class Batches:
 
         A batch that did not fit, which `attempt` notes, comes again with half of its frames.
         """
-        free = free_memory(self._mllm.device)
+        free = self._free()
         budget = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self._bytes_per_token)
         text = max(0, text_tokens - FEW_TEXT_TOKENS)
         self._at_once = max(1, max(video.tokens + text, budget) // (image.tokens + text))
@@ -73,6 +73,11 @@ class Batches:
             yield batch
             first = batch.start if self._divided else batch.stop
 
+    def _free(self) -> int | None:
+        """Bytes of the device that may still be taken; None where the host's memory is all there is, and no budget."""
+        limits = [limit for limit in (free_memory(self._mllm.device), self._mllm.budget_left) if limit is not None]
+        return min(limits, default=None)
+
     @property
     def block_bytes(self) -> int | None:
         """Of one block of attention rows in the rollout; None for the usual size."""
@@ -81,7 +86,7 @@ class Batches:
     def q_budget_bytes(self, tokens: int) -> int | None:
         """Of the GPU, for the attention queries of so many tokens: what all the rest leaves, with a tenth to spare. What does not fit waits
         in host memory, from where the rollout fetches it a layer at a time."""
-        free = free_memory(self._mllm.device)
+        free = self._free()
         if free is None:
             return None
         rest = self._bytes_per_token - self._mllm.q_bytes_per_token(self._start_layer)

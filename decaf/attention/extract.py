@@ -20,7 +20,7 @@ from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
 from ..report import Cancellable, Progress, silent, ticking
 from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
-from .batches import Batches, image_layout
+from .batches import Batches, image_layout, memory_needed
 from .presence import presence_score, yes_and_no
 from .questions import Templates, clean_query
 from .rollout import last_row_rollout
@@ -100,6 +100,7 @@ def extract_attentions(
         )
     keys = key_frames(len(clip), settings.shown_key_frames)
     info = clip_info(clip, keys)
+    mllm.make_room(memory_needed(mllm, len(clip), clip.frame_size, settings))
     counts = counts if counts is not None else {}
     counts["key_frames"] = counts.get("key_frames", 0) + len(keys)
     counts.setdefault("tokens_generated", 0)
