@@ -14,6 +14,7 @@ from decaf.attention.extract import extract_attentions
 from decaf.attention.rollout import BLOCK_BYTES
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm, streaming
+from decaf.report import Report
 from decaf.settings import AttentionSettings
 
 QUERIES = ["the dog that gets the ball first", "the cup"]
@@ -112,9 +113,9 @@ def test_each_pass_reads_each_layer_once(mllm_folder, monkeypatch):
     monkeypatch.setattr(Batches, "of", lambda self, frames, *_: iter([slice(0, frames)]))
     extract_attentions(mllm, clip, QUERIES, SETTINGS)
     copied.clear()
-    counts = {}
-    extract_attentions(mllm, clip, QUERIES, SETTINGS, counts=counts)
-    passes = counts["forward_passes"]
+    report = Report()
+    extract_attentions(mllm, clip, QUERIES, SETTINGS, progress=report)
+    passes = report.counts["forward_passes"]
     assert passes == 2
     text = [name for name in copied if "language" in name]
     # One may be sent for that does not come: whether the head follows the last layer is not known.

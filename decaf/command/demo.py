@@ -190,8 +190,8 @@ def report(found: dict) -> str:
         for kind, figures in table.items():
             cells = ["-" if (value := figures[name]) is None else f"{value:g}" for name in columns]
             lines.append("".join([kind.ljust(14), *(cell.rjust(12) for cell in cells)]))
-        took = found["seconds"][setting]
-        lines += [f"seconds of all clips: attention {took['attention']:.1f}, masks {took['masks']:.1f}", ""]
+        took = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in found["seconds"][setting].items())
+        lines += [f"seconds of all clips: {took}", ""]
     for name, step in found["steps"].items():
         lines.append(f"coarse J, {name.replace('_', ' ')}: {step['gain']:+.3f} ({step['interval'][0]:+.3f} to {step['interval'][1]:+.3f})")
     lines += [f"{name}: {'-' if value is None else value}" for name, value in found["summary"].items()]

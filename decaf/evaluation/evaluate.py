@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from ..demo.asking import KINDS, Query
 from ..demo.scenes import Scene, make_scene
 from ..mllm import MLLM
 from ..pipeline import segment_attention
-from ..report import Progress, silent
+from ..report import Progress, Report, silent
 from ..sam2 import SAM2
 from ..settings import MODES, AttentionSettings
 from .metrics import contour_accuracy, region_similarity
@@ -65,7 +64,7 @@ def evaluate(
     settings: tuple[str, ...] = MODES,
     length: int = 8,
     detail: str = AttentionSettings.detail,
-    progress: Progress = silent,
+    progress: Progress | Report = silent,
 ) -> dict:
     """Runs three queries on each scene: a noun or a colour in turn, another kind, and an absent object.
 
@@ -77,26 +76,23 @@ def evaluate(
         detail: as in `AttentionSettings`.
 
     Returns:
-        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "seconds": {setting: wall time of the
-        attention and of SAM 2's masks, all scenes together}; "steps": differences of coarse J with their 95 %
+        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "seconds": {setting: {stage: wall time
+        of all scenes}}; "steps": differences of coarse J with their 95 %
         bootstrap intervals; "queries": one record per query.
     """
-    rows, seconds = [], {setting: dict.fromkeys(("attention", "masks"), 0.0) for setting in settings}
+    rows, report, reports = [], Report.of(progress), {setting: Report() for setting in settings}
     for number in range(scenes):
-        progress(number, scenes, "Evaluating")
+        report.progress(number, scenes, "Evaluating")
         scene = make_scene(seed + number, length=length)
         clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
         for setting in settings:
-            start = time.perf_counter()
-            attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting, detail=detail)
-            seconds[setting]["attention"] += time.perf_counter() - start
-            for query, attention in zip(queries, attentions, strict=True):
-                row, masks_took = _measure(sam2, clip, scene, query, attention, setting, seed + number)
-                rows.append(row)
-                seconds[setting]["masks"] += masks_took
-    progress(scenes, scenes, "Evaluating")
+            own = reports[setting]
+            attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting, detail=detail, progress=own)
+            rows += [_measure(sam2, clip, scene, *pair, setting, seed + number, own) for pair in zip(queries, attentions, strict=True)]
+    report.progress(scenes, scenes, "Evaluating")
     tables = {setting: _table([row for row in rows if row.setting == setting]) for setting in settings}
     first = [row for row in rows if row.setting == settings[0]]
+    seconds = {setting: own.seconds for setting, own in reports.items()}
     return {"summary": _summary(first), "steps": _steps(first), "settings": tables, "seconds": seconds, "queries": [vars(row) for row in rows]}
 
 
@@ -111,10 +107,9 @@ def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
 
 
 def _measure(
-    sam2: SAM2 | None, clip: Clip, scene: Scene, query: Query, attention: tuple[Attention, Attention], setting: str, seed: int
-) -> tuple[Row, float]:
-    """The figures of a query, and the seconds that its masks took."""
-    row, took = Row(setting, query.kind, query.text, seed, attention[0].presence), 0.0
+    sam2: SAM2 | None, clip: Clip, scene: Scene, query: Query, attention: tuple[Attention, Attention], setting: str, seed: int, report: Report
+) -> Row:
+    row = Row(setting, query.kind, query.text, seed, attention[0].presence)
     contrast = object_background_fusion(*attention)
     maps = _maps(attention[0], contrast)
     keys = list(attention[0].clip.key_frames)
@@ -123,12 +118,10 @@ def _measure(
         row.pointing = pointing(maps["fused"].map, truth[keys])
         row.coarse = {name: float(region_similarity(coarse_masks(fused), truth[keys]).mean()) for name, fused in maps.items()}
     if sam2 is not None:
-        start = time.perf_counter()
-        mask = segment_attention(sam2, clip, attention).tracks.union()
-        took = time.perf_counter() - start
+        mask = segment_attention(sam2, clip, attention, progress=report).tracks.union()
         row.j, row.f = float(region_similarity(mask, truth).mean()), float(contour_accuracy(mask, truth).mean())
         row.empty = not bool(mask.any())
-    return row, took
+    return row
 
 
 def _maps(object: Attention, contrast: Attention) -> dict[str, FusedAttention]:
