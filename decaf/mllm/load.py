@@ -85,7 +85,7 @@ def load_mllm(
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
-        mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
+        mllm = MLLM(TransformersEngine(model.to(device), device, dtype), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
         _check_tokenizer(mllm)
     progress(1, 1, step)
     return mllm
