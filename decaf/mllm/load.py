@@ -80,15 +80,26 @@ def load_mllm(
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
+        quantised = _quantised_as(entries) is not None
+        if quantised:  # packed numbers cannot be moved later
+            run_as["device_map"] = {"": device}
         with _weight_by_weight(progress, step):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
-        mllm = MLLM(TransformersEngine(model.to(device), device, dtype), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
+        if not quantised:
+            model.to(device)
+        system = family.system if told is None else told
+        mllm = MLLM(TransformersEngine(model, device, dtype), tokenizer, family, folder.name, vision, mean, std, system)
         _check_tokenizer(mllm)
     progress(1, 1, step)
     return mllm
+
+
+def is_quantised(folder: str | Path) -> bool:
+    """Whether the weights in this folder are quantised: they have to be loaded to the device that computes. DecafError: no readable config.json."""
+    return _quantised_as(read_config(Path(folder))) is not None
 
 
 @contextmanager
@@ -190,9 +201,8 @@ def _family_of(config: dict, folder: Path) -> Family:
             raise DecafError(
                 f"The model in {folder} has a {tower} tower of the type {shown(named, 60)!r}; supported are {', '.join(known)}. Choose another model."
             )
-    quantised = config.get("quantization_config") or text.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-    if quantised is not None and method not in QUANTISED_AS:
+    method = _quantised_as(config)
+    if method is not None and method not in QUANTISED_AS:
         raise DecafError(
             f"The model in {folder} cannot be loaded: it is quantised as {shown(method, 60)!r}; supported are weights as published, and "
             f"{', '.join(QUANTISED_AS)}. Choose another version of the model."
@@ -204,6 +214,15 @@ def _family_of(config: dict, folder: Path) -> Family:
             "Choose a model with full attention in every layer."
         )
     return family
+
+
+def _quantised_as(config: dict) -> object | None:
+    """The method by which the weights are quantised, whatever the configuration says there; None if they are not."""
+    text = config.get("text_config")
+    quantised = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if quantised is None:
+        return None
+    return quantised.get("quant_method") or "unnamed" if isinstance(quantised, dict) else quantised
 
 
 def _check_complete(folder: Path) -> None:
