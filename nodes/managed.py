@@ -8,6 +8,7 @@ from functools import cache
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
+from comfy.patcher_extension import CallbacksMP
 
 from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM
@@ -52,6 +53,7 @@ class Managed:
         # Read when it is used: ComfyUI puts another class in its place where memory is dynamic.
         kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.patcher = kind(holder, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, _leave)
 
     def load(self, memory: int):
         """The record, ready to compute on the device with `memory` bytes free beside its weights; those that do not fit are streamed."""
@@ -86,6 +88,12 @@ class Managed:
         if where != self._told:
             log.log(logging.WARNING if gpu else logging.INFO, "%s: %s", self.value.name, where)
         self._told = where
+
+
+def _leave(patcher, unpatch_all: bool) -> None:
+    """Takes along what dynamic memory leaves on the device when a model is unloaded."""
+    if unpatch_all:
+        settle(patcher.model, patcher.offload_device)
 
 
 def is_fixed(model: torch.nn.Module) -> bool:

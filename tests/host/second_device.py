@@ -56,6 +56,8 @@ class Moves(TorchFunctionMode):
         if func in (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy) and isinstance(args[0], Remote):
             here = args[0].raw.clone()
             return here if func is torch.Tensor.cpu else func(here, *args[1:], **kwargs)
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], Remote) != isinstance(args[1], Remote):
+            return torch.utils.swap_tensors(args[0], torch.nn.Parameter(args[1], requires_grad=args[0].requires_grad))
         if func in (torch.tensor, torch.as_tensor) and _device(kwargs.get("device")):
             return Remote(func(*args, **{**kwargs, "device": "cpu"}))
         return func(*args, **kwargs)
@@ -110,6 +112,7 @@ def run(func, args, kwargs):
         goes_remote = isinstance(flat[1], Remote)
     if name in ("aten::copy_", "aten::_copy_from"):
         goes_remote = isinstance(flat[0], Remote)
+        copied["bytes"] += flat[1].nbytes if goes_remote and not isinstance(flat[1], Remote) else 0
     moves = name in ("aten::to", "aten::_to_copy") and flat and isinstance(flat[0], torch.Tensor) and isinstance(flat[0], Remote) != goes_remote
     if moves and goes_remote:
         copied["bytes"] += flat[0].nbytes
