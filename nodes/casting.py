@@ -21,11 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LAYERS = {
-    getattr(nn, name): getattr(comfy.ops.manual_cast, name)
-    for name in ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
-}
-"""Norms are left out: too small to be worth a copy, and under autocast they compute in float32, to which their weights must not be cast down."""
+from ..decaf.report import Progress, silent
 
 LARGE = 16 << 20
 """Bytes of a loose parameter from which on it is streamed."""
@@ -34,7 +30,23 @@ FLOAT8 = torch.float8_e4m3fn
 _LARGEST_FLOAT8 = 448.0
 
 
-class _Float8Linear(comfy.ops.manual_cast.Linear):
+class _Linear(comfy.ops.manual_cast.Linear):
+    """Brings its weights to the device as they are: ComfyUI's would cast them to the input's format, which under autocast is not what they
+    are computed in."""
+
+    def forward_comfy_cast_weights(self, input):
+        with _cast(self, input.device) as (weight, bias):
+            return F.linear(input, weight, bias)
+
+
+class _Table(comfy.ops.manual_cast.Embedding):
+    """Looks words up where the table lies, and brings the rows: a table of a gigabyte is not copied for a few hundred of them."""
+
+    def forward_comfy_cast_weights(self, input, out_dtype=None):
+        return F.embedding(input.to(self.weight.device), self.weight, self.padding_idx).to(input.device, out_dtype)
+
+
+class _Float8Linear(_Linear):
     """Weights in float8 with one scale, a power of two: multiplying the input by it instead of the weights gives the very same numbers."""
 
     scale = 1.0
@@ -69,13 +81,25 @@ class _TiedHead(nn.Module):
 
 
 @contextmanager
-def _cast(layer: nn.Module, device: torch.device, dtype: torch.dtype):
-    """(weight, bias) of a casting layer, for as long as the block runs."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True)
+def _cast(layer: nn.Module, device: torch.device, dtype: torch.dtype | None = None):
+    """(weight, bias) of a casting layer on `device`, in `dtype` or as they are, for as long as the block runs."""
+    dtypes = {"dtype": dtype or layer.weight.dtype, "bias_dtype": dtype or (None if layer.bias is None else layer.bias.dtype)}
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, **dtypes, device=device, offloadable=True)
     try:
         yield weight, bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+_LAYERS = {
+    nn.Linear: _Linear,
+    nn.Embedding: _Table,
+    **{
+        getattr(nn, name): getattr(comfy.ops.manual_cast, name)
+        for name in ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
+    },
+}
+"""Norms are left out: they are too small to be worth a copy."""
 
 
 def make_streamable(root: nn.Module, modules: Iterable[nn.Module], large: int = LARGE) -> None:
@@ -125,12 +149,14 @@ def _stream_parameters(module: nn.Module, names: list[str]) -> None:
     module.register_forward_hook(release, always_call=True)  # also when the pass fails
 
 
-def store_as_float8(modules: Iterable[nn.Module]) -> None:
+def store_as_float8(modules: Iterable[nn.Module], progress: Progress = silent) -> None:
     """Keeps the weights of casting Linear layers and streamed parameters among `modules` in float8: one byte a number, and a scale for
     each. They compute in the format of their input as before. Weights already converted are left as they are."""
-    for module in modules:
-        linear = type(module) is comfy.ops.manual_cast.Linear
-        if not linear and type(module) is not _Parameter or module.weight.dtype == FLOAT8:
+    modules = list(modules)
+    for number, module in enumerate(modules):
+        progress(number, len(modules), "Converting to fp8")
+        linear = type(module) is _Linear
+        if not (linear or type(module) is _Parameter) or module.weight.dtype == FLOAT8:
             continue
         module.scale, stored = _as_float8(module.weight)
         module.weight = nn.Parameter(stored, requires_grad=False)

@@ -113,7 +113,7 @@ class LoadMLLM(io.ComfyNode):
         # Quantised weights cannot be moved: they are loaded to where they compute.
         device = host.compute_device() if is_quantised(folder) else host.offload_device()
         mllm = load_mllm(folder, device=device, dtype=host.model_dtype("auto" if dtype == FP8 else dtype), progress=report)
-        return io.NodeOutput(host.Managed(mllm, float8=dtype == FP8))
+        return io.NodeOutput(host.Managed(mllm, float8=dtype == FP8, progress=report))
 
 
 def _downloaded(repository: str, report) -> Path:

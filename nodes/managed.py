@@ -12,6 +12,7 @@ from comfy.patcher_extension import CallbacksMP
 
 from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM
+from ..decaf.report import Progress, silent
 from .casting import FLOAT8, bytes_on, make_streamable, resident_bytes, settle, store_as_float8
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Managed:
     """A model of decaf that ComfyUI loads, unloads and counts, whole or in part. `value`: the record around the module, which is `value.model`.
     `patcher`: ComfyUI's own, None for a model that must not be moved."""
 
-    def __init__(self, value, *, float8: bool = False):
+    def __init__(self, value, *, float8: bool = False, progress: Progress = silent):
         """`float8`: keep the weights of a multimodal LLM's decoder in float8. DecafError: it cannot be kept so."""
         self.value = value
         self.patcher = None
@@ -48,7 +49,7 @@ class Managed:
         make_streamable(value.model, value.streamable)
         if float8:
             check_float8()
-            store_as_float8(value.engine.text_tower.modules())
+            store_as_float8(value.engine.text_tower.modules(), progress)
         holder = _holder_class(type(value.model).__name__)(value.model)
         # Read when it is used: ComfyUI puts another class in its place where memory is dynamic.
         kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

@@ -113,7 +113,9 @@ def run(func, args, kwargs):
     if name in ("aten::copy_", "aten::_copy_from"):
         goes_remote = isinstance(flat[0], Remote)
         copied["bytes"] += flat[1].nbytes if goes_remote and not isinstance(flat[1], Remote) else 0
-    moves = name in ("aten::to", "aten::_to_copy") and flat and isinstance(flat[0], torch.Tensor) and isinstance(flat[0], Remote) != goes_remote
+    moves = (
+        name in ("aten::to", "aten::_to_copy") and flat and isinstance(flat[0], torch.Tensor) and isinstance(flat[0], Remote) != goes_remote
+    )
     if moves and goes_remote:
         copied["bytes"] += flat[0].nbytes
     known = {id(one.raw): one for one in remote}
