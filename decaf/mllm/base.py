@@ -142,7 +142,7 @@ class Family(ABC):
 
 @dataclass
 class MLLM:
-    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows.
+    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls, and sets the engine's `device` then.
 
     `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing. `memory_budget`: bytes of
     the device that it and its passes may take; then `streaming` brings the weights there layer by layer, and nobody else may move the model.
@@ -166,6 +166,13 @@ class MLLM:
     @property
     def device(self) -> torch.device:
         return self.engine.device
+
+    @property
+    def streamable(self) -> list[nn.Module]:
+        """Modules whose weights are read by their own forward pass alone, so that they may be brought to the device for just that. The others
+        have to be there: libraries look positions up in their tables of embeddings themselves."""
+        table = self.model.get_input_embeddings()
+        return [module for module in self.model.modules() if module is table or not isinstance(module, nn.Embedding)]
 
     @property
     def layers(self) -> int:

@@ -50,11 +50,11 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where it computes; some of its weights may lie elsewhere until they are needed."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
+        """In which it computes; some of its weights may be stored in less."""
 
     @property
     def end_tokens(self) -> set[int]:
@@ -88,11 +88,16 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """A vision-language model of the transformers library."""
+    """A vision-language model of the transformers library.
 
-    def __init__(self, model: nn.Module, device: torch.device | None = None):
-        """`device`: where it computes; None for where the weights lie, wherever they are moved."""
-        self.model, self._device = model, device
+    `device`, `dtype`: where and in which it computes; by default as its first weight is. Whoever moves weights sets them: a weight that
+    waits elsewhere, or in less precision, does not tell.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None):
+        self.model = model
+        first = next(model.parameters())
+        self.device, self.dtype = device or first.device, dtype or first.dtype
         text, vision = model.config.get_text_config(), model.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = TextShape(
@@ -112,14 +117,6 @@ class TransformersEngine:
     @property
     def text_tower(self) -> nn.Module:
         return self.model.model.language_model
-
-    @property
-    def device(self) -> torch.device:
-        return self._device or next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
 
     @property
     def end_tokens(self) -> set[int]:

@@ -69,7 +69,8 @@ def load_mllm(
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
-    if memory_budget is not None and entries.get("quantization_config"):
+    quantised = _quantised_as(entries) is not None
+    if quantised and memory_budget is not None:
         raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")
     if dtype not in family.dtypes:
         fine = " or ".join(str(one).removeprefix("torch.") for one in family.dtypes)
@@ -91,18 +92,26 @@ def load_mllm(
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
+        if quantised:  # packed numbers cannot be moved later
+            run_as["device_map"] = {"": device}
         with _weight_by_weight(report, step), torch.inference_mode(False):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
         streaming = Streaming(model, device) if memory_budget is not None else None
-        engine = TransformersEngine(model.to(device)) if streaming is None else TransformersEngine(model, device)
+        if streaming is None and not quantised:
+            model.to(device)
         told = family.system if told is None else told
-        mllm = MLLM(engine, tokenizer, family, folder.name, vision, mean, std, told, memory_budget, streaming)
+        mllm = MLLM(TransformersEngine(model, device, dtype), tokenizer, family, folder.name, vision, mean, std, told, memory_budget, streaming)
         _check_tokenizer(mllm)
     report.progress(1, 1, step)
     return mllm
+
+
+def is_quantised(folder: str | Path) -> bool:
+    """Whether the weights in this folder are quantised: they have to be loaded to the device that computes. DecafError: no readable config.json."""
+    return _quantised_as(read_config(Path(folder))) is not None
 
 
 @contextmanager
@@ -204,9 +213,8 @@ def _family_of(config: dict, folder: Path) -> Family:
             raise DecafError(
                 f"The model in {folder} has a {tower} tower of the type {shown(named, 60)!r}; supported are {', '.join(known)}. Choose another model."
             )
-    quantised = config.get("quantization_config") or text.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-    if quantised is not None and method not in QUANTISED_AS:
+    method = _quantised_as(config)
+    if method is not None and method not in QUANTISED_AS:
         raise DecafError(
             f"The model in {folder} cannot be loaded: it is quantised as {shown(method, 60)!r}; supported are weights as published, and "
             f"{', '.join(QUANTISED_AS)}. Choose another version of the model."
@@ -218,6 +226,15 @@ def _family_of(config: dict, folder: Path) -> Family:
             "Choose a model with full attention in every layer."
         )
     return family
+
+
+def _quantised_as(config: dict) -> object | None:
+    """The method by which the weights are quantised, whatever the configuration says there; None if they are not."""
+    text = config.get("text_config")
+    quantised = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if quantised is None:
+        return None
+    return quantised.get("quant_method") or "unnamed" if isinstance(quantised, dict) else quantised
 
 
 def _check_complete(folder: Path) -> None:

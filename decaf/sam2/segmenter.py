@@ -41,7 +41,14 @@ class SAM2:
 
     @property
     def device(self) -> torch.device:
+        """Where it computes: where its loose parameters are, which are not `streamable`."""
         return self.model.device
+
+    @property
+    def streamable(self) -> list[nn.Module]:
+        """Modules whose weights are read by their own forward pass alone, so that they may be brought to the device for just that: the
+        blocks of the image encoder, which are nine tenths of the weights. Weights of the others are read in many places."""
+        return [module for block in self.model.image_encoder.trunk.blocks for module in block.modules()]
 
     @contextmanager
     def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
