@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from ..devices import attempt, free_memory, is_out_of_memory, out_of_memory
+from ..devices import attempt, is_out_of_memory, out_of_memory
 from ..mllm import MLLM, Layout
 from ..settings import MODES, AttentionSettings
 from .rollout import BLOCK_BYTES
@@ -56,7 +56,7 @@ class Batches:
 
         A batch that did not fit, which `attempt` notes, comes again with half of its frames.
         """
-        free = free_memory(self._mllm.device)
+        free = self._mllm.engine.free_memory()
         budget = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self._bytes_per_token)
         text = max(0, text_tokens - FEW_TEXT_TOKENS)
         self._at_once = max(1, max(video.tokens + text, budget) // (image.tokens + text))
@@ -75,7 +75,7 @@ class Batches:
     def q_budget_bytes(self, tokens: int) -> int | None:
         """Of the GPU, for the attention queries of so many tokens: what all the rest leaves, with a tenth to spare. What does not fit waits
         in host memory, from where the rollout fetches it a layer at a time."""
-        free = free_memory(self._mllm.device)
+        free = self._mllm.engine.free_memory()
         if free is None:
             return None
         rest = self._bytes_per_token - self._mllm.q_bytes_per_token(self._start_layer)

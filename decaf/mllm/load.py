@@ -86,7 +86,7 @@ def load_mllm(
         model.eval().requires_grad_(False)
         family.prepare(model)
         mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
-        _check_tokenizer(mllm)
+        check_tokenizer(mllm)
     progress(1, 1, step)
     return mllm
 
@@ -236,8 +236,8 @@ def _check_total(config: object, shapes: dict[str, tuple[int, ...]], folder: Pat
         )
 
 
-def _check_tokenizer(mllm: MLLM) -> None:
-    """The tokenizer of another model, or one without words, loads without a complaint."""
+def check_tokenizer(mllm: MLLM) -> None:
+    """DecafError: the tokenizer is that of another model, or one without words, which load without a complaint."""
     for kind in mllm.family.visual_tokens:
         mllm.visual_token_id(kind)
     if len(mllm.question_ids(None, "cup")) <= len(mllm.question_ids(None, "")):
