@@ -106,7 +106,7 @@ def _mllm_of(clip, dtype: torch.dtype) -> MLLM:
     head = file.head if file and not _has_own_head(transformer, kind) else None
     has_head = head is not None or _has_own_head(transformer, kind)
     engine = CoreEngine(transformer, clip.patcher, dtype, head=head, has_head=has_head, end_tokens=ends)
-    vision = family.vision_shape(_config(transformer.visual, kind))
+    vision = family.vision_shape(_config(transformer, kind))
     mllm = MLLM(engine, tokenizer, family, name, vision, family.mean, family.std, family.system)
     check_tokenizer(mllm)
     return mllm
@@ -169,10 +169,13 @@ def _tokenizer_of(clip):
     return tokenizer
 
 
-def _config(visual: nn.Module, kind: _Kind) -> SimpleNamespace:
-    """The numbers of a vision tower under the names of the published configurations; those that ComfyUI has written into its code are the
-    published ones."""
-    numbers = {"patch_size": visual.patch_size, "spatial_merge_size": visual.spatial_merge_size, "temporal_patch_size": 2, "tokens_per_second": 2}
-    if hasattr(visual, "window_size"):
-        numbers["window_size"] = visual.window_size
-    return SimpleNamespace(model_type=kind.model_type, vision_config=SimpleNamespace(**numbers))
+def _config(transformer: nn.Module, kind: _Kind) -> SimpleNamespace:
+    """The numbers of a model under the names of the published configurations; those that ComfyUI has in its code alone are the published
+    ones."""
+    visual = transformer.visual
+    numbers = {"temporal_patch_size": 2, "tokens_per_second": 2, "depth": len(visual.blocks)}
+    for name in ("patch_size", "spatial_merge_size", "window_size", "deepstack_visual_indexes"):
+        if hasattr(visual, name):
+            numbers[name] = getattr(visual, name)
+    text = transformer.model.config
+    return SimpleNamespace(model_type=kind.model_type, vision_config=SimpleNamespace(**numbers), get_text_config=lambda: text)

@@ -8,7 +8,6 @@ a model of a small file: the classes, their forward passes, detection and loadin
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,29 +15,47 @@ from unittest.mock import patch
 
 SHAPES = {
     "qwen2_5_vl": {"layers": 3, "heads": 8, "kv_heads": 4, "hidden": 1024, "text": {"intermediate_size": 128}},
+    "qwen3_vl_4b": {"layers": 3, "heads": 4, "kv_heads": 2, "hidden": 2560, "text": {"intermediate_size": 64, "head_dim": 128}},
+    "qwen3_vl_8b": {"layers": 4, "heads": 4, "kv_heads": 2, "hidden": 256, "text": {"head_dim": 128}},
 }
-"""By the family: arguments of `tiny_models.make_mllm`."""
+"""Arguments of `tiny_models.make_mllm` by the model's name."""
 
-FILES = {"qwen2_5_vl": "small_qwen2_5_vl.safetensors"}
-"""By the family: in models/text_encoders."""
+FILES = {name: f"small_{name}.safetensors" for name in SHAPES}
+"""In models/text_encoders, by the model's name."""
+
+TIED = ("qwen3_vl_4b",)
+"""Those whose output matrix is their table of embeddings."""
 
 TOKENIZER = "tokenizer"
 """Attribute of ComfyUI's tokenizers that holds the plain one."""
 
 
-def folder_of(family: str) -> str:
+def folder_of(name: str) -> str:
     """In models/LLM."""
-    return f"core_{family}"
+    return f"core_{name}"
 
 
 def make_all(models: Path) -> None:
     """All of them in the folder `models` of a ComfyUI. Runs in the tests' Python."""
     import tiny_models
+    from safetensors.torch import load_file, save_file
 
     (models / "text_encoders").mkdir(parents=True, exist_ok=True)
-    for family, shape in SHAPES.items():
-        folder = tiny_models.make_mllm(models / "LLM" / folder_of(family), family, **shape)
-        shutil.copy(folder / "model.safetensors", models / "text_encoders" / FILES[family])
+    for name, shape in SHAPES.items():
+        family = name.removesuffix("_4b").removesuffix("_8b")
+        if family not in tiny_models.FAMILIES:  # not in this version of transformers
+            continue
+        folder = tiny_models.make_mllm(models / "LLM" / folder_of(name), family, **shape)
+        if name in TIED:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+            (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        tensors = load_file(folder / "model.safetensors")
+        if name in TIED:
+            del tensors["lm_head.weight"]
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        # ComfyUI computes some of Qwen3-VL's position embeddings in the format that they are stored in.
+        save_file({name: tensor.float() for name, tensor in tensors.items()}, models / "text_encoders" / FILES[name])
 
 
 @contextmanager
@@ -108,4 +125,15 @@ def _qwen2_5_vl(config: dict, folder: Path) -> list:
 
 
 def _qwen3_vl(config: dict, folder: Path) -> list:
-    raise NotImplementedError
+    from comfy.text_encoders import qwen3vl
+
+    tower, text = config["vision_config"], config["text_config"]
+    name = "qwen3vl_4b" if config["tie_word_embeddings"] else "qwen3vl_8b"
+    own = {key: tower[key] for key in ("hidden_size", "intermediate_size", "depth", "deepstack_visual_indexes")}
+    common = {key: tower[key] for key in ("num_heads", "num_position_embeddings")}
+    return [
+        patch.dict(qwen3vl.QWEN3VL_CONFIGS, {name: _other_defaults(qwen3vl.QWEN3VL_CONFIGS[name], **_text(text))}),
+        patch.dict(qwen3vl.QWEN3VL_VISION, {name: own}),
+        patch.dict(qwen3vl.QWEN3VL_VISION_COMMON, common),
+        _plain_tokenizer(folder, qwen3vl.Qwen3VLSDTokenizer),
+    ]
