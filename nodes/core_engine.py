@@ -2,7 +2,7 @@
 
 ComfyUI hands its attention function to every decoder layer as a keyword. A hook on the layer's attention puts ours in its place, so no code is
 copied or patched, and casting, dequantising, streaming and LoRA stay where they are: in the layers' own forward. None of that is a public
-interface, so every pass looks whether it is as expected, and a model is tried once on a few tokens before it is used.
+interface, so every pass looks whether it is as expected, and a model is tried on a few tokens before it is used (see `core_trial`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from ..decaf.devices import is_device_failure, is_out_of_memory
 from ..decaf.errors import DecafError, reason
 from ..decaf.mllm.engine import Attend, TextShape
-from ..decaf.mllm.packed import PackedAttention
 from .file_head import FileHead
-
-TRIAL_TOKENS = 8
-"""Random tokens of the trial; with the weights on the device it takes as long as one word of an answer."""
-
-LARGEST_ERROR = 0.05
-"""Of the trial, relative to what is compared. bfloat16 stays below 0.01; a mask, a scale or a rotation of another kind is above 0.1."""
 
 _KNOWN_KEYWORDS = {"hidden_states", "attention_mask", "freqs_cis", "optimized_attention", "past_key_value"}
 """Of a decoder layer's attention. Others may change what it computes, for example a window."""
@@ -45,12 +38,16 @@ def changed(what: str, error: BaseException | None = None) -> DecafError:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """What a layer's attention was called with: ComfyUI's own function, and the arguments besides q, k and v."""
 
     own: Callable
     heads: int
     keywords: dict
+
+
+Compare = Callable[[int, Call, Tensor, Tensor, Tensor, Tensor], None]
+"""`compare(layer, call, q, k, v, mixed)`: `mixed` (B, n, H * D) is what our attention made of q, k and v."""
 
 
 class CoreEngine:
@@ -72,7 +69,7 @@ class CoreEngine:
     ):
         self.model, self.patcher, self.dtype, self.has_head, self.end_tokens = transformer, patcher, dtype, has_head, set(end_tokens)
         self._head = head
-        with _as_expected("its numbers are not where they were"):
+        with as_expected("its numbers are not where they were"):
             text = transformer.model.config
             self.shape = TextShape(
                 text.num_hidden_layers,
@@ -84,6 +81,7 @@ class CoreEngine:
                 text.vocab_size,
             )
             self.vision_width = transformer.visual.hidden_size
+            self.levels = len(getattr(transformer.visual, "deepstack_visual_indexes", ()))
 
     @property
     def device(self) -> torch.device:
@@ -109,14 +107,14 @@ class CoreEngine:
             seen = self.model.visual(pixels[kind].to(self.device, torch.float32), grid.to(self.device))
         tokens, levels = seen if isinstance(seen, tuple) else (seen, ())
         expected = int(grid.prod(-1).sum()) // self.model.visual.spatial_merge_size**2
-        if any(tuple(one.shape) != (expected, self.shape.width) for one in (tokens, *levels)):
+        if any(tuple(one.shape) != (expected, self.shape.width) for one in (tokens, *levels)) or len(levels) != self.levels:
             raise changed("the vision tower gives other tokens than one for each square of patches")
         return tokens, tuple(levels)
 
     def run(
         self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
     ) -> Tensor:
-        return self._run(embeds, position_ids, attend, visual=visual, deepstack=deepstack)
+        return self.pass_(embeds, position_ids, attend, visual=visual, deepstack=deepstack)
 
     def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
         if self._head is not None:
@@ -127,68 +125,8 @@ class CoreEngine:
         logits = logits.view(*hidden.shape[:-1], -1)
         return logits if ids is None else logits[..., list(ids)]
 
-    def try_out(self) -> None:
-        """One pass over a few random tokens, in which each layer's attention is compared with ComfyUI's own and the rotation of its queries
-        with the published one. DecafError: they differ, or the model's numbers are not finite."""
-        random = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.shape.vocabulary, (1, TRIAL_TOKENS), generator=random)
-        positions = torch.stack([torch.randperm(50, generator=random)[:TRIAL_TOKENS] for _ in range(3)])
-        half = TRIAL_TOKENS // 2
-        # The first tokens are shared, the others are the only question: together they see what a plain causal pass lets them see.
-        attend = PackedAttention((torch.arange(TRIAL_TOKENS) >= half).long())
-        errors: dict[str, float] = {}
-
-        def compare(layer: int, call: _Call, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
-            own = call.own(q, k, v, call.heads, skip_reshape=True, **call.keywords)
-            errors[f"attention of layer {layer}"] = _difference(mixed, own)
-
-        unrotated: list[Tensor] = []
-        first = self.model.model.layers[0].self_attn
-        with _as_expected("a layer's parts are not where they were"):
-            last_before = first.q_proj if first.q_norm is None else first.q_norm
-            watched = last_before.register_forward_hook(lambda module, args, output: unrotated.append(output))
-
-        def checked(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            if layer == 0 and unrotated:
-                plain = unrotated[0].reshape(1, TRIAL_TOKENS, -1, self.shape.head_width) if first.q_norm is None else unrotated[0].transpose(1, 2)
-                errors["rotation of the queries"] = _difference(q, self._rotated(plain.transpose(1, 2), positions))
-            return attend(layer, q, k, v, scale)
-
-        try:
-            hidden = self._run(self.embed(ids), positions, checked, compare=compare)
-        finally:
-            watched.remove()
-        if not hidden.isfinite().all():
-            raise DecafError(
-                "The model's numbers are not finite, already for a few words: its weights are damaged, or a patch on them is. Download the "
-                "file again, or take the LoRA off."
-            )
-        if "rotation of the queries" not in errors:
-            raise changed("a layer's queries do not come from where they came")
-        worst = max(errors, key=errors.get)
-        if not errors[worst] <= LARGEST_ERROR:
-            raise changed(f"the {worst} differs by {errors[worst]:.0%} from what it was")
-
-    def _rotated(self, q: Tensor, positions: Tensor) -> Tensor:
-        """Queries (1, H, n, D) turned by the multimodal rotary embedding of the positions (3, n), as the models' papers give it: frequency j
-        of D / 2 turns by one of time, row and column, in sections (Qwen2.5-VL) or interleaved (Qwen3-VL)."""
-        config, half = self.model.model.config, q.shape[-1] // 2
-        sections = list(config.rope_dims)
-        if sum(sections) != half:
-            raise changed("the sections of its rotary embedding are others")
-        if getattr(config, "interleaved_mrope", False):
-            axis = [0] * half
-            for which in (1, 2):
-                axis[which : 3 * sections[which] : 3] = [which] * len(axis[which : 3 * sections[which] : 3])
-        else:
-            axis = [which for which, width in enumerate(sections) for _ in range(width)]
-        frequencies = config.rope_theta ** -(torch.arange(half, dtype=torch.float64) / half)
-        angles = (positions.double()[axis].T * frequencies).to(q.device, torch.float32)  # (n, D / 2)
-        one, other = q.float().chunk(2, -1)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat([one * cos - other * sin, other * cos + one * sin], -1)
-
-    def _run(self, embeds, position_ids, attend, *, visual=None, deepstack=(), compare=None) -> Tensor:
+    def pass_(self, embeds, position_ids, attend, *, visual=None, deepstack=(), compare: Compare | None = None) -> Tensor:
+        """As `run`; `compare` is told what came of each layer's attention, and how ComfyUI would have called its own."""
         more = {}
         if len(deepstack):
             more["visual_pos_masks"] = visual.to(embeds.device).expand(len(embeds), -1)
@@ -203,12 +141,12 @@ class CoreEngine:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with _as_expected("it does not run as it did"), mm.cuda_device_context(self.device):
+        with as_expected("it does not run as it did"), mm.cuda_device_context(self.device):
             yield
 
 
 @contextmanager
-def _as_expected(what: str) -> Iterator[None]:
+def as_expected(what: str) -> Iterator[None]:
     """Within it only ComfyUI's own code can fail: what it raises beside a cancel and a lack of memory is due to another version of it."""
     try:
         yield
@@ -221,7 +159,7 @@ def _as_expected(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _attending(decoder: nn.Module, attend: Attend, compare: Callable | None) -> Iterator[list[int]]:
+def _attending(decoder: nn.Module, attend: Attend, compare: Compare | None) -> Iterator[list[int]]:
     """Within it `decoder` attends through `attend`. Gives the indices of the layers that did. `compare` is told of each what came of it."""
     seen: list[int] = []
 
@@ -239,7 +177,7 @@ def _attending(decoder: nn.Module, attend: Attend, compare: Callable | None) -> 
                 mixed = _mixed(layer, q, k, v, heads, dict(rest), attend)
                 if compare is not None:
                     rest.pop("skip_reshape")
-                    compare(layer, _Call(own, heads, rest), q, k, v, mixed)
+                    compare(layer, Call(own, heads, rest), q, k, v, mixed)
                 return mixed
 
             return args, {**keywords, "optimized_attention": attention}
@@ -278,11 +216,4 @@ def _check_causal(mask: Tensor | None) -> None:
         causal = bool((first < _CLEAR_HIDDEN).all()) and bool((last == 0).all())
     if not causal:
         raise changed("its layers attend in another way than each token to all before it")
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Relative error in the Frobenius norm; NaN where a number is none."""
-    found, expected = found.float(), expected.float()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-
 

@@ -17,12 +17,13 @@ from ..decaf.mllm.base import MLLM
 from ..decaf.mllm.load import check_tokenizer, registry
 from . import host
 from .core_engine import CoreEngine, changed
+from .core_trial import try_out
 from .text_encoders import WORKS, TextEncoderFile, read_text_encoder
 
 log = logging.getLogger(__name__)
 
-_tried: weakref.WeakSet = weakref.WeakSet()
-"""Transformers that have been tried out."""
+_tried: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""Transformers that have been tried out -> ComfyUI's number for the patches that were on them."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,10 @@ class ManagedClip(host.Managed):
         """The record, with `memory` bytes free on the device beside the weights, or those of them that ComfyUI keeps there.
         DecafError: ComfyUI runs the model in another way than is known, or its weights are damaged."""
         mm.load_models_gpu([self.patcher], memory_required=memory)
-        engine = self.value.engine
-        if engine.model not in _tried:
-            with torch.inference_mode():
-                engine.try_out()
-            _tried.add(engine.model)
+        engine, patches = self.value.engine, getattr(self.patcher, "patches_uuid", None)
+        if engine.model not in _tried or _tried[engine.model] != patches:
+            try_out(engine, self.value.name)
+            _tried[engine.model] = patches
         return self.value
 
 
@@ -132,7 +132,8 @@ def _find_transformer(clip, file: TextEncoderFile | None) -> tuple[nn.Module, _K
             f"{file.path.name} was loaded with a type that leaves out its vision tower. Choose another type in Load CLIP, for example "
             "qwen_image (not flux2), or choose the file in Load Multimodal LLM."
         )
-    names = [cls.__name__ for part in parts for cls in type(part).__mro__ if cls.__module__.startswith("comfy.")]
+    names = {cls.__name__ for part in parts for cls in type(part).__mro__ if cls.__module__.startswith("comfy.")}
+    names.discard("Llama2_")  # the decoder of many models
     for beginning, what, why in _REFUSED:
         if any(name.startswith(beginning) for name in names):
             raise _refusal(what, why)
