@@ -99,6 +99,8 @@ def managed(value) -> host.Managed:
 def _mllm_of(clip, dtype: torch.dtype) -> MLLM:
     file = _file_of(clip)
     transformer, kind = _find_transformer(clip, file)
+    if file:
+        _check_weights(transformer, file)
     family = registry()[kind.model_type]
     name = file.path.name if file else f"the CLIP ({family.title})"
     tokenizer = _tokenizer_of(clip)
@@ -153,6 +155,15 @@ def _file_of(clip) -> TextEncoderFile | None:
         return None
     files = [read_text_encoder(path) for path in paths]
     return next((file for file in files if file is not None and file.usable), None)
+
+
+def _check_weights(transformer: nn.Module, file: TextEncoderFile) -> None:
+    names = [name for name, _ in transformer.named_parameters()]
+    missing = file.missing(names)
+    if missing:
+        raise DecafError(
+            f"{file.path.name} lacks {len(missing)} of the {len(names)} weights of its model, first of all {missing[0]}. Download it again."
+        )
 
 
 def _has_own_head(transformer: nn.Module, kind: _Kind) -> bool:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ _HEADS = ("lm_head.weight", "model.lm_head.weight")
 @dataclass(frozen=True)
 class TextEncoderFile:
     """A safetensors file. `family`: as people call it, empty where it is none that is known. `problem`: why it cannot be used, as the rest of a
-    sentence that begins with its name; None if it can."""
+    sentence that begins with its name; None if it can. `names`: of its tensors."""
 
     path: Path
     family: str
@@ -43,10 +43,16 @@ class TextEncoderFile:
     precision: str
     problem: str | None
     head: FileHead | None
+    names: frozenset[str] = frozenset()
 
     @property
     def usable(self) -> bool:
         return self.problem is None
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the weights `names`, as ComfyUI calls them in the model, that are not in the file: ComfyUI goes on with chance numbers."""
+        here = {_in_model(name) for name in self.names}
+        return sorted(name for name in names if name not in here)
 
     @property
     def told(self) -> str:
@@ -103,7 +109,7 @@ def _read(path: str, changed: int, length: int) -> TextEncoderFile:
         problem = f"is not complete: it has {length / 1e9:.2f} of {whole / 1e9:.2f} GB. Finish or repeat the download."
     elif (family, width) in _REFUSED:
         problem = f"is {_REFUSED[family, width]}. Choose {WORKS}."
-    return TextEncoderFile(Path(path), family, size, _precision(tensors), problem, _head(Path(path), tensors))
+    return TextEncoderFile(Path(path), family, size, _precision(tensors), problem, _head(Path(path), tensors), frozenset(tensors))
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,14 @@ def _family(tensors: Mapping[str, _Tensor]) -> tuple[str, int]:
     if "visual.merger.ln_q.weight" in tensors and "model.layers.0.self_attn.k_proj.bias" in tensors:
         return "Qwen2.5-VL", norm.shape[0]
     return "", 0
+
+
+def _in_model(name: str) -> str:
+    """ComfyUI's name of a weight for its name in a published file."""
+    for prefix, own in (("model.language_model.", "model."), ("model.visual.", "visual."), ("lm_head.", "model.lm_head.")):
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name
 
 
 _FIRST_NORMS = ("model.layers.0.input_layernorm.weight", "model.language_model.layers.0.input_layernorm.weight")
