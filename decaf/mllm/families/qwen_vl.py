@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, fit_grid, normalised, resize, whole_number
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..pictures import fit_grid, normalised, resize
 
 FEWEST_TOKENS = 128
 """Smaller pictures are enlarged to this many tokens a frame: on coarse grids attention cannot tell neighbours apart."""
