@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..decaf.devices import is_device_failure, is_out_of_memory
 from ..decaf.errors import DecafError, reason
-from ..decaf.mllm.engine import Attend, TextShape
+from ..decaf.mllm.engine import Attend, TextShape, only_at
 from .file_head import FileHead
 
 _KNOWN_KEYWORDS = {"hidden_states", "attention_mask", "freqs_cis", "optimized_attention", "past_key_value"}
@@ -112,9 +112,29 @@ class CoreEngine:
         return tokens, tuple(levels)
 
     def run(
-        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attend: Attend,
+        *,
+        wanted: Tensor | None = None,
+        visual: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
+        compare: Compare | None = None,
     ) -> Tensor:
-        return self.pass_(embeds, position_ids, attend, visual=visual, deepstack=deepstack)
+        """See `decaf.mllm.engine.Engine`. `compare` is told what came of each layer's attention, and how ComfyUI would have called its own."""
+        wanted = torch.arange(embeds.shape[1], device=embeds.device) if wanted is None else wanted.to(embeds.device)
+        more = {}
+        if len(deepstack):
+            more["visual_pos_masks"] = visual.to(embeds.device).expand(len(embeds), -1)
+            more["deepstack_embeds"] = [level.flatten(0, 1) for level in deepstack]
+        decoder = self.model.model
+        with self._computing(), _attending(decoder, attend, compare) as seen, only_at(wanted, decoder.layers[-1].mlp):
+            # The layers write into what they are given.
+            hidden = decoder(None, embeds=embeds.clone(), position_ids=position_ids.to(embeds.device), **more)[0]
+        if seen != list(range(self.shape.layers)):
+            raise changed(f"of its {self.shape.layers} layers, {len(set(seen))} let their attention be looked at")
+        return hidden[:, wanted]
 
     def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
         if self._head is not None:
@@ -124,20 +144,6 @@ class CoreEngine:
             logits = self.model.logits(hidden.reshape(-1, 1, hidden.shape[-1]))
         logits = logits.view(*hidden.shape[:-1], -1)
         return logits if ids is None else logits[..., list(ids)]
-
-    def pass_(self, embeds, position_ids, attend, *, visual=None, deepstack=(), compare: Compare | None = None) -> Tensor:
-        """As `run`; `compare` is told what came of each layer's attention, and how ComfyUI would have called its own."""
-        more = {}
-        if len(deepstack):
-            more["visual_pos_masks"] = visual.to(embeds.device).expand(len(embeds), -1)
-            more["deepstack_embeds"] = [level.flatten(0, 1) for level in deepstack]
-        decoder = self.model.model
-        with self._computing(), _attending(decoder, attend, compare) as seen:
-            # The layers write into what they are given.
-            hidden = decoder(None, embeds=embeds.clone(), position_ids=position_ids.to(embeds.device), **more)[0]
-        if seen != list(range(self.shape.layers)):
-            raise changed(f"of its {self.shape.layers} layers, {len(set(seen))} let their attention be looked at")
-        return hidden
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

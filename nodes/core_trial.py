@@ -53,7 +53,7 @@ def try_out(engine: CoreEngine, name: str) -> None:
                 errors["rotation of the queries"] = _difference(q, _rotated(engine, before[0], positions))
             return attend(layer, q, k, v, scale)
 
-        hidden = engine.pass_(embeds, positions, checked, compare=compare, **pictures)
+        hidden = engine.run(embeds, positions, checked, compare=compare, **pictures)
     if not hidden.isfinite().all():
         raise DecafError(
             f"{name} gives numbers that are not finite, already for a few words: its weights are damaged, or those of a LoRA on it. Download "
