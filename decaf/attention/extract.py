@@ -92,6 +92,11 @@ def extract_attentions(
     if settings.detail not in DETAILS:
         raise DecafError(f'There is no detail "{settings.detail}"; choose one of {", ".join(DETAILS)}.')
     templates.check(queries, settings.setting)
+    if settings.setting != MODES[0] and not mllm.engine.has_head:
+        raise DecafError(
+            f'{mllm.name} cannot answer in words, because the head that turns its states into words is not in its file; the setting '
+            f'"{settings.setting}" asks it to. Choose the setting "{MODES[0]}", or another model.'
+        )
     if not 1 <= settings.tokens_per_frame <= MOST_TOKENS_PER_FRAME:
         raise DecafError(
             f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
@@ -210,7 +215,7 @@ class _Extraction:
         """Encode the pictures and ask everything of them. Presence is asked of the video alone: an object that moves, or comes late, is not in
         every frame. With `answer`, the questions are answered, and what is needed to ask more is kept if there is room."""
         yes, no = yes_and_no(self.mllm)
-        present = present if layout.kind == "video" and yes and no else []
+        present = present if layout.kind == "video" and yes and no and self.mllm.engine.has_head else []
         with ticking(self.mllm.model, self.report.check_cancelled):
             encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
         self.report.count(f"frames_encoded_{layout.kind}", layout.frames)
@@ -218,8 +223,9 @@ class _Extraction:
         self.report.count("visual_tokens_prefilled", layout.tokens * layout.batch)
         passes = self._passes(layout, [*asked, *present], len(asked), encoded=encoded, answer=answer)
         presence = []
+        places = [*range(len(yes))], [*range(len(yes), len(yes + no))]
         for hidden in passes.last[len(asked) :]:
-            presence.append(presence_score(self.mllm.engine.logits(hidden[:1])[0], yes, no))
+            presence.append(presence_score(self.mllm.engine.logits(hidden[:1], yes + no)[0], *places))
         return _Look(passes.maps, presence, passes.answers, self._put_aside(passes.kept, passes.shared) if answer else None)
 
     def _put_aside(self, kept: KeptKV, shared: CapturedQK) -> tuple[KeptKV, CapturedQK] | None:

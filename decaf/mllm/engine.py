@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import is_device_failure, is_out_of_memory
+from ..devices import free_memory, is_device_failure, is_out_of_memory
 from ..errors import DecafError, reason
 from ..report import Report
 
@@ -60,6 +60,13 @@ class Engine(Protocol):
     def end_tokens(self) -> set[int]:
         """Ids of tokens that end an answer."""
 
+    @property
+    def has_head(self) -> bool:
+        """Whether `logits` can be asked. Without them there is no presence, and nothing is answered in words."""
+
+    def free_memory(self) -> int | None:
+        """Bytes that a pass may take on the device beside the weights; None where the device has no memory of its own."""
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> (..., width) on the device."""
 
@@ -83,8 +90,8 @@ class Engine(Protocol):
         `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where `visual`
         (L,) is True. DecafError: attention that is not plain causal softmax."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., width) -> (..., vocabulary)."""
+    def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """Hidden states (..., width) -> (..., vocabulary), or (..., n) of the n tokens `ids` alone."""
 
 
 class TransformersEngine:
@@ -122,6 +129,13 @@ class TransformersEngine:
     def end_tokens(self) -> set[int]:
         listed = getattr(self.model.generation_config, "eos_token_id", None)
         return {listed} if isinstance(listed, int) else set(listed or ())
+
+    @property
+    def has_head(self) -> bool:
+        return True
+
+    def free_memory(self) -> int | None:
+        return free_memory(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids.to(self.device))
@@ -162,8 +176,9 @@ class TransformersEngine:
         finally:
             _attend.reset(token)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
+    def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits if ids is None else logits[..., list(ids)]
 
 
 @contextmanager

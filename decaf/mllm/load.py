@@ -104,7 +104,7 @@ def load_mllm(
             model.to(device)
         told = family.system if told is None else told
         mllm = MLLM(TransformersEngine(model, device, dtype), tokenizer, family, folder.name, vision, mean, std, told, memory_budget, streaming)
-        _check_tokenizer(mllm)
+        check_tokenizer(mllm)
     report.progress(1, 1, step)
     return mllm
 
@@ -267,8 +267,8 @@ def _check_total(config: object, shapes: dict[str, tuple[int, ...]], folder: Pat
         )
 
 
-def _check_tokenizer(mllm: MLLM) -> None:
-    """The tokenizer of another model, or one without words, loads without a complaint."""
+def check_tokenizer(mllm: MLLM) -> None:
+    """DecafError: the tokenizer is that of another model, or one without words, which load without a complaint."""
     for kind in mllm.family.visual_tokens:
         mllm.visual_token_id(kind)
     if len(mllm.question_ids(None, "cup")) <= len(mllm.question_ids(None, "")):
