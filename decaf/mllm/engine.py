@@ -30,7 +30,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class TextShape:
-    """Numbers of a decoder. `inner_width`: of its feed-forward layers. `vocabulary`: rows of its table of embeddings."""
+    """Numbers of a decoder. `inner_width`: of its feed-forward layers, those of all experts that are computed for a token together, with their
+    copies of the hidden states. `vocabulary`: rows of its table of embeddings."""
 
     layers: int
     heads: int
@@ -91,7 +92,7 @@ class TransformersEngine:
             text.num_key_value_heads,
             head_width,
             text.hidden_size,
-            text.intermediate_size,
+            _inner_width(text),
             model.get_input_embeddings().weight.shape[0],
         )
         self.vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
@@ -147,6 +148,16 @@ class TransformersEngine:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
+
+
+def _inner_width(text: object) -> int:
+    """`TextShape.inner_width` of a text tower's configuration."""
+    experts = getattr(text, "num_experts", None)
+    if not experts:
+        return text.intermediate_size
+    # transformers 5 computes the chosen experts, with an implementation that can be set; version 4 computes all and drops most of what they give.
+    computed = text.num_experts_per_tok if hasattr(text, "_experts_implementation") else experts
+    return max(text.intermediate_size, computed * (text.moe_intermediate_size + text.hidden_size))
 
 
 def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:
