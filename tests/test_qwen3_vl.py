@@ -109,6 +109,13 @@ def test_the_times_are_the_processors(mllm, mllm_folder, seconds):
     assert text == "<|im_start|>user\n" + "".join(f"{time}<|vision_start|><|vision_end|>" for time in expected)
 
 
+def test_colours_are_normalised_as_by_the_processor_of_its_own(mllm):
+    """Where the model's folder does not say how."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor as Processor
+
+    assert (list(mllm.family.mean), list(mllm.family.std)) == (list(Processor.image_mean), list(Processor.image_std))
+
+
 def test_the_times_are_those_of_the_key_frames(mllm, monkeypatch):
     """As they are spread over the clip, at the clip's own rate."""
     given, made = [], mllm.family.video_layout

@@ -155,9 +155,12 @@ def _inner_width(text: object) -> int:
     experts = getattr(text, "num_experts", None)
     if not experts:
         return text.intermediate_size
-    # transformers 5 computes the chosen experts, with an implementation that can be set; version 4 computes all and drops most of what they give.
-    computed = text.num_experts_per_tok if hasattr(text, "_experts_implementation") else experts
-    return max(text.intermediate_size, computed * (text.moe_intermediate_size + text.hidden_size))
+    # A third of what one layer was seen to hold for a token. transformers 5 computes the chosen experts, with an implementation that can be set;
+    # version 4 computes all of them and drops most of what they give.
+    hidden, inner = text.hidden_size, text.moe_intermediate_size
+    if hasattr(text, "_experts_implementation"):
+        return max(text.intermediate_size, text.num_experts_per_tok * (2 * inner + hidden + hidden // 2))
+    return max(text.intermediate_size, experts * (inner + hidden))
 
 
 def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:
