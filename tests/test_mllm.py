@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_rollout import dense_row, relative
-from plain_passes import embedded, forward, whole_prompt
+from plain_passes import embedded, forward, in_float64, whole_prompt
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
@@ -223,8 +223,7 @@ def test_maps_equal_plain_passes(mllm, mllm_folder, frames):
     clip = clip_of(frames)
     found = extract_attention(mllm, clip, QUERY, tokens_per_frame=40)
     start = mllm.layers // 2
-    mllm.model.double()
-    mllm.engine.text_tower.set_attn_implementation("eager")
+    in_float64(mllm)
     with torch.inference_mode():
         shown = [clip[i] for i in range(frames)]
         video, images = layouts(mllm, clip.frame_size, frames, 40)

@@ -12,11 +12,12 @@ VISUAL = {
     "qwen2_vl": ("<|image_pad|>", "<|video_pad|>"),
     "qwen2_5_vl": ("<|image_pad|>", "<|video_pad|>"),
     "qwen3_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "qwen3_vl_moe": ("<|image_pad|>", "<|video_pad|>"),
     "internvl": ("<IMG_CONTEXT>",) * 2,
     "internvl3_5": ("<IMG_CONTEXT>",) * 2,
     "llava_onevision": ("<image>", "<video>"),
 }
-CELL = {"qwen3_vl": 32}
+CELL = {"qwen3_vl": 32, "qwen3_vl_moe": 32}
 """Side of a visual token in pixels, 28 for the others."""
 
 
@@ -57,7 +58,7 @@ def test_video_prompt(loaded):
     else:
         assert inputs["video_grid_thw"].tolist()[0][0] == 2
         assert visual == inputs["video_grid_thw"].prod() // 4
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         assert text.startswith("<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red")
         slot = "<|vision_start|>" + "<|video_pad|>" * (visual // 2) + "<|vision_end|>"
         assert f"<0.0 seconds>{slot}<0.1 seconds>{slot}" in prompt  # 24 frames a second where nothing else is said

@@ -241,8 +241,8 @@ class MLLM:
     def question_ids(self, layout: Layout | None, question: str) -> Tensor:
         """Token ids (n,) of what comes after the pictures: the question and the chat's words up to the answer; without pictures, of the
         whole prompt. DecafError: control tokens in the question, or too many tokens."""
-        for token in self.tokenizer.all_special_tokens:
-            if token and token in question:
+        for token in self._control_tokens():
+            if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
         before = self._opening if layout is None else layout.rest
         ids = self._ids(before + question + self.family.closing)
@@ -252,6 +252,13 @@ class MLLM:
                 f"wording of the question, which begins: {question[:60]!r}."
             )
         return torch.tensor(ids)
+
+    def _control_tokens(self) -> set[str]:
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in angle brackets;
+        what does not, such as runs of spaces, is ordinary text."""
+        added = getattr(self.tokenizer, "get_added_vocab", dict)()
+        bracketed = {token for token in added if token[:1] == "<" and token[-1:] == ">"}
+        return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
 
     @property
     def _opening(self) -> str:

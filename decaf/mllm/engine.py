@@ -30,7 +30,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class TextShape:
-    """Numbers of a decoder. `inner_width`: of its feed-forward layers. `vocabulary`: rows of its table of embeddings."""
+    """Numbers of a decoder. `inner_width`: of its feed-forward layers, those of all experts that are computed for a token together, with their
+    copies of the hidden states. `vocabulary`: rows of its table of embeddings."""
 
     layers: int
     heads: int
@@ -113,7 +114,7 @@ class TransformersEngine:
             text.num_key_value_heads,
             head_width,
             text.hidden_size,
-            text.intermediate_size,
+            _inner_width(text),
             model.get_input_embeddings().weight.shape[0],
         )
         self.vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
@@ -206,6 +207,19 @@ def only_at(wanted: Tensor, mlp: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _inner_width(text: object) -> int:
+    """`TextShape.inner_width` of a text tower's configuration."""
+    experts = getattr(text, "num_experts", None)
+    if not experts:
+        return text.intermediate_size
+    # A third of what one layer was seen to hold for a token. transformers 5 computes the chosen experts, with an implementation that can be set;
+    # version 4 computes all of them and drops most of what they give.
+    hidden, inner = text.hidden_size, text.moe_intermediate_size
+    if hasattr(text, "_experts_implementation"):
+        return max(text.intermediate_size, text.num_experts_per_tok * (2 * inner + hidden + hidden // 2))
+    return max(text.intermediate_size, experts * (inner + hidden))
 
 
 def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:

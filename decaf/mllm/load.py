@@ -25,6 +25,23 @@ from .streaming import Streaming, check_budget
 QUANTISED_AS = ("bitsandbytes",)
 """Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
 
+_LINEAR = "computes most layers with linear attention, which has no attention maps"
+_WINDOWS = "attends in sliding windows in most layers and, in some models, to later tokens inside a picture"
+_BOTH_WAYS = "lets the tokens of pictures see later ones"
+_NO_ROLLOUT = {
+    "qwen3_5": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "qwen4_exp": _LINEAR,
+    "gemma3": _WINDOWS,
+    "gemma4": _WINDOWS,
+    "paligemma": _BOTH_WAYS,
+    "molmo2": _BOTH_WAYS,
+    "molmo": "needs Python code from its own folder, which is never run",
+    "mllama": "sees pictures through layers of cross-attention: they do not stand in the prompt, whose attention is followed",
+    "llama4": "attends within chunks of the prompt in most layers",
+}
+"""Well-known models that cannot be served as the others are, by the beginning of their `model_type`, and why."""
+
 
 @cache
 def registry() -> dict[str, Family]:
@@ -201,6 +218,12 @@ def _family_of(config: dict, folder: Path) -> Family:
     model_type = config["model_type"]
     family = registry().get(model_type)
     if family is None:
+        for beginning, why in _NO_ROLLOUT.items():
+            if model_type.startswith(beginning):
+                raise DecafError(
+                    f'The model in {folder} has the type "{model_type:.60}", which {why}; its attention rollout is not supported. Choose a model '
+                    "with plain causal attention in every layer, such as Qwen/Qwen3-VL-8B-Instruct."
+                )
         supported = ", ".join(f"{one.title} ({', '.join(one.model_types)})" for one in all_families())
         kind = "" if "vision_config" in config else " It is a text-only model: it cannot see pictures."
         raise DecafError(f'The model in {folder} has the type "{model_type:.60}", which is not supported.{kind} Supported are {supported}.')
@@ -220,9 +243,11 @@ def _family_of(config: dict, folder: Path) -> Family:
             f"{', '.join(QUANTISED_AS)}. Choose another version of the model."
         )
     layer_types = text.get("layer_types")
-    if isinstance(layer_types, list) and "sliding_attention" in layer_types:
+    others = [one for one in layer_types if one != "full_attention"] if isinstance(layer_types, list) else []
+    if others:
+        what = "sliding-window attention" if "sliding_attention" in others else f"attention of the type {shown(others[0], 60)!r}"
         raise DecafError(
-            f"The model in {folder} uses sliding-window attention in some layers; its attention rollout is not supported. "
+            f"The model in {folder} uses {what} in some layers; its attention rollout is not supported. "
             "Choose a model with full attention in every layer."
         )
     return family
