@@ -13,7 +13,7 @@ from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 
-from decaf.attention.extract import extract_attention, extract_attentions, key_frames
+from decaf.attention.extract import FPS_OF_IMAGES, extract_attention, extract_attentions, key_frames
 from decaf.attention.questions import Templates, clean_query, split_queries
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
@@ -148,9 +148,9 @@ def test_tiles():
     assert choose_tiles(16, 4000, 448) == (1, 12)
 
 
-def layouts(mllm, size, frames, most):
+def layouts(mllm, size, frames, most, fps=1.0):
     """The layout of so many frames as a video, and as images."""
-    video = mllm.family.video_layout(mllm.vision, size, [float(index) for index in range(frames)], most)
+    video = mllm.family.video_layout(mllm.vision, size, [index / fps for index in range(frames)], most)
     return video, mllm.family.image_layout(mllm.vision, size, frames, most)
 
 
@@ -185,7 +185,7 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
             assert (moved > moved.max() / 1000).sum() == 1, "another token sees that cell too"
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "glm4v"])
 def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     """Loading puts a product in the place of the first convolution."""
     from transformers import AutoModelForImageTextToText
@@ -222,7 +222,7 @@ def test_maps_equal_plain_passes(mllm, mllm_folder, frames):
     mllm.engine.text_tower.set_attn_implementation("eager")
     with torch.inference_mode():
         shown = [clip[i] for i in range(frames)]
-        video, images = layouts(mllm, clip.frame_size, frames, 40)
+        video, images = layouts(mllm, clip.frame_size, frames, 40, float(clip.fps or FPS_OF_IMAGES))
         for attention in found:
             assert relative(attention.video, plain_map(mllm, video, shown, attention.question, start)[0]) < 1e-4
             assert relative(attention.frame, plain_map(mllm, images, shown, attention.question, start)[:, 0]) < 1e-4

@@ -237,3 +237,16 @@ def picture_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ..
         return numbers[0], numbers[1]
     except ValueError as error:
         raise DecafError(f"{path} is damaged ({error}). Download the model again, or remove that file.") from error
+
+
+def processor_classes(folder: Path) -> set[str]:
+    """Names of the classes that the folder's files give for what prepares text, pictures and videos. They are compared, never imported."""
+    found = set()
+    for file in ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"):
+        try:
+            given = read_json(folder / file, LARGEST_INDEX)
+        except ValueError:  # not there, or damaged: whoever needs it says so
+            continue
+        if isinstance(given, dict):
+            found |= {str(given.get(name)) for name in ("processor_class", "image_processor_type", "video_processor_type")}
+    return found

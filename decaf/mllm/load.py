@@ -53,7 +53,7 @@ def load_mllm(
     step = f"Loading {folder.name}"
     progress(0, 1, step)
     entries = read_config(folder)
-    family = _family_of(entries, folder)
+    family = _family_of(entries, folder).of_folder(entries, folder)
     told = system_prompt(entries, folder)
     _check_complete(folder)
     check_sizes(entries, folder)
