@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
@@ -19,7 +20,16 @@ from ..report import Cancellable, Progress, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
-from .folder import check_sizes, check_tokenizer_files, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+from .folder import (
+    check_picture_files,
+    check_sizes,
+    check_tokenizer_files,
+    missing_files,
+    picture_statistics,
+    read_config,
+    system_prompt,
+    weight_shapes,
+)
 
 QUANTISED_AS = ("bitsandbytes",)
 """Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
@@ -75,6 +85,8 @@ def load_mllm(
         vision = family.vision_shape(config)
         _check_total(config, shapes, folder)
     mean, std = picture_statistics(folder) or (family.mean, family.std)
+    cut = {"patch_size": vision.patch, "merge_size": vision.merge, "temporal_patch_size": vision.frames_per_slot}
+    check_picture_files(folder, {"side": vision.tile} if vision.tile else cut)
     progress(0, 1, step)
     with _explained(folder, progress):
         # Weights of another shape are let through here to be named below.
@@ -83,6 +95,7 @@ def load_mllm(
         with _weight_by_weight(progress, step):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
+        _check_numbers(folder, model)
         model.eval().requires_grad_(False)
         family.prepare(model)
         mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
@@ -259,3 +272,19 @@ def _check_loaded(folder: Path, info: dict) -> None:
             f"{len(shaped)} weights of the model in {folder} have another shape than its config.json asks for, first of all {shaped[0]}. "
             "Its files are not of one model; download it again."
         )
+
+
+def _check_numbers(folder: Path, model: nn.Module) -> None:
+    """Refuses weights that are not numbers: every norm and bias whole, and the middle row of every matrix.
+
+    To look at all of them would take longer than to load them, since that only maps the files. A few bad numbers elsewhere are told after the
+    first pictures, whose attention queries they spoil.
+    """
+    for name, weight in model.named_parameters():
+        row = weight
+        while row.ndim > 1:
+            row = row[len(row) // 2]
+        if row.is_floating_point() and not row.isfinite().all():
+            raise DecafError(
+                f"The model in {folder} is damaged: its weight {name} holds numbers that are not finite (NaN or infinite). Download it again."
+            )

@@ -26,4 +26,5 @@ def forward(mllm, embeds, positions, **options):
     """What the text tower gives for prompts (B, L, width) at `positions` (axes, L)."""
     positions = positions[:, None].expand(-1, len(embeds), -1)
     positions = positions[0] if len(positions) == 1 else positions
-    return mllm.engine.text_tower(inputs_embeds=embeds, position_ids=positions, use_cache=False, **options)
+    whole = torch.ones(embeds.shape[:2], dtype=torch.long)  # GLM's code in transformers 4.57 cannot do without, though nothing is padded
+    return mllm.engine.text_tower(inputs_embeds=embeds, position_ids=positions, attention_mask=whole, use_cache=False, **options)
