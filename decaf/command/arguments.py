@@ -6,7 +6,7 @@ import argparse
 
 from ..settings import settings_of
 
-_NAMES = ("max_key_frames", "tokens_per_frame", "start_layer", "point_threshold", "presence_threshold", "score_threshold")
+_NAMES = ("max_key_frames", "tokens_per_frame", "start_layer", "point_threshold", "presence_threshold", "score_threshold", "max_tracks")
 
 
 def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:

@@ -4,14 +4,11 @@ thought before every answer."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from ..base import Family, Layout, VisionShape, whole_number
 from ..folder import processor_classes
+from .qwen3_vl import Qwen3VL
 from .qwen_vl import LARGEST_CELL, QwenVL
 
 
@@ -65,19 +62,8 @@ class GLM4V(QwenVL):
         _, rows, cols = grid
         return Layout(kind, grid, ("<|begin_of_image|>", rows * cols, "<|end_of_image|>"), batch, frames)
 
-    def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
-        """(3, L): every slot is a picture of its own, whose rows and columns are counted on from the text before it; time stands still in it.
-        Text goes on one past the largest of them."""
-        if layout is None:
-            return torch.arange(len(visual)).expand(3, -1)
-        _, rows, cols = layout.grid
-        seen = torch.stack(torch.meshgrid(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(cols), indexing="ij")).flatten(1)
-        parts, here = [], 0
-        for is_visual, run in groupby(visual.tolist()):
-            part = seen if is_visual else torch.arange(len(list(run))).expand(3, -1)
-            parts.append(part + here)
-            here = int(parts[-1].max()) + 1
-        return torch.cat(parts, 1)
+    position_ids = Qwen3VL.position_ids
+    """Every slot counts as a picture of its own, as in Qwen3-VL."""
 
 
 class GLM46V(GLM4V):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DecafError
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, normalised, resize, whole_number
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..pictures import normalised, resize
 
 MOST_TILES = 12
 """Tiles per image, as the models were trained."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, fit_grid, normalised, resize, whole_number
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..pictures import fit_grid, normalised, resize
 
 FEWEST_TOKENS = 128
 """Smaller pictures are enlarged to this many tokens a frame: on coarse grids attention cannot tell neighbours apart."""
@@ -102,8 +103,8 @@ class QwenVL(Family):
         return dict(zip(names, (patches, grid), strict=True))
 
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
-        tokens, _ = mllm.engine.see(pixels)
-        return Encoded(tokens.view(layout.batch, layout.tokens, -1))
+        tokens, levels = mllm.engine.see(pixels)
+        return Encoded(tokens.view(layout.batch, layout.tokens, -1), tuple(level.view(layout.batch, layout.tokens, -1) for level in levels))
 
     def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
         """(3, L): time, row and column of visual tokens, counted on from the text before them; text has three equal coordinates.
