@@ -13,6 +13,7 @@ from tiny_models import FAMILIES
 from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
+from decaf.report import Report
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -59,10 +60,10 @@ def test_a_single_spoilt_number_is_told_after_the_first_pictures(copy, family, w
         pattern = r"layers\.0\..*v_proj.weight" if where == "text" else r"(visual|vision).*(fc2|down_proj).weight"
         weights[named(weights, pattern)][0, 0] = float("nan")
 
-    mllm, counts = load_mllm(copy(family, spoil)), {}
+    mllm, report = load_mllm(copy(family, spoil)), Report()
     with pytest.raises(DecafError, match="its weights are damaged: download it again"):
-        extract_attention(mllm, clip_of(4), "the dog", tokens_per_frame=40, counts=counts)
-    assert counts["forward_passes"] == 1 and "frames_encoded_image" not in counts
+        extract_attention(mllm, clip_of(4), "the dog", tokens_per_frame=40, progress=report)
+    assert report.counts["forward_passes"] == 1 and "frames_encoded_image" not in report.counts
 
 
 def test_looking_at_them_reads_little(mllm_folder, monkeypatch):
@@ -89,3 +90,14 @@ def test_picture_files_of_another_model(copy, family, file):
             load_mllm(folder)
     path.write_text(json.dumps({name: value for name, value in given.items() if not name.endswith("size")}))
     load_mllm(folder)  # a file that says nothing of it is as good as none
+
+
+def test_a_configuration_that_only_transformers_5_reads(copy, monkeypatch):
+    """Version 4 would take its own default for the rotary embedding, which no model of the family has."""
+    folder = copy("qwen2_5_vl")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), **config.pop("rope_scaling")}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
+    with pytest.raises(DecafError, match="saved for transformers 5, and 4.57.6 is installed.*pip install --upgrade transformers"):
+        load_mllm(folder)

@@ -77,6 +77,7 @@ def load_mllm(
             f"Choose {fine} as its dtype."
         )
     with _explained(folder, report):
+        _check_version(entries, folder)
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
         # Made from the cleaned entries: the file itself could choose another attention, which would be fetched or not be ours.
@@ -217,6 +218,18 @@ def _family_of(config: dict, folder: Path) -> Family:
             "Choose a model with full attention in every layer."
         )
     return family
+
+
+def _check_version(config: dict, folder: Path) -> None:
+    """transformers 4 overlooks how version 5 writes the rotary embedding, and would put a default in its place."""
+    import transformers
+
+    text = config.get("text_config", config)
+    if "rope_parameters" in text and "rope_theta" not in text and int(transformers.__version__.split(".")[0]) < 5:
+        raise DecafError(
+            f"The model in {folder} was saved for transformers 5, and {transformers.__version__} is installed. Update it: pip install --upgrade "
+            "transformers"
+        )
 
 
 def _check_complete(folder: Path) -> None:
