@@ -90,8 +90,9 @@ class Engine(Protocol):
 class TransformersEngine:
     """A vision-language model of the transformers library."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, device: torch.device | None = None):
+        """`device`: where it computes; None for where the weights lie, wherever they are moved."""
+        self.model, self._device = model, device
         text, vision = model.config.get_text_config(), model.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = TextShape(
@@ -114,7 +115,7 @@ class TransformersEngine:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self._device or next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
