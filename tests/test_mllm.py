@@ -187,7 +187,7 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
             assert (moved > moved.max() / 1000).sum() == 1, "another token sees that cell too"
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith("qwen")])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith(("qwen", "glm"))])
 def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     """Loading puts a product in the place of the first convolution."""
     from transformers import AutoModelForImageTextToText
