@@ -267,10 +267,10 @@ class MLLM:
         return torch.tensor(ids)
 
     def _control_tokens(self) -> set[str]:
-        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in angle brackets;
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in brackets;
         what does not, such as runs of spaces, is ordinary text."""
         added = getattr(self.tokenizer, "get_added_vocab", dict)()
-        bracketed = {token for token in added if token[:1] == "<" and token[-1:] == ">"}
+        bracketed = {token for token in added if token[:1] + token[-1:] in ("<>", "[]")}
         return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
 
     @property
