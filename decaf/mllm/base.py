@@ -96,6 +96,8 @@ class Family(ABC):
     """What the models were told before the chat; a folder may say otherwise (see `decaf.mllm.folder.system_prompt`)."""
     opening: str
     """The user's turn up to the pictures, or to the question where there are none."""
+    before_text: str = ""
+    """What stands between that and a question without pictures."""
     closing: str
     """The prompt after the question, up to the answer."""
     visual_tokens: Mapping[str, str]
@@ -203,7 +205,7 @@ class MLLM:
         for token in self.tokenizer.all_special_tokens:
             if token and token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        before = self._opening if layout is None else layout.rest
+        before = self._opening + self.family.before_text if layout is None else layout.rest
         ids = self._ids(before + question + self.family.closing)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
