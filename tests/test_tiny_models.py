@@ -40,7 +40,7 @@ def ask(processor, kind, query="the red object", **media):
 def test_video_prompt(loaded):
     family, model, processor = loaded
     video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 84, 112), dtype=np.uint8))
-    text, inputs = ask(processor, "video", videos=[video], do_sample_frames=False)
+    text, inputs = ask(processor, "video", videos=[[video] if family == "smolvlm" else video], do_sample_frames=False)
     ending = "<end_of_utterance>\nAssistant:" if family == "smolvlm" else "<|im_end|>\n<|im_start|>assistant\n"
     assert text.endswith("the red object" + ending)
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][1])).sum()

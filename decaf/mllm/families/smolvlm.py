@@ -84,10 +84,12 @@ class SmolVLM(Family):
         size, tiles = mllm.vision.tile, []
         for frame in frames:
             height, width = frame.shape[:2]
-            rows, cols = (1, 1) if layout.kind == "video" else choose_tiles(height, width, size)
-            # In two steps, as the published processor does it: in its own proportions, then to whole tiles.
-            whole = Image.fromarray(frame.numpy())
-            for high, wide in (_proportional(height, width, TILES_A_SIDE * size), (rows * size, cols * size)):
+            whole, (rows, cols) = Image.fromarray(frame.numpy()), (1, 1)
+            steps = [(size, size)]
+            if layout.kind == "image":  # in two steps, as the published processor does it: in its own proportions, then to whole tiles
+                rows, cols = choose_tiles(height, width, size)
+                steps = [_proportional(height, width, TILES_A_SIDE * size), (rows * size, cols * size)]
+            for high, wide in steps:
                 whole = whole.resize((wide, high), Image.Resampling.LANCZOS)
             tiles += [whole.crop((x, y, x + size, y + size)) for y in range(0, rows * size, size) for x in range(0, cols * size, size)]
         values = normalised(tiles, mllm.mean, mllm.std)
