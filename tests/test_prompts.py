@@ -1,13 +1,19 @@
 """Prompts and pictures that families make themselves, held against the chat templates and processors that models are published with."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import parse as version
 from PIL import Image
 from tiny_models import FAMILIES
 from transformers import AutoProcessor
 
 from decaf.demo import MLLM_FOLDER
+from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 
 QUESTION = "Which object is 最大的 thing here?"
@@ -24,13 +30,27 @@ def pictures(count, height, width):
 
 
 def published(processor, kind, frames):
-    """What the model's processor makes of the question and pictures that need no resizing."""
+    """What the model's processor makes of the question and pictures that need no resizing. A video has two frames a second."""
     messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTION}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if kind == "image":
         return processor(text=[text], images=[Image.fromarray(frames[0].numpy())], do_resize=False, return_tensors="pt")
     video = torch.stack(frames).permute(0, 3, 1, 2)
-    return processor(text=[text], videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
+    times = {"fps": 2.0, "frames_indices": list(range(len(frames))), "total_num_frames": len(frames)}
+    options = {"do_resize": False, "do_sample_frames": False, "video_metadata": [times]}
+    return processor(text=[text], videos=[video], **options, return_tensors="pt")
+
+
+def prompt_of_the_release(processor, kind, ids):
+    """Qwen3-VL was published with transformers 4.57, which puts the slots of a video, each with its time and a start and end token, in the
+    place of the chat template's start, pad and end. From 5.10 on it puts them in the place of the pad alone."""
+    if type(processor).__name__ != "Qwen3VLProcessor" or kind != "video":
+        return ids
+    start, end = (processor.tokenizer.convert_tokens_to_ids(f"<|vision_{side}|>") for side in ("start", "end"))
+    starts, ends = ([place for place, one in enumerate(ids) if one == token] for token in (start, end))
+    around = starts[0] < starts[1] < ends[0] if len(starts) > 1 else False
+    assert around == (version(transformers.__version__) >= version("5.10"))
+    return [one for place, one in enumerate(ids) if place not in (starts[0], ends[-1])] if around else ids
 
 
 PACKED_OTHERWISE = ("llava_onevision", "smolvlm")
@@ -41,7 +61,7 @@ PACKED_OTHERWISE = ("llava_onevision", "smolvlm")
 @pytest.mark.parametrize("kind, count", [("image", 1), ("video", 1), ("video", 4), ("video", 5)])
 def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
     mllm, processor = both
-    family, size = mllm.family, (112, 112)  # a tile of InternVL, 4 x 4 tokens of Qwen
+    family, size = mllm.family, (mllm.vision.tile or 4 * mllm.vision.cell,) * 2  # a tile of 4 x 4 tokens, or so many of them
     frames = pictures(count, *size)
     expected = published(processor, kind, frames)
     if kind == "video":
@@ -51,7 +71,7 @@ def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
     assert layout.grid[1:] == (4, 4)
     ids, visual = mllm.picture_ids(layout)
     ids = torch.cat([ids, mllm.question_ids(layout, QUESTION)])
-    assert ids.tolist() == expected["input_ids"][0].tolist()
+    assert ids.tolist() == prompt_of_the_release(processor, kind, expected["input_ids"][0].tolist())
     assert int(visual.sum()) == layout.tokens
     pixels = family.pixels(mllm, layout, frames)
     for name, value in pixels.items():
@@ -76,11 +96,52 @@ def test_a_prompt_without_pictures(both):
 
 
 def test_words_of_a_question_make_no_visual_tokens(both):
-    """Also where the tokenizer does not list its tokens as special: which tokens are visual is known from the layout."""
+    """Whatever the tokenizer makes of them: which tokens are visual is known from the layout."""
     mllm, _ = both
     layout = mllm.family.image_layout(mllm.vision, (112, 112), 1, 16)
+    token = mllm.visual_token_id("image")
+    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [token]}})()
+    assert mllm.question_ids(layout, "the one").tolist() == [token]
     _, visual = mllm.picture_ids(layout)
-    token = mllm.family.visual_tokens["image"]
-    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [1]}})()
-    assert len(mllm.question_ids(layout, f"the {token} one")) == 1
     assert int(visual.sum()) == layout.tokens
+
+
+@pytest.mark.parametrize("listed", ["special", "added", "not at all"])
+def test_control_tokens_in_a_question_are_refused(both, listed, monkeypatch):
+    """Also where the tokenizer lists them as added, but not as special, as it does tokens for tools and thoughts. Times are ordinary text."""
+    mllm, _ = both
+    tokens = {*mllm.family.visual_tokens.values()}
+    if listed != "not at all":
+        tokens |= {"<|im_end|>"} | set(mllm.tokenizer.all_special_tokens)
+    harmless = ["<0.2 seconds>", "a < b > c", "<unknown>", "<|", "pad"]
+    expected = {text: mllm.question_ids(None, text).tolist() for text in harmless}
+    if listed != "special":
+        monkeypatch.setattr(type(mllm.tokenizer), "all_special_tokens", [])
+    if listed == "not at all":
+        monkeypatch.setattr(type(mllm.tokenizer), "get_added_vocab", lambda self: {})
+    assert len(tokens) > (0 if listed == "not at all" else 2)
+    for token in tokens:
+        with pytest.raises(DecafError, match="control token") as caught:
+            mllm.question_ids(None, f"the {token} one")
+        assert token in str(caught.value)
+    for text in harmless:
+        assert mllm.question_ids(None, text).tolist() == expected[text]
+
+
+def test_a_token_for_thoughts_is_a_control_token(mllm_folder, tmp_path):
+    """Qwen3-VL's tokenizer adds some without listing them as special."""
+    shutil.copytree(mllm_folder("qwen3_vl"), tmp_path / "model")
+    files = [tmp_path / "model" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    whole, config = (json.loads(path.read_text()) for path in files)
+    number = max(token["id"] for token in whole["added_tokens"]) + 1
+    for index, text in enumerate(("<think>", "   "), start=number):
+        token = whole["added_tokens"][0] | {"content": text, "special": False}
+        whole["added_tokens"].append(token | {"id": index})
+        config["added_tokens_decoder"][str(index)] = {name: value for name, value in token.items() if name != "id"}
+    for path, content in zip(files, (whole, config), strict=True):
+        path.write_text(json.dumps(content))
+    mllm = load_mllm(tmp_path / "model")
+    assert "<think>" not in mllm.tokenizer.all_special_tokens and {"<think>", "   "} <= set(mllm.tokenizer.get_added_vocab())
+    with pytest.raises(DecafError, match="<think>, a control token"):
+        mllm.question_ids(None, "the <think> one")
+    mllm.question_ids(None, "the   one that a thinker thinks of")

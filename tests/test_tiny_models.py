@@ -11,11 +11,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 VISUAL = {
     "qwen2_vl": ("<|image_pad|>", "<|video_pad|>"),
     "qwen2_5_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "qwen3_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "qwen3_vl_moe": ("<|image_pad|>", "<|video_pad|>"),
     "internvl": ("<IMG_CONTEXT>",) * 2,
     "internvl3_5": ("<IMG_CONTEXT>",) * 2,
     "llava_onevision": ("<image>", "<video>"),
     "smolvlm": ("<image>", "<image>"),
 }
+CELL = {"qwen3_vl": 32, "qwen3_vl_moe": 32}
+"""Side of a visual token in pixels, 28 for the others."""
 
 
 @pytest.fixture(scope="module", params=list(VISUAL))
@@ -39,7 +43,8 @@ def ask(processor, kind, query="the red object", **media):
 
 def test_video_prompt(loaded):
     family, model, processor = loaded
-    video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 84, 112), dtype=np.uint8))
+    cell = CELL.get(family, 28)
+    video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 3 * cell, 4 * cell), dtype=np.uint8))
     text, inputs = ask(processor, "video", videos=[[video] if family == "smolvlm" else video], do_sample_frames=False)
     ending = "<end_of_utterance>\nAssistant:" if family == "smolvlm" else "<|im_end|>\n<|im_start|>assistant\n"
     assert text.endswith("the red object" + ending)
@@ -58,6 +63,11 @@ def test_video_prompt(loaded):
     else:
         assert inputs["video_grid_thw"].tolist()[0][0] == 2
         assert visual == inputs["video_grid_thw"].prod() // 4
+    if family.startswith("qwen3_vl"):
+        assert text.startswith("<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red")
+        slot = "<|vision_start|>" + "<|video_pad|>" * (visual // 2) + "<|vision_end|>"
+        assert f"<0.0 seconds>{slot}<0.1 seconds>{slot}" in prompt  # 24 frames a second where nothing else is said
+    elif family.startswith("qwen"):
         system, user = text.split("<|im_end|>\n")[:2]
         assert system == "<|im_start|>system\nYou are a helpful assistant."
         assert user == "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red object"
@@ -70,7 +80,8 @@ def test_video_prompt(loaded):
 
 def test_image_prompt(loaded):
     family, model, processor = loaded
-    image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 224, 336), dtype=np.uint8))
+    cell = CELL.get(family, 28)
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 8 * cell, 12 * cell), dtype=np.uint8))
     options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 6} if family.startswith("internvl") else {}
     _, inputs = ask(processor, "image", images=[image], **options)
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][0])).sum()
