@@ -101,6 +101,8 @@ class Family(ABC):
     """How that stands in the prompt, at {}."""
     opening: str
     """The user's turn up to the pictures, or to the question where there are none."""
+    before_text: str = ""
+    """What stands between that and a question without pictures."""
     closing: str
     """The prompt after the question, up to the answer."""
     answer_opening: str = ""
@@ -257,7 +259,7 @@ class MLLM:
         for token in self._control_tokens():
             if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        before = self._opening if layout is None else layout.rest
+        before = self._opening + self.family.before_text if layout is None else layout.rest
         ids = self._ids(before + question + self.family.closing + self.family.answer_opening)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
