@@ -17,9 +17,10 @@ from decaf.attention.extract import extract_attention, extract_attentions, key_f
 from decaf.attention.questions import Templates, clean_query, split_queries
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
-from decaf.mllm.base import fit_grid
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
+from decaf.mllm.pictures import fit_grid
+from decaf.report import Report
 
 QUERY = "the dog that gets the ball first"
 
@@ -162,7 +163,8 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
     layout = next(one for one in layouts(mllm, size, 1, 150) if one.kind == kind)
     _, rows, cols = layout.grid
     assert rows > 1 and cols > 1
-    cell = mllm.vision.cell
+    # Where frames are squeezed to a tile, a cell is the tile's share; a token of a video may be pooled from several of an image.
+    cell = mllm.vision.tile // rows if mllm.vision.tile and kind == "video" else mllm.vision.cell
     # One layer deep: random deeper layers would mix all places, which says nothing about the order.
     tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
     for block in [one for group in tower.modules() if isinstance(group, torch.nn.ModuleList) for one in group]:
@@ -264,8 +266,9 @@ def test_a_dtype_that_overflows_is_refused_before_weights_are_read(mllm_folder, 
 
 
 def test_counts_of_the_expression_setting(mllm):
-    counts = {}
-    first, second = extract_attention(mllm, clip_of(9), QUERY, max_key_frames=6, tokens_per_frame=40, counts=counts)
+    report = Report()
+    first, second = extract_attention(mllm, clip_of(9), QUERY, max_key_frames=6, tokens_per_frame=40, progress=report)
+    counts = report.counts
     assert first.kind == "object" and second.kind == "background" and first.answers == ()
     assert counts["key_frames"] == counts["frames_encoded_video"] == counts["frames_encoded_image"] == 6
     assert counts["tokens_generated"] == 0
@@ -275,8 +278,9 @@ def test_counts_of_the_expression_setting(mllm):
 
 
 def test_class_name_setting(mllm):
-    counts = {}
-    obj, back = extract_attention(mllm, clip_of(4), QUERY, setting="class name", tokens_per_frame=40, counts=counts)
+    report = Report()
+    obj, back = extract_attention(mllm, clip_of(4), QUERY, setting="class name", tokens_per_frame=40, progress=report)
+    counts = report.counts
     assert len(obj.answers) == 5 and counts["tokens_generated"] > 0
     assert counts["visual_tokens_encoded"] == counts["visual_tokens_prefilled"] == obj.video.numel() + obj.frame.numel()
     assert "leaving out any" in back.question
@@ -288,28 +292,28 @@ def test_class_name_setting(mllm):
 @pytest.mark.parametrize("queries", [1, 3])
 def test_one_pass_per_batch_of_pictures(mllm, queries):
     """With all questions of all queries in it, presence included."""
-    passes, counts = [], {}
+    passes, report = [], Report()
     mllm.engine.text_tower.layers[0].register_forward_pre_hook(lambda module, args: passes.append(args[0].shape))
     asked = [f"the thing number {number}" for number in range(queries)]
-    extract_attentions(mllm, clip_of(2), asked, tokens_per_frame=40, counts=counts)
-    assert len(passes) == counts["forward_passes"] == 2  # the video, and the two frames as images
+    extract_attentions(mllm, clip_of(2), asked, tokens_per_frame=40, progress=report)
+    assert len(passes) == report.counts["forward_passes"] == 2  # the video, and the two frames as images
     assert [batch for batch, *_ in passes] == [1, 2]
 
 
 def test_more_questions_than_fit_a_pass(mllm, monkeypatch):
     """They are asked on the keys and values of the pictures, which are not run again."""
     queries = ["the red one", "the blue one behind it", "a cup"]
-    expected, counts, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), {}, {}
+    expected, report, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), Report(), Report()
     monkeypatch.setattr("decaf.attention.extract.QUESTION_TOKENS_PER_PASS", 1)
-    found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=counts)
-    assert counts["forward_passes"] == 9 + 6  # each question of the video, and of the images, alone
+    found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, progress=report)
+    assert report.counts["forward_passes"] == 9 + 6  # each question of the video, and of the images, alone
     for pair, other in zip(found, expected, strict=True):
         assert pair[0].presence == pytest.approx(other[0].presence, abs=1e-5)
         for one, two in zip(pair, other, strict=True):
             assert relative(one.video, two.video) < 1e-5 and relative(one.frame, two.frame) < 1e-5
     monkeypatch.undo()
-    extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=together)
-    assert {**counts, "forward_passes": 2} == together
+    extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, progress=together)
+    assert {**report.counts, "forward_passes": 2} == together.counts
 
 
 def test_another_query_gives_other_maps(mllm):

@@ -17,9 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import is_device_failure, is_out_of_memory
+from ..devices import free_memory, is_device_failure, is_out_of_memory
 from ..errors import DecafError, reason
-from ..report import Cancellable
+from ..report import Report
 
 ATTENTION = "decaf"
 """Name of the attention implementation that a text tower is set to."""
@@ -51,15 +51,22 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where it computes; some of its weights may lie elsewhere until they are needed."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
+        """In which it computes; some of its weights may be stored in less."""
 
     @property
     def end_tokens(self) -> set[int]:
         """Ids of tokens that end an answer."""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether `logits` can be asked. Without them there is no presence, and nothing is answered in words."""
+
+    def free_memory(self) -> int | None:
+        """Bytes that a pass may take on the device beside the weights; None where the device has no memory of its own."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> (..., width) on the device."""
@@ -69,21 +76,36 @@ class Engine(Protocol):
         visual tokens (n, width) of all pictures in a row, and deepstack levels (n, width) where the model has some."""
 
     def run(
-        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attend: Attend,
+        *,
+        wanted: Tensor | None = None,
+        visual: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> Tensor:
-        """One forward pass: embeds (B, L, width), position_ids (axes, L) of every prompt -> hidden states (B, L, width) after the last
-        norm. `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where
-        `visual` (L,) is True. DecafError: attention that is not plain causal softmax."""
+        """One forward pass: embeds (B, L, width), position_ids (axes, L) of every prompt -> hidden states (B, n, width) after the last
+        norm, of the tokens at the n indices `wanted`, or of all.
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., width) -> (..., vocabulary)."""
+        `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where `visual`
+        (L,) is True. DecafError: attention that is not plain causal softmax."""
+
+    def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """Hidden states (..., width) -> (..., vocabulary), or (..., n) of the n tokens `ids` alone."""
 
 
 class TransformersEngine:
-    """A vision-language model of the transformers library."""
+    """A vision-language model of the transformers library.
 
-    def __init__(self, model: nn.Module):
+    `device`, `dtype`: where and in which it computes; by default as its first weight is. Whoever moves weights sets them: a weight that
+    waits elsewhere, or in less precision, does not tell.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None):
         self.model = model
+        first = next(model.parameters())
+        self.device, self.dtype = device or first.device, dtype or first.dtype
         text, vision = model.config.get_text_config(), model.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = TextShape(
@@ -105,17 +127,16 @@ class TransformersEngine:
         return self.model.model.language_model
 
     @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    @property
     def end_tokens(self) -> set[int]:
         listed = getattr(self.model.generation_config, "eos_token_id", None)
         return {listed} if isinstance(listed, int) else set(listed or ())
+
+    @property
+    def has_head(self) -> bool:
+        return True
+
+    def free_memory(self) -> int | None:
+        return free_memory(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids.to(self.device))
@@ -130,8 +151,16 @@ class TransformersEngine:
         return _in_a_row(tokens), tuple(map(_in_a_row, levels or ()))
 
     def run(
-        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attend: Attend,
+        *,
+        wanted: Tensor | None = None,
+        visual: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> Tensor:
+        wanted = torch.arange(embeds.shape[1], device=embeds.device) if wanted is None else wanted.to(embeds.device)
         positions = position_ids.to(embeds.device)[:, None].expand(-1, len(embeds), -1)
         if len(positions) == 1:
             positions = positions[0]
@@ -142,12 +171,42 @@ class TransformersEngine:
             kept["deepstack_visual_embeds"] = [level.flatten(0, 1) for level in deepstack]
         token = _attend.set(attend)
         try:
-            return self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept).last_hidden_state
+            with only_at(wanted, self.text_tower.layers[-1].mlp):
+                hidden = self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept).last_hidden_state
+            return hidden[:, wanted]
         finally:
             _attend.reset(token)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
+    def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits if ids is None else logits[..., list(ids)]
+
+
+@contextmanager
+def only_at(wanted: Tensor, mlp: nn.Module) -> Iterator[None]:
+    """Within it, the feed-forward part of a decoder layer runs for the tokens at the indices `wanted` alone; others get nothing added. In the last
+    layer that changes no hidden state that is read, and the pictures' tokens, nearly all there are, cost nothing there."""
+
+    length = 0
+
+    def cut(module, args):
+        nonlocal length
+        length = args[0].shape[1]
+        return (args[0][:, wanted], *args[1:])
+
+    def put_back(module, args, made):
+        # A mixture of experts may tell how it chose them as well.
+        first = made[0] if isinstance(made, tuple) else made
+        whole = first.new_zeros(len(first), length, first.shape[-1])
+        whole[:, wanted] = first
+        return (whole, *made[1:]) if isinstance(made, tuple) else whole
+
+    hooks = [mlp.register_forward_pre_hook(cut), mlp.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _inner_width(text: object) -> int:
@@ -219,14 +278,14 @@ def _is_causal(mask: Tensor) -> bool:
 
 
 @contextmanager
-def explained(name: str, progress: Cancellable) -> Iterator[None]:
+def explained(name: str, report: Report) -> Iterator[None]:
     """Names the model in what a forward pass raises: damaged numbers in its files show only there. A cancel passes."""
     try:
         yield
     except DecafError:
         raise
     except Exception as error:
-        if progress.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
+        if report.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
             raise
         raise DecafError(
             f"{name} cannot be run with the files it was loaded from ({type(error).__name__}: {reason(error)}). Download it again, or choose "

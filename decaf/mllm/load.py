@@ -15,11 +15,12 @@ import torch
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
-from ..report import Cancellable, Progress, silent
+from ..report import Progress, Report, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
 from .folder import check_sizes, check_tokenizer_files, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+from .streaming import Streaming, check_budget
 
 QUANTISED_AS = ("bitsandbytes",)
 """Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
@@ -55,20 +56,28 @@ def all_families() -> list[Family]:
 
 
 def load_mllm(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, progress: Progress = silent
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    progress: Progress | Report = silent,
 ) -> MLLM:
     """Load a multimodal LLM from a local folder in the hub's format. Nothing is fetched and no code from the folder is run.
 
     Args:
         folder: holds config.json, *.safetensors and tokenizer files.
         dtype: of the weights; None takes what suits the device, see `decaf.devices.language_dtype`. Maps are float32 in any case.
+        memory_budget: bytes of the device that the model and its passes may take. Weights that do not fit stay in host memory and come to the
+            device layer by layer. None: all of them lie on the device.
 
     Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
     that is not there.
     """
-    folder, device, progress = Path(folder), usable_device(device), Cancellable(progress)
+    folder, device, report = Path(folder), usable_device(device), Report.of(progress)
     step = f"Loading {folder.name}"
-    progress(0, 1, step)
+    report.progress(0, 1, step)
+    check_budget(memory_budget, device)
     entries = read_config(folder)
     family = _family_of(entries, folder)
     told = system_prompt(entries, folder)
@@ -77,13 +86,16 @@ def load_mllm(
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
+    quantised = _quantised_as(entries) is not None
+    if quantised and memory_budget is not None:
+        raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")
     if dtype not in family.dtypes:
         fine = " or ".join(str(one).removeprefix("torch.") for one in family.dtypes)
         raise DecafError(
             f"{folder.name} cannot be computed in {str(dtype).removeprefix('torch.')}: its activations pass that format's largest number. "
             f"Choose {fine} as its dtype."
         )
-    with _explained(folder, progress):
+    with _explained(folder, report):
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
         # Made from the cleaned entries: the file itself could choose another attention, which would be fetched or not be ours.
@@ -92,24 +104,35 @@ def load_mllm(
         vision = family.vision_shape(config)
         _check_total(config, shapes, folder)
     mean, std = picture_statistics(folder) or (family.mean, family.std)
-    progress(0, 1, step)
-    with _explained(folder, progress):
+    report.progress(0, 1, step)
+    with _explained(folder, report):
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
-        with _weight_by_weight(progress, step):
+        if quantised:  # packed numbers cannot be moved later
+            run_as["device_map"] = {"": device}
+        with _weight_by_weight(report, step), torch.inference_mode(False):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
-        mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
-        _check_tokenizer(mllm)
-    progress(1, 1, step)
+        streaming = Streaming(model, device) if memory_budget is not None else None
+        if streaming is None and not quantised:
+            model.to(device)
+        told = family.system if told is None else told
+        mllm = MLLM(TransformersEngine(model, device, dtype), tokenizer, family, folder.name, vision, mean, std, told, memory_budget, streaming)
+        check_tokenizer(mllm)
+    report.progress(1, 1, step)
     return mllm
 
 
+def is_quantised(folder: str | Path) -> bool:
+    """Whether the weights in this folder are quantised: they have to be loaded to the device that computes. DecafError: no readable config.json."""
+    return _quantised_as(read_config(Path(folder))) is not None
+
+
 @contextmanager
-def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
+def _weight_by_weight(report: Report, step: str) -> Iterator[None]:
     """Reports every weight that transformers loads in this thread, so that loading gigabytes can be watched and cancelled. Before version 5 the
     library has no place for that: then the step is reported when it begins and ends."""
     from transformers.utils import logging as transformers_logging
@@ -128,7 +151,7 @@ def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
         def update(self, n=1):
             shown = super().update(n)
             if self.total:
-                progress(min(int(self.n), int(self.total)), int(self.total), step)
+                report.progress(min(int(self.n), int(self.total)), int(self.total), step)
             return shown
 
     here = threading.get_ident()
@@ -144,7 +167,7 @@ def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(folder: Path, progress: Cancellable) -> Iterator[None]:
+def _explained(folder: Path, report: Report) -> Iterator[None]:
     """Re-raise any loading error as a DecafError that names the folder. Which errors damaged files raise is beyond any list."""
     try:
         yield
@@ -153,11 +176,11 @@ def _explained(folder: Path, progress: Cancellable) -> Iterator[None]:
             raise
         raise DecafError(f"The model in {folder} cannot be loaded. {error}") from error
     except ImportError as error:
-        if progress.cancelled_by(error):
+        if report.cancelled_by(error):
             raise
         raise DecafError(_import_failed(folder, error, _root_cause(error))) from error
     except Exception as error:
-        if progress.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
+        if report.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
             raise
         raise DecafError(f"The model in {folder} cannot be loaded: {_first_line(error)} Download it again.") from error
 
@@ -213,9 +236,8 @@ def _family_of(config: dict, folder: Path) -> Family:
             raise DecafError(
                 f"The model in {folder} has a {tower} tower of the type {shown(named, 60)!r}; supported are {', '.join(known)}. Choose another model."
             )
-    quantised = config.get("quantization_config") or text.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-    if quantised is not None and method not in QUANTISED_AS:
+    method = _quantised_as(config)
+    if method is not None and method not in QUANTISED_AS:
         raise DecafError(
             f"The model in {folder} cannot be loaded: it is quantised as {shown(method, 60)!r}; supported are weights as published, and "
             f"{', '.join(QUANTISED_AS)}. Choose another version of the model."
@@ -229,6 +251,15 @@ def _family_of(config: dict, folder: Path) -> Family:
             "Choose a model with full attention in every layer."
         )
     return family
+
+
+def _quantised_as(config: dict) -> object | None:
+    """The method by which the weights are quantised, whatever the configuration says there; None if they are not."""
+    text = config.get("text_config")
+    quantised = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if quantised is None:
+        return None
+    return quantised.get("quant_method") or "unnamed" if isinstance(quantised, dict) else quantised
 
 
 def _check_complete(folder: Path) -> None:
@@ -261,8 +292,8 @@ def _check_total(config: object, shapes: dict[str, tuple[int, ...]], folder: Pat
         )
 
 
-def _check_tokenizer(mllm: MLLM) -> None:
-    """The tokenizer of another model, or one without words, loads without a complaint."""
+def check_tokenizer(mllm: MLLM) -> None:
+    """DecafError: the tokenizer is that of another model, or one without words, which load without a complaint."""
     for kind in mllm.family.visual_tokens:
         mllm.visual_token_id(kind)
     if len(mllm.question_ids(None, "cup")) <= len(mllm.question_ids(None, "")):
