@@ -18,7 +18,7 @@ from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
-from ..report import Progress, Report, silent, ticking
+from ..report import Progress, Report, checked_per_block, silent
 from ..settings import MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import Batches
 from .presence import presence_score, yes_and_no
@@ -209,7 +209,7 @@ class _Extraction:
         every frame. With `answer`, the questions are answered, and what is needed to ask more is kept if there is room."""
         yes, no = yes_and_no(self.mllm)
         present = present if layout.kind == "video" and yes and no else []
-        with ticking(self.mllm.model, self.report.check_cancelled):
+        with checked_per_block(self.mllm.model, self.report.check_cancelled):
             encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
         self.report.count(f"frames_encoded_{layout.kind}", layout.frames)
         self.report.count("visual_tokens_encoded", layout.tokens * layout.batch)

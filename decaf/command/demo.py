@@ -59,12 +59,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     _check(arguments)
     transformers_logging.disable_progress_bar()
     with progress_bars(arguments.quiet) as progress:
-        told, doubts = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
+        summary, warnings = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
     if not arguments.quiet:
-        say(sys.stdout, told)
+        say(sys.stdout, summary)
     else:
-        for doubt in doubts:
-            say(sys.stderr, f"decaf: {doubt}")
+        for warning in warnings:
+            say(sys.stderr, f"decaf: {warning}")
     return 0
 
 
@@ -73,7 +73,7 @@ _MOST = 1_000_000
 
 
 def _check(arguments) -> None:
-    """What is wrong with the options is told before anything is made or loaded."""
+    """What is wrong with the options is reported before anything is made or loaded."""
     from ..errors import DecafError, shown
     from ..paths import look_at
     from .outputs import prepare_folder
@@ -91,7 +91,7 @@ def _check(arguments) -> None:
 
 
 def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
-    """The closing summary, and what of it must not go unnoticed."""
+    """The closing summary, and the warnings in it."""
     import torch
     from PIL import Image
 
@@ -124,8 +124,8 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
         if known is not None:
             truth = torch.from_numpy(scene.truth(known))
             outputs.write_masks(folder / "truth", iter(truth), len(truth))
-        told = command.run(options, progress, locks)
-        lines = [f'Clip {arguments.seed}, "{query}"', told.summary]
+        outcome = command.run(options, progress, locks)
+        lines = [f'Clip {arguments.seed}, "{query}"', outcome.summary]
         if known is None:
             lines.append("The truth of this query is not known; of these it is: " + "; ".join(one.text for one in scene.queries) + ".")
         else:
@@ -133,7 +133,7 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
             lines.append(_score(masks, truth))
             lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
     lines.append(f"Look at {folder / outputs.SHEET} and {folder / outputs.OVERLAY}.")
-    return "\n".join(lines), told.doubts
+    return "\n".join(lines), outcome.warnings
 
 
 def _frames(clip):
@@ -171,10 +171,10 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     found = evaluate(mllm, sam2, arguments.evaluate, arguments.seed, progress=progress)
     if arguments.json is not None:
         write_json(arguments.json, {"scenes": arguments.evaluate, "seed": arguments.seed, **found})
-    return report(found), ()
+    return tables(found), ()
 
 
-def report(found: dict) -> str:
+def tables(found: dict) -> str:
     """The figures of `evaluate` as tables."""
     lines = []
     for setting, table in found["settings"].items():
