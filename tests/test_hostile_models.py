@@ -219,6 +219,8 @@ def test_a_tokenizer_that_cannot_be_used(model):
         ("text_config", {"model_type": "detr", "use_pretrained_backbone": True, "use_timm_backbone": False, "backbone": "evil/repo"}),
         ("text_config", {"model_type": "timm_wrapper", "architecture": "x"}),
         ("text_config", {"model_type": "qwen2_moe", "num_experts": 100_000}),
+        ("text_config", {"model_type": "qwen3_moe", "num_experts": 128}),  # some sizes of InternVL3.5
+        ("text_config", {"model_type": "gpt_oss"}),
         ("vision_config", {"model_type": "timm_backbone", "backbone": "evil/repo"}),
         ("vision_config", {"model_type": ["internvl_vision"]}),
     ],

@@ -150,8 +150,8 @@ def test_tiles():
 
 
 def layouts(mllm, size, frames, most):
-    """The layout of so many frames as a video, and as images."""
-    video = mllm.family.video_layout(mllm.vision, size, [float(index) for index in range(frames)], most)
+    """The layout of so many frames as a video, 24 a second as clips of images are taken to have, and as images."""
+    video = mllm.family.video_layout(mllm.vision, size, [index / 24 for index in range(frames)], most)
     return video, mllm.family.image_layout(mllm.vision, size, frames, most)
 
 
@@ -163,7 +163,8 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
     layout = next(one for one in layouts(mllm, size, 1, 150) if one.kind == kind)
     _, rows, cols = layout.grid
     assert rows > 1 and cols > 1
-    cell = mllm.vision.cell
+    # Where frames are squeezed to a tile, a cell is the tile's share; a token of a video may be pooled from several of an image.
+    cell = mllm.vision.tile // rows if mllm.vision.tile and kind == "video" else mllm.vision.cell
     # One layer deep: random deeper layers would mix all places, which says nothing about the order.
     tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
     for block in [one for group in tower.modules() if isinstance(group, torch.nn.ModuleList) for one in group]:
@@ -186,7 +187,7 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
             assert (moved > moved.max() / 1000).sum() == 1, "another token sees that cell too"
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith("qwen")])
 def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     """Loading puts a product in the place of the first convolution."""
     from transformers import AutoModelForImageTextToText
@@ -199,8 +200,10 @@ def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     with torch.inference_mode():
         for layout in layouts(mllm, (48, 64), 3, 40):
             pixels = mllm.family.pixels(mllm, layout, list(clip_of(3)))
-            found, expected = (mllm.family.encode(one, layout, pixels).tokens for one in (mllm, untouched))
-            assert relative(found, expected) < 1e-5
+            found, expected = (mllm.family.encode(one, layout, pixels) for one in (mllm, untouched))
+            assert relative(found.tokens, expected.tokens) < 1e-5
+            for one, two in zip(found.deepstack, expected.deepstack, strict=True):
+                assert relative(one, two) < 1e-5
 
 
 # -- the whole stage against plain passes ------------------------------------------------------------------------------------------------------
@@ -209,7 +212,8 @@ def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
 def plain_map(mllm, layout, frames, question, start):
     """One whole prompt through the model's own forward with eager attention in float64, then the dense formula."""
     ids, mask, positions = whole_prompt(mllm, layout, question)
-    out = forward(mllm, embedded(mllm, layout, frames, ids, mask), positions, output_attentions=True)
+    embeds, deepstack = embedded(mllm, layout, frames, ids, mask)
+    out = forward(mllm, embeds, positions, mask, deepstack, output_attentions=True)
     row = dense_row(out.attentions, mask, start)
     return layout.to_grid(row[:, mask])
 

@@ -18,8 +18,9 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import AttentionSettings, PointSettings, TrackingSettings
-from .arguments import stage_settings
+from ..pictures.styles import STYLES
+from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -88,8 +89,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
-        help="folder of a Qwen2-VL, Qwen2.5-VL or InternVL3 model, or its repository id, which is downloaded if it is not there yet; "
-        '"bundled" is the tiny model of "decaf demo"',
+        help="folder of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or InternVL3 model, or its repository id, which is downloaded if it is not there "
+        'yet; "bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
     needed.add_argument(
         "--sam2", required=True, metavar="FILE", type=Path,
@@ -123,6 +124,8 @@ def parser() -> argparse.ArgumentParser:
         "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
     )
 
+    attention.add_argument("--detail", choices=DETAILS, default=AttentionSettings.detail, help=DETAIL_HELP)
+
     masks = segment.add_argument_group("masks")
     masks.add_argument(
         "--point-threshold", metavar="X", type=float, default=PointSettings.point_threshold,
@@ -151,6 +154,10 @@ def parser() -> argparse.ArgumentParser:
 
     output = segment.add_argument_group("output")
     output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")
+    output.add_argument(
+        "--style", choices=tuple(STYLES), default="spotlight",
+        help="how overlay.mp4 shows the objects: " + "; ".join(f"{name}: {what}" for name, what in STYLES.items()),
+    )  # fmt: skip
     output.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     output.add_argument(
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"

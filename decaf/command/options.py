@@ -33,6 +33,7 @@ class Options:
     sam2_dtype: str
     objects: bool
     overlay: bool
+    style: str
     resume: bool
 
 

@@ -68,11 +68,20 @@ class Engine(Protocol):
         visual tokens (n, width) of all pictures in a row, and deepstack levels (n, width) where the model has some."""
 
     def run(
-        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attend: Attend,
+        *,
+        wanted: Tensor | None = None,
+        visual: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> Tensor:
-        """One forward pass: embeds (B, L, width), position_ids (axes, L) of every prompt -> hidden states (B, L, width) after the last
-        norm. `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where
-        `visual` (L,) is True. DecafError: attention that is not plain causal softmax."""
+        """One forward pass: embeds (B, L, width), position_ids (axes, L) of every prompt -> hidden states (B, n, width) after the last
+        norm, of the tokens at the n indices `wanted`, or of all.
+
+        `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where `visual`
+        (L,) is True. DecafError: attention that is not plain causal softmax."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., width) -> (..., vocabulary)."""
@@ -81,8 +90,9 @@ class Engine(Protocol):
 class TransformersEngine:
     """A vision-language model of the transformers library."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, device: torch.device | None = None):
+        """`device`: where it computes; None for where the weights lie, wherever they are moved."""
+        self.model, self._device = model, device
         text, vision = model.config.get_text_config(), model.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = TextShape(
@@ -105,7 +115,7 @@ class TransformersEngine:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self._device or next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,8 +139,16 @@ class TransformersEngine:
         return _in_a_row(tokens), tuple(map(_in_a_row, levels or ()))
 
     def run(
-        self, embeds: Tensor, position_ids: Tensor, attend: Attend, *, visual: Tensor | None = None, deepstack: Sequence[Tensor] = ()
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attend: Attend,
+        *,
+        wanted: Tensor | None = None,
+        visual: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> Tensor:
+        wanted = torch.arange(embeds.shape[1], device=embeds.device) if wanted is None else wanted.to(embeds.device)
         positions = position_ids.to(embeds.device)[:, None].expand(-1, len(embeds), -1)
         if len(positions) == 1:
             positions = positions[0]
@@ -141,12 +159,41 @@ class TransformersEngine:
             kept["deepstack_visual_embeds"] = [level.flatten(0, 1) for level in deepstack]
         token = _attend.set(attend)
         try:
-            return self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept).last_hidden_state
+            with only_at(wanted, self.text_tower.layers[-1].mlp):
+                hidden = self.text_tower(inputs_embeds=embeds, position_ids=positions, **kept).last_hidden_state
+            return hidden[:, wanted]
         finally:
             _attend.reset(token)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
+
+
+@contextmanager
+def only_at(wanted: Tensor, mlp: nn.Module) -> Iterator[None]:
+    """Within it, the feed-forward part of a decoder layer runs for the tokens at the indices `wanted` alone; others get nothing added. In the last
+    layer that changes no hidden state that is read, and the pictures' tokens, nearly all there are, cost nothing there."""
+
+    length = 0
+
+    def cut(module, args):
+        nonlocal length
+        length = args[0].shape[1]
+        return (args[0][:, wanted], *args[1:])
+
+    def put_back(module, args, made):
+        # A mixture of experts may tell how it chose them as well.
+        first = made[0] if isinstance(made, tuple) else made
+        whole = first.new_zeros(len(first), length, first.shape[-1])
+        whole[:, wanted] = first
+        return (whole, *made[1:]) if isinstance(made, tuple) else whole
+
+    hooks = [mlp.register_forward_pre_hook(cut), mlp.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:

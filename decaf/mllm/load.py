@@ -20,6 +20,7 @@ from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
 from .folder import check_sizes, check_tokenizer_files, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+from .streaming import Streaming, check_budget
 
 QUANTISED_AS = ("bitsandbytes",)
 """Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
@@ -38,13 +39,20 @@ def all_families() -> list[Family]:
 
 
 def load_mllm(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, progress: Progress | Report = silent
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    progress: Progress | Report = silent,
 ) -> MLLM:
     """Load a multimodal LLM from a local folder in the hub's format. Nothing is fetched and no code from the folder is run.
 
     Args:
         folder: holds config.json, *.safetensors and tokenizer files.
         dtype: of the weights; None takes what suits the device, see `decaf.devices.language_dtype`. Maps are float32 in any case.
+        memory_budget: bytes of the device that the model and its passes may take. Weights that do not fit stay in host memory and come to the
+            device layer by layer. None: all of them lie on the device.
 
     Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
     that is not there.
@@ -52,6 +60,7 @@ def load_mllm(
     folder, device, report = Path(folder), usable_device(device), Report.of(progress)
     step = f"Loading {folder.name}"
     report.progress(0, 1, step)
+    check_budget(memory_budget, device)
     entries = read_config(folder)
     family = _family_of(entries, folder)
     told = system_prompt(entries, folder)
@@ -60,6 +69,8 @@ def load_mllm(
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
+    if memory_budget is not None and entries.get("quantization_config"):
+        raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")
     if dtype not in family.dtypes:
         fine = " or ".join(str(one).removeprefix("torch.") for one in family.dtypes)
         raise DecafError(
@@ -80,12 +91,15 @@ def load_mllm(
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
-        with _weight_by_weight(report, step):
+        with _weight_by_weight(report, step), torch.inference_mode(False):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
-        mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
+        streaming = Streaming(model, device) if memory_budget is not None else None
+        engine = TransformersEngine(model.to(device)) if streaming is None else TransformersEngine(model, device)
+        told = family.system if told is None else told
+        mllm = MLLM(engine, tokenizer, family, folder.name, vision, mean, std, told, memory_budget, streaming)
         _check_tokenizer(mllm)
     report.progress(1, 1, step)
     return mllm

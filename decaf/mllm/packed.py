@@ -98,16 +98,14 @@ class PackedAttention:
         n = self._shared_length
         parts = []
         if n:
-            keys, values = (_repeated(one[:, :, :n], q.shape[1]) for one in (k, v))
-            parts.append(scaled_dot_product_attention(q[:, :, :n], keys, values, is_causal=True, scale=scale))
+            parts.append(_attend(q[:, :, :n], k[:, :, :n], v[:, :, :n], scale, is_causal=True))
         if self._past is not None:
             k, v = (torch.cat([old[layer].to(new.device), new], 2) for old, new in ((self._past.keys, k), (self._past.values, v)))
         if self.kept is not None:
             self.kept.keys[layer], self.kept.values[layer] = k, v
         if q.shape[2] > n:
             self._mask = self._mask.to(q.device)
-            keys, values = (_repeated(one, q.shape[1]) for one in (k, v))
-            parts.append(scaled_dot_product_attention(q[:, :, n:], keys, values, attn_mask=self._mask, scale=scale))
+            parts.append(_attend(q[:, :, n:], k, v, scale, attn_mask=self._mask))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def _capture(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
@@ -135,6 +133,13 @@ def _on_its_own(tensor: Tensor) -> Tensor:
 def _span(segments: Tensor, number: int) -> slice:
     places = (segments == number).nonzero()[:, 0]
     return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, **mask) -> Tensor:
+    """(B, H, n, D). On a CPU the kernel shares keys and values between heads; on a GPU the kernels that take a mask do not."""
+    if q.device.type == "cpu":
+        return scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1], **mask)
+    return scaled_dot_product_attention(q, *(_repeated(one, q.shape[1]) for one in (k, v)), scale=scale, **mask)
 
 
 def _repeated(heads: Tensor, count: int) -> Tensor:
@@ -203,9 +208,8 @@ def run(mllm: MLLM, packed: Packed, encoded: Encoded | None, attention_of: Calla
         visual[: len(packed.visual)] = packed.visual
         embeds[:, visual.to(embeds.device)] = encoded.tokens.to(embeds)
         pictures = {"visual": visual, "deepstack": encoded.deepstack}
-    hidden = mllm.engine.run(embeds, positions, attention, **pictures)
     ends = torch.tensor([int((segments == number).nonzero()[-1, 0]) for number in range(1, len(packed.question_ids) + 1)])
-    return Answered(attention, hidden[:, ends.to(hidden.device)])
+    return Answered(attention, mllm.engine.run(embeds, positions, attention, wanted=ends, **pictures))
 
 
 def generate(

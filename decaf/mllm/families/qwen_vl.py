@@ -77,6 +77,9 @@ class QwenVL(Family):
         rows, cols = (2 * side for side in self._grid(shape, frame_size, max_tokens))
         return self._layout("image", (1, rows, cols), batch, batch)
 
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        return self._layout("image", (1, *self._grid(shape, frame_size, max_tokens)), batch, batch)
+
     @staticmethod
     def _grid(shape: VisionShape, frame_size: tuple[int, int], max_tokens: int) -> tuple[int, int]:
         return fit_grid(*frame_size, shape.cell, min(FEWEST_TOKENS, max_tokens), max_tokens)
@@ -103,8 +106,8 @@ class QwenVL(Family):
         return dict(zip(names, (patches, grid), strict=True))
 
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
-        tokens, _ = mllm.engine.see(pixels)
-        return Encoded(tokens.view(layout.batch, layout.tokens, -1))
+        tokens, levels = mllm.engine.see(pixels)
+        return Encoded(tokens.view(layout.batch, layout.tokens, -1), tuple(level.view(layout.batch, layout.tokens, -1) for level in levels))
 
     def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
         """(3, L): time, row and column of visual tokens, counted on from the text before them; text has three equal coordinates.
