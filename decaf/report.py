@@ -92,7 +92,7 @@ class Report:
 
 
 @contextmanager
-def ticking(model: nn.Module, check_cancelled: Callable[[], None]) -> Iterator[None]:
+def checked_per_block(model: nn.Module, check_cancelled: Callable[[], None]) -> Iterator[None]:
     """Within it, `check_cancelled` is called before every block of `model`. It may raise, so that a long forward pass can be cancelled
     halfway."""
     from torch import nn

@@ -46,7 +46,7 @@ def test_numbers_under_the_interpreter():
 
 
 def on_gpu(rows):
-    return rollout.CapturedQK(rows.scale, *({layer: x.to("cuda") for layer, x in kind.items()} for kind in (rows.queries, rows.keys)))
+    return rollout.CapturedQK(rows.scale, *({layer: x.to("cuda") for layer, x in kind.items()} for kind in (rows.q, rows.k)))
 
 
 @needs_gpu

@@ -168,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
         help="instead of progress bars, a line every ten seconds with what is done and, on Linux, the memory held",
     )
     output.add_argument(
-        "--quiet", action="store_true", help="no progress bars, no closing summary; errors and that nothing was found are still told"
+        "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
     add_demo(commands, _Help)
     return top
@@ -269,10 +269,10 @@ def _segment(arguments) -> int:
     }
     logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
     with progress_bars(arguments.quiet or arguments.verbose) as progress:
-        told = command.run(command.Options(**options), progress)
+        outcome = command.run(command.Options(**options), progress)
     if not arguments.quiet:
-        say(sys.stdout, told.summary)
+        say(sys.stdout, outcome.summary)
     else:  # masks that are empty must not go unnoticed
-        for doubt in told.doubts:
-            say(sys.stderr, f"decaf: {doubt}")
+        for warning in outcome.warnings:
+            say(sys.stderr, f"decaf: {warning}")
     return 0
