@@ -28,6 +28,7 @@ from decaf.demo.scenes import make_scene
 from decaf.mllm import MLLM, Layout, registry
 from decaf.mllm.engine import ATTENTION, TransformersEngine
 from decaf.mllm.packed import pack
+from decaf.report import Report
 
 from .measure import Cost, Different, figures, measure, ratio
 from .rollout import dense_layer
@@ -110,9 +111,9 @@ def prepare_prefill(device: str, shape: Shape):
 
 
 def ours(mllm: MLLM, clip: Clip, shape: Shape) -> tuple[list[np.ndarray], dict]:
-    counts = {}
-    found = extract_attention(mllm, clip, QUERY, tokens_per_frame=shape.tokens_per_frame, counts=counts)
-    return [grid.numpy() for each in found for grid in (each.video, each.frame)], counts
+    report = Report()
+    found = extract_attention(mllm, clip, QUERY, tokens_per_frame=shape.tokens_per_frame, progress=report)
+    return [grid.numpy() for each in found for grid in (each.video, each.frame)], report.counts
 
 
 @torch.inference_mode()

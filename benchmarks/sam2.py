@@ -21,6 +21,7 @@ from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.demo.scenes import make_scene
 from decaf.masks import pack_bits, unpack_bits
+from decaf.report import Report
 from decaf.sam2 import SAM2, load_sam2
 from decaf.sam2.architecture import read_architecture
 from decaf.sam2.build import build_model
@@ -101,10 +102,10 @@ def prepare_ours(device: str, case: Case) -> tuple[SAM2, Clip, SAM2Prompts]:
 
 
 def ours(model: SAM2, clip: Clip, prompts: SAM2Prompts) -> tuple[np.ndarray, int]:
-    counts = {}
-    tracks = segment(model, clip, prompts, counts=counts, **SETTINGS)
+    report = Report()
+    tracks = segment(model, clip, prompts, progress=report, **SETTINGS)
     masks = torch.stack([tracks.masks(number) for number in range(len(tracks.tracks))])
-    return pack_bits(masks).numpy(), counts["sam2_key_encodings"] + counts["sam2_clip_encodings"]
+    return pack_bits(masks).numpy(), report.counts["sam2_key_encodings"] + report.counts["sam2_clip_encodings"]
 
 
 def prepare_plain(device: str, case: Case) -> tuple:

@@ -30,6 +30,7 @@ _WHERE = {
     "clip_from_images": "clips",
     "segment_clip": "pipeline",
     "segment_attention": "pipeline",
+    "Report": "report",
     "AttentionSettings": "settings",
     "PointSettings": "settings",
     "TrackingSettings": "settings",

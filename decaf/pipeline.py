@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from .attention.extract import extract_attention
 from .attention.fusion import frame_fusion, object_background_fusion
@@ -12,7 +11,7 @@ from .attention.questions import Templates
 from .clips import Clip
 from .data import Attention, FusedAttention, SAM2Prompts, Tracks
 from .mllm import MLLM
-from .report import Progress, silent
+from .report import Progress, Report, silent
 from .sam2 import SAM2
 from .settings import PointSettings, TrackingSettings, settings_of
 from .tracking import segment
@@ -21,7 +20,8 @@ from .tracking.frames import FeatureCache
 
 @dataclass(frozen=True)
 class Result:
-    """What every stage made of the clip. `counts`: work done (see `extract_attention` and `segment`); `seconds`: wall time per stage."""
+    """What every stage made of the clip. `counts`: work done (see `extract_attention` and `segment`); `seconds`: wall time per stage. Both
+    are those of the `Report` that was given, if one was."""
 
     object: Attention
     background: Attention
@@ -40,7 +40,7 @@ def segment_clip(
     query: str,
     *,
     templates: Templates | None = None,
-    progress: Progress = silent,
+    progress: Progress | Report = silent,
     features: FeatureCache | None = None,
     **settings,
 ) -> Result:
@@ -48,18 +48,16 @@ def segment_clip(
 
     Args:
         templates: question wording; None takes our own.
+        progress: callback, called with (done, total, what) all the while, which may raise to cancel; or a `Report`.
         features: image features of the clip that several queries share; see `feature_cache`.
         settings: by name, fields of `AttentionSettings`, `PointSettings` and `TrackingSettings`.
 
     Raises DecafError for input that a stage cannot work with.
     """
     shown, points, tracking = settings_of(settings)
-    counts: dict[str, int] = {}
-    start = time.perf_counter()
-    attention = extract_attention(mllm, clip, query, shown, templates=templates, progress=progress, counts=counts)
-    seconds = {"attention": time.perf_counter() - start}
-    result = segment_attention(sam2, clip, attention, points=points, tracking=tracking, progress=progress, features=features)
-    return replace(result, counts=counts | result.counts, seconds=seconds | result.seconds)
+    report = Report.of(progress)
+    attention = extract_attention(mllm, clip, query, shown, templates=templates, progress=report)
+    return segment_attention(sam2, clip, attention, points=points, tracking=tracking, progress=report, features=features)
 
 
 def segment_attention(
@@ -69,17 +67,15 @@ def segment_attention(
     *,
     points: PointSettings | None = None,
     tracking: TrackingSettings | None = None,
-    progress: Progress = silent,
+    progress: Progress | Report = silent,
     features: FeatureCache | None = None,
 ) -> Result:
     """Masks from the (object, background) attention that `extract_attention` took from the same clip. The rest as in `segment_clip`."""
     points, tracking = points or PointSettings(), tracking or TrackingSettings()
-    counts: dict[str, int] = {}
-    start = time.perf_counter()
-    contrast = object_background_fusion(*attention)
-    fused = frame_fusion(contrast)
-    prompts = attention_points(fused, threshold=points.point_threshold, presence_threshold=points.presence_threshold)
-    between = time.perf_counter()
-    tracks = segment(sam2, clip, prompts, **asdict(tracking), progress=progress, counts=counts, features=features)
-    seconds = {"fusion": between - start, "segmentation": time.perf_counter() - between}
-    return Result(*attention, contrast, fused, prompts, tracks, counts, seconds)
+    report = Report.of(progress)
+    with report.stage("fusion"):
+        contrast = object_background_fusion(*attention)
+        fused = frame_fusion(contrast)
+        prompts = attention_points(fused, threshold=points.point_threshold, presence_threshold=points.presence_threshold)
+    tracks = segment(sam2, clip, prompts, **asdict(tracking), progress=report, features=features)
+    return Result(*attention, contrast, fused, prompts, tracks, dict(report.counts), dict(report.seconds))

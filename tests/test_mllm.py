@@ -20,6 +20,7 @@ from decaf.mllm import load_mllm
 from decaf.mllm.base import fit_grid
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
+from decaf.report import Report
 
 QUERY = "the dog that gets the ball first"
 
@@ -149,8 +150,8 @@ def test_tiles():
 
 
 def layouts(mllm, size, frames, most):
-    """The layout of so many frames as a video, and as images."""
-    video = mllm.family.video_layout(mllm.vision, size, [float(index) for index in range(frames)], most)
+    """The layout of so many frames as a video, 24 a second as clips of images are taken to have, and as images."""
+    video = mllm.family.video_layout(mllm.vision, size, [index / 24 for index in range(frames)], most)
     return video, mllm.family.image_layout(mllm.vision, size, frames, most)
 
 
@@ -185,7 +186,7 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
             assert (moved > moved.max() / 1000).sum() == 1, "another token sees that cell too"
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith("qwen")])
 def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     """Loading puts a product in the place of the first convolution."""
     from transformers import AutoModelForImageTextToText
@@ -198,8 +199,10 @@ def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
     with torch.inference_mode():
         for layout in layouts(mllm, (48, 64), 3, 40):
             pixels = mllm.family.pixels(mllm, layout, list(clip_of(3)))
-            found, expected = (mllm.family.encode(one, layout, pixels).tokens for one in (mllm, untouched))
-            assert relative(found, expected) < 1e-5
+            found, expected = (mllm.family.encode(one, layout, pixels) for one in (mllm, untouched))
+            assert relative(found.tokens, expected.tokens) < 1e-5
+            for one, two in zip(found.deepstack, expected.deepstack, strict=True):
+                assert relative(one, two) < 1e-5
 
 
 # -- the whole stage against plain passes ------------------------------------------------------------------------------------------------------
@@ -208,7 +211,8 @@ def test_pictures_are_encoded_as_by_the_untouched_model(mllm_folder, family):
 def plain_map(mllm, layout, frames, question, start):
     """One whole prompt through the model's own forward with eager attention in float64, then the dense formula."""
     ids, mask, positions = whole_prompt(mllm, layout, question)
-    out = forward(mllm, embedded(mllm, layout, frames, ids, mask), positions, output_attentions=True)
+    embeds, deepstack = embedded(mllm, layout, frames, ids, mask)
+    out = forward(mllm, embeds, positions, mask, deepstack, output_attentions=True)
     row = dense_row(out.attentions, mask, start)
     return layout.to_grid(row[:, mask])
 
@@ -262,8 +266,9 @@ def test_a_dtype_that_overflows_is_refused_before_weights_are_read(mllm_folder, 
 
 
 def test_counts_of_the_expression_setting(mllm):
-    counts = {}
-    first, second = extract_attention(mllm, clip_of(9), QUERY, max_key_frames=6, tokens_per_frame=40, counts=counts)
+    report = Report()
+    first, second = extract_attention(mllm, clip_of(9), QUERY, max_key_frames=6, tokens_per_frame=40, progress=report)
+    counts = report.counts
     assert first.kind == "object" and second.kind == "background" and first.answers == ()
     assert counts["key_frames"] == counts["frames_encoded_video"] == counts["frames_encoded_image"] == 6
     assert counts["tokens_generated"] == 0
@@ -273,8 +278,9 @@ def test_counts_of_the_expression_setting(mllm):
 
 
 def test_class_name_setting(mllm):
-    counts = {}
-    obj, back = extract_attention(mllm, clip_of(4), QUERY, setting="class name", tokens_per_frame=40, counts=counts)
+    report = Report()
+    obj, back = extract_attention(mllm, clip_of(4), QUERY, setting="class name", tokens_per_frame=40, progress=report)
+    counts = report.counts
     assert len(obj.answers) == 5 and counts["tokens_generated"] > 0
     assert counts["visual_tokens_encoded"] == counts["visual_tokens_prefilled"] == obj.video.numel() + obj.frame.numel()
     assert "leaving out any" in back.question
@@ -286,28 +292,28 @@ def test_class_name_setting(mllm):
 @pytest.mark.parametrize("queries", [1, 3])
 def test_one_pass_per_batch_of_pictures(mllm, queries):
     """With all questions of all queries in it, presence included."""
-    passes, counts = [], {}
+    passes, report = [], Report()
     mllm.engine.text_tower.layers[0].register_forward_pre_hook(lambda module, args: passes.append(args[0].shape))
     asked = [f"the thing number {number}" for number in range(queries)]
-    extract_attentions(mllm, clip_of(2), asked, tokens_per_frame=40, counts=counts)
-    assert len(passes) == counts["forward_passes"] == 2  # the video, and the two frames as images
+    extract_attentions(mllm, clip_of(2), asked, tokens_per_frame=40, progress=report)
+    assert len(passes) == report.counts["forward_passes"] == 2  # the video, and the two frames as images
     assert [batch for batch, *_ in passes] == [1, 2]
 
 
 def test_more_questions_than_fit_a_pass(mllm, monkeypatch):
     """They are asked on the keys and values of the pictures, which are not run again."""
     queries = ["the red one", "the blue one behind it", "a cup"]
-    expected, counts, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), {}, {}
+    expected, report, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), Report(), Report()
     monkeypatch.setattr("decaf.attention.extract.QUESTION_TOKENS_PER_PASS", 1)
-    found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=counts)
-    assert counts["forward_passes"] == 9 + 6  # each question of the video, and of the images, alone
+    found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, progress=report)
+    assert report.counts["forward_passes"] == 9 + 6  # each question of the video, and of the images, alone
     for pair, other in zip(found, expected, strict=True):
         assert pair[0].presence == pytest.approx(other[0].presence, abs=1e-5)
         for one, two in zip(pair, other, strict=True):
             assert relative(one.video, two.video) < 1e-5 and relative(one.frame, two.frame) < 1e-5
     monkeypatch.undo()
-    extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, counts=together)
-    assert {**counts, "forward_passes": 2} == together
+    extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, progress=together)
+    assert {**report.counts, "forward_passes": 2} == together.counts
 
 
 def test_another_query_gives_other_maps(mllm):

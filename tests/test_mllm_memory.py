@@ -7,6 +7,7 @@ from random_clips import clip_of
 
 from decaf.attention.extract import extract_attention
 from decaf.mllm import load_mllm
+from decaf.report import Report
 
 QUERY = "the dog that gets the ball first"
 
@@ -61,8 +62,8 @@ def test_out_of_memory_twice_says_what_to_lower(mllm_folder, monkeypatch):
 def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
     """Room for all of them: one batch. Out of memory: halves, without asking anything twice; the maps are the same."""
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    once, counts = {}, {}
-    expected = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=once)
+    once, report = Report(), Report()
+    expected = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, progress=once)
     batches, room = [], {}
     encode = mllm.family.encode
 
@@ -77,14 +78,14 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
     monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
     for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
         batches.clear()
-        counts.clear()
-        found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, counts=counts)
+        report.counts.clear()
+        found = extract_attention(mllm, clip_of(5), QUERY, setting=setting, tokens_per_frame=40, progress=report)
         assert batches == tried
-        passes = counts.pop("forward_passes")
+        passes = report.counts.pop("forward_passes")
         # What was done in vain is not counted. Answers are followed by a second pass on what was kept.
         done = sum(size <= room["frames"] for size in tried)
         assert passes == (1 + done) * (1 if setting == "expression" else 2) + (setting == "class name")
-        assert counts == {name: number for name, number in once.items() if name != "forward_passes"}
+        assert report.counts == {name: number for name, number in once.counts.items() if name != "forward_passes"}
         for one, other in zip(found, expected, strict=True):
             assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
             assert one.answers == other.answers

@@ -16,6 +16,7 @@ from decaf.clips import clip_from_images, open_clip
 from decaf.devices import OutOfMemoryError, attempt, is_out_of_memory, out_of_memory
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
+from decaf.report import Report
 from decaf.sam2 import load_sam2
 from decaf.tracking import segment
 
@@ -135,11 +136,11 @@ def error(request):
 
 
 def test_attention_is_tried_again(mllm_folder, monkeypatch, error):
-    mllm, once, twice = load_mllm(mllm_folder("qwen2_5_vl")), {}, {}
-    expected, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, counts=once)
+    mllm, once, twice = load_mllm(mllm_folder("qwen2_5_vl")), Report(), Report()
+    expected, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, progress=once)
     calls = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", error, {0})
-    found, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, counts=twice)
-    assert len(calls) > 1 and twice == once
+    found, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, progress=twice)
+    assert len(calls) > 1 and twice.counts == once.counts
     assert torch.allclose(found.video, expected.video, rtol=1e-4) and torch.allclose(found.frame, expected.frame, rtol=1e-4)
     fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", error, range(9))
     with pytest.raises(OutOfMemoryError, match="tokens per frame|other programs"):
@@ -159,15 +160,17 @@ def test_blocks_are_made_smaller_once(mllm_folder, monkeypatch):
 
 def test_tracking_is_tried_again_and_counted_once(sam2_file, monkeypatch, error):
     sam2, clip = load_sam2(sam2_file), moving_shapes(5, 40, 50, 3)
-    prompts, once = make_prompts(clip, 8, 3), {}
-    expected = segment(sam2, clip, prompts, score_threshold=0.3, counts=once)
-    twice = {"sam2_key_encodings": 100, "other": 1}
+    prompts, once = make_prompts(clip, 8, 3), Report()
+    expected = segment(sam2, clip, prompts, score_threshold=0.3, progress=once)
+    twice = Report()
+    twice.count("sam2_key_encodings", 100)
+    twice.count("other")
     calls = fail_at(monkeypatch, sam2.model, "_forward_sam_heads", error, {4})
-    tracks = segment(sam2, clip, prompts, score_threshold=0.3, counts=twice)
+    tracks = segment(sam2, clip, prompts, score_threshold=0.3, progress=twice)
     assert len(calls) > 5 and [track.xy for track in tracks.tracks] == [track.xy for track in expected.tracks]
     # Without a cache of features each frame of the second try is encoded anew, but nothing of the first is counted.
-    assert twice["other"] == 1 and 0 < twice["sam2_key_encodings"] - 100 <= 2 * len(prompts.fused.clip.key_frames)
-    assert once["sam2_key_encodings"] <= twice["sam2_key_encodings"] - 100
+    assert twice.counts["other"] == 1 and 0 < twice.counts["sam2_key_encodings"] - 100 <= 2 * len(prompts.fused.clip.key_frames)
+    assert once.counts["sam2_key_encodings"] <= twice.counts["sam2_key_encodings"] - 100
     fail_at(monkeypatch, sam2.model, "_forward_sam_heads", error, range(999))
     with pytest.raises(OutOfMemoryError, match="smaller SAM 2 model|other programs"):
         segment(sam2, clip, prompts)

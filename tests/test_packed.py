@@ -36,7 +36,8 @@ def test_each_question_gets_what_a_prompt_of_its_own_would_give(mllm, kind):
     later = run(mllm, packed, None, lambda segments: PackedAttention(segments, past=past, capture_from=0), batch=layout.batch)
     for index, question in enumerate(QUESTIONS):
         ids, mask, positions = whole_prompt(mllm, layout, question)
-        alone = forward(mllm, embedded(mllm, layout, frames, ids, mask), positions).last_hidden_state[:, -1]
+        embeds, deepstack = embedded(mllm, layout, frames, ids, mask)
+        alone = forward(mllm, embeds, positions, mask, deepstack).last_hidden_state[:, -1]
         for found in (together, later):
             torch.testing.assert_close(found.last[:, index], alone, rtol=1e-4, atol=1e-5)
             for layer, queries in found.attention.questions[index].queries.items():
@@ -53,10 +54,12 @@ def test_answers_are_those_of_prompts_of_their_own(mllm):
     found = generate(mllm, packed, answered, [0, 2], 6, lambda: None)
     for answers, question in zip(found, (QUESTIONS[0], QUESTIONS[2]), strict=True):
         ids, mask, positions = whole_prompt(mllm, layout, question)
+        every, levels = embedded(mllm, layout, frames, ids, mask)
         for prompt, answer in enumerate(answers):
-            embeds, places = embedded(mllm, layout, frames, ids, mask)[prompt : prompt + 1], positions
+            embeds, places = every[prompt : prompt + 1], positions
+            deepstack = [level[prompt : prompt + 1] for level in levels]
             for token in answer:
-                logits = mllm.engine.logits(forward(mllm, embeds, places).last_hidden_state[:, -1])
+                logits = mllm.engine.logits(forward(mllm, embeds, places, mask, deepstack).last_hidden_state[:, -1])
                 assert int(logits.argmax()) == token
                 embeds = torch.cat([embeds, mllm.engine.embed(torch.tensor([[token]]))], 1)
                 places = torch.cat([places, places[:, -1:] + 1], 1)

@@ -72,9 +72,10 @@ def test_is_the_next_token_of_the_whole_prompt(family, setting, mllm_folder):
 @torch.inference_mode()
 def presence_alone(mllm, clip, question):
     frames = [clip[index] for index in range(len(clip))]
-    layout = mllm.family.video_layout(mllm.vision, clip.frame_size, [0.0] * len(clip), 16)
+    layout = mllm.family.video_layout(mllm.vision, clip.frame_size, [index / 24 for index in range(len(clip))], 16)
     ids, mask, positions = whole_prompt(mllm, layout, question)
-    out = forward(mllm, embedded(mllm, layout, frames, ids, mask), positions)
+    embeds, deepstack = embedded(mllm, layout, frames, ids, mask)
+    out = forward(mllm, embeds, positions, mask, deepstack)
     return presence_score(mllm.model.get_output_embeddings()(out.last_hidden_state[0, -1]), *yes_and_no(mllm))
 
 

@@ -18,7 +18,8 @@ FLOORS = (
     ("tracking", "attention"),
     ("mllm", "clips", "demo"),
     ("data", "files"),
-    ("masks", "paths", "devices", "report", "settings"),
+    ("masks", "paths", "report", "settings"),
+    ("devices",),
     ("errors",),
 )
 """From the roof to the cellar. A room may import those on floors below it."""

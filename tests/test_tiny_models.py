@@ -11,8 +11,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 VISUAL = {
     "qwen2_vl": ("<|image_pad|>", "<|video_pad|>"),
     "qwen2_5_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "qwen3_vl": ("<|image_pad|>", "<|video_pad|>"),
     "internvl": ("<IMG_CONTEXT>",) * 2,
 }
+CELL = {"qwen3_vl": 32}
+"""Side of a visual token in pixels, 28 for the others."""
 
 
 @pytest.fixture(scope="module", params=list(VISUAL))
@@ -36,7 +39,8 @@ def ask(processor, kind, query="the red object", **media):
 
 def test_video_prompt(loaded):
     family, model, processor = loaded
-    video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 84, 112), dtype=np.uint8))
+    cell = CELL.get(family, 28)
+    video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 3 * cell, 4 * cell), dtype=np.uint8))
     text, inputs = ask(processor, "video", videos=[video], do_sample_frames=False)
     assert text.endswith("the red object<|im_end|>\n<|im_start|>assistant\n")
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][1])).sum()
@@ -48,6 +52,11 @@ def test_video_prompt(loaded):
     else:
         assert inputs["video_grid_thw"].tolist()[0][0] == 2
         assert visual == inputs["video_grid_thw"].prod() // 4
+    if family == "qwen3_vl":
+        assert text.startswith("<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red")
+        slot = "<|vision_start|>" + "<|video_pad|>" * (visual // 2) + "<|vision_end|>"
+        assert f"<0.0 seconds>{slot}<0.1 seconds>{slot}" in prompt  # 24 frames a second where nothing else is said
+    elif family != "internvl":
         system, user = text.split("<|im_end|>\n")[:2]
         assert system == "<|im_start|>system\nYou are a helpful assistant."
         assert user == "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red object"
@@ -60,7 +69,8 @@ def test_video_prompt(loaded):
 
 def test_image_prompt(loaded):
     family, model, processor = loaded
-    image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 224, 336), dtype=np.uint8))
+    cell = CELL.get(family, 28)
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 8 * cell, 12 * cell), dtype=np.uint8))
     options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 6} if family == "internvl" else {}
     _, inputs = ask(processor, "image", images=[image], **options)
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][0])).sum()

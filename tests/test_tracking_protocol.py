@@ -13,6 +13,7 @@ import torch
 from decaf.clips.base import clip_from_images
 from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention, SAM2Prompts
+from decaf.report import Report
 from decaf.tracking import segment
 from decaf.tracking.segmenter import MemoryReach, Outputs
 
@@ -108,8 +109,9 @@ def test_another_segmenter_goes_all_the_way(monkeypatch, batch):
     model = ByColour()
     monkeypatch.setattr("decaf.tracking.track._PIXELS_AT_ONCE_ON_CPU", batch * model.image_size**2)
     clip, truth = two_squares()
-    calls, counts = [], {}
-    tracks = segment(model, clip, prompts_on(clip, truth), score_threshold=0.3, counts=counts, progress=lambda *call: calls.append(call))
+    calls = []
+    report = Report(lambda *call: calls.append(call))
+    tracks = segment(model, clip, prompts_on(clip, truth), score_threshold=0.3, progress=report)
     assert len(tracks.tracks) == 2 and tracks.message == ""
     for track in tracks.tracks:
         truly = truth[0 if track.xy[1] < 0.5 else 1]
@@ -120,7 +122,7 @@ def test_another_segmenter_goes_all_the_way(monkeypatch, batch):
         "By colour: points and tracklets on the key frames",
         "By colour: tracking through the clip",
     }
-    assert counts == {"sam2_key_encodings": 3, "sam2_clip_encodings": 6}
+    assert report.counts == {"sam2_key_encodings": 3, "sam2_clip_encodings": 6}
     for distances, pointers in model.seen:
         assert pointers == distances[:1], "the prompt's pointer alone"
         assert distances[0] > 0 and distances[1:] in ([], [1], [2, 1], [2])

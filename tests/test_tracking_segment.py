@@ -13,6 +13,7 @@ from decaf.clips.base import clip_from_images
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.errors import DecafError
 from decaf.masks import pack_bits
+from decaf.report import Report
 from decaf.sam2 import load_sam2, memory_attention, narrow_values
 from decaf.sam2.encoder import FastEncoder
 from decaf.tracking import segment
@@ -56,8 +57,8 @@ def test_equals_the_slow_way(models, tmp_path, seed, version, length, height, wi
     kept, logits = sam2_oracle.segment(predictor, clip, prompts, tmp_path, score_threshold=threshold)
     assert (logits > 0).any() and not (logits > 0).all()
 
-    counts = {}
-    tracks = segment(ours, clip, prompts, score_threshold=threshold, counts=counts)
+    report = Report()
+    tracks = segment(ours, clip, prompts, score_threshold=threshold, progress=report)
     assert len(tracks.tracks) == len(kept) and (tracks.length, tracks.frame_size) == (length, (height, width))
     for number, (track, theirs) in enumerate(zip(tracks.tracks, kept, strict=True)):
         assert track.id == number
@@ -70,6 +71,7 @@ def test_equals_the_slow_way(models, tmp_path, seed, version, length, height, wi
         masks, expected = tracks.masks(number), logits[number] > 0
         assert (masks & expected).sum() >= 0.999 * (masks | expected).sum()
         assert (logits[number][masks != expected].abs() <= 2e-2).all()
+    counts = report.counts
     assert counts["sam2_key_encodings"] <= len(prompts.fused.map)
     assert counts["sam2_key_encodings"] + counts["sam2_clip_encodings"] == length  # key frames are not encoded again for the clip
 

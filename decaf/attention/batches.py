@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from ..devices import attempt, free_memory, is_out_of_memory, out_of_memory
+from ..devices import free_memory, is_out_of_memory, out_of_memory
 from ..mllm import MLLM, Layout
+from ..report import Report
 from ..settings import MODES, AttentionSettings
 from .rollout import BLOCK_BYTES
 
@@ -44,9 +45,9 @@ class Batches:
     needs no more memory either. If memory runs out all the same, it is halved.
     """
 
-    def __init__(self, mllm: MLLM, start_layer: int, counts: dict[str, int], *, keep: bool):
-        """`keep`: whether keys and values are kept of a pass. `counts`: of work done, taken back after a try in vain."""
-        self._mllm, self._start_layer, self._counts = mllm, start_layer, counts
+    def __init__(self, mllm: MLLM, start_layer: int, report: Report, *, keep: bool):
+        """`keep`: whether keys and values are kept of a pass. `report`: its counts are taken back after a try in vain."""
+        self._mllm, self._start_layer, self._report = mllm, start_layer, report
         self._bytes_per_token = mllm.bytes_per_token(start_layer, keep=keep)
         self._low_memory = False
         self._at_once = 1
@@ -84,7 +85,7 @@ class Batches:
     def attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True) -> object | None:
         """The result of `step`. If memory runs out: with several prompts that can be divided, None, and the batch comes again in halves; else
         `step` is run once more with smaller blocks and less kept on the GPU. An out-of-memory error if that does not fit either."""
-        with attempt(self._counts):
+        with self._report.attempt():
             return step()
         if divisible and prompts > 1:
             self._at_once, self._divided = -(-prompts // 2), True

@@ -18,7 +18,7 @@ from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
-from ..report import Cancellable, Progress, silent, ticking
+from ..report import Progress, Report, silent, ticking
 from ..settings import MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import Batches
 from .presence import presence_score, yes_and_no
@@ -64,8 +64,7 @@ def extract_attentions(
     settings: AttentionSettings | None = None,
     *,
     templates: Templates | None = None,
-    progress: Progress = silent,
-    counts: dict[str, int] | None = None,
+    progress: Progress | Report = silent,
     **changes,
 ) -> list[tuple[Attention, Attention]]:
     """Attention rollout of the object and the background question over the clip's key frames, for each query.
@@ -74,8 +73,8 @@ def extract_attentions(
         queries: what to look for, in any words. Each pass over the pictures is shared by all of them.
         settings: see `AttentionSettings`; `changes`: fields of it that are given by name.
         templates: question wording; None takes our own.
-        counts: is added to: forward_passes, frames_encoded_video, frames_encoded_image, visual_tokens_encoded, visual_tokens_prefilled,
-            text_tokens_prefilled, tokens_generated, key_frames.
+        progress: callback or `Report`. Counts of the latter: forward_passes, frames_encoded_video, frames_encoded_image,
+            visual_tokens_encoded, visual_tokens_prefilled, text_tokens_prefilled, tokens_generated, key_frames; its stage: attention.
 
     Returns (object, background) of each query, in their order. Raises DecafError for a query, setting or clip that cannot be asked about.
     """
@@ -98,14 +97,13 @@ def extract_attentions(
         )
     keys = key_frames(len(clip), settings.max_key_frames)
     info = clip_info(clip, keys)
-    counts = counts if counts is not None else {}
-    counts["key_frames"] = counts.get("key_frames", 0) + len(keys)
-    counts.setdefault("tokens_generated", 0)
+    report = Report.of(progress)
+    report.count("key_frames", len(keys))
+    report.count("tokens_generated", 0)
     seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
     frames, keep = [clip[index] for index in keys], settings.setting != MODES[0]
-    progress = Cancellable(progress)
-    extraction = _Extraction(mllm, frames, seconds, settings.tokens_per_frame, start, progress, counts, keep=keep)
-    with explained(mllm.name, progress):
+    extraction = _Extraction(mllm, frames, seconds, settings.tokens_per_frame, start, report, keep=keep)
+    with report.stage("attention"), explained(mllm.name, report):
         asked, looks, answers = (_by_class_name if keep else _by_expression)(extraction, queries, templates)
 
     def record(index: int, kind: str) -> Attention:
@@ -169,22 +167,13 @@ class _Extraction:
         seconds: Sequence[float],
         tokens_per_frame: int,
         start_layer: int,
-        progress: Progress,
-        counts: dict[str, int],
+        report: Report,
         *,
         keep: bool,
     ):
         self.mllm, self.frames, self.seconds, self.tokens_per_frame, self.start_layer = mllm, frames, seconds, tokens_per_frame, start_layer
-        self.batches = Batches(mllm, start_layer, counts, keep=keep)
-        self.done = 0
-        self._progress, self._counts = progress, counts
-
-    def check_cancelled(self) -> None:
-        """Gives the caller a chance to cancel without any progress made."""
-        self._progress(self.done, len(self.frames) + 1, "Attention")
-
-    def count(self, name: str, number: int = 1) -> None:
-        self._counts[name] = self._counts.get(name, 0) + number
+        self.batches = Batches(mllm, start_layer, report, keep=keep)
+        self.report, self.done = report, 0
 
     def look_at_all(self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], _Look]):
         """Does `step`, which asks these questions, for the video, then for the key frames in batches. Yields the layouts and the results."""
@@ -201,23 +190,26 @@ class _Extraction:
                 yield layout, result
 
     def _attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True):
-        self.check_cancelled()
+        self._progress()
         result = self.batches.attempt(step, prompts, divisible=divisible)
         if result is not None:
             self.done += prompts
-            self.check_cancelled()
+            self._progress()
         return result
+
+    def _progress(self) -> None:
+        self.report.progress(self.done, len(self.frames) + 1, "Attention")
 
     def look(self, layout: Layout, frames: Sequence[Tensor], asked: list[str], present: list[str], *, answer: bool = False) -> _Look:
         """Encode the pictures and ask everything of them. Presence is asked of the video alone: an object that moves, or comes late, is not in
         every frame. With `answer`, the questions are answered, and what is needed to ask more is kept."""
         yes, no = yes_and_no(self.mllm)
         present = present if layout.kind == "video" and yes and no else []
-        with ticking(self.mllm.model, self.check_cancelled):
+        with ticking(self.mllm.model, self.report.check_cancelled):
             encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
-        self.count(f"frames_encoded_{layout.kind}", layout.frames)
-        self.count("visual_tokens_encoded", layout.tokens * layout.batch)
-        self.count("visual_tokens_prefilled", layout.tokens * layout.batch)
+        self.report.count(f"frames_encoded_{layout.kind}", layout.frames)
+        self.report.count("visual_tokens_encoded", layout.tokens * layout.batch)
+        self.report.count("visual_tokens_prefilled", layout.tokens * layout.batch)
         passes = self._passes(layout, [*asked, *present], len(asked), encoded=encoded, answer=answer)
         presence = []
         for hidden in passes.last[len(asked) :]:
@@ -237,10 +229,10 @@ class _Extraction:
         """The object's name, from the answers to the object question. Asked without pictures."""
         packed = pack(self.mllm, None, [question])
         answered = run(self.mllm, packed, None, lambda segments: self._attention(segments, capture=False, keep=True))
-        self.count("forward_passes")
-        self.count("text_tokens_prefilled", len(packed.question_ids[0]))
-        ((tokens,),) = generate(self.mllm, packed, answered, [0], LONGEST_ANSWER, self.check_cancelled)
-        self.count("tokens_generated", len(tokens))
+        self.report.count("forward_passes")
+        self.report.count("text_tokens_prefilled", len(packed.question_ids[0]))
+        ((tokens,),) = generate(self.mllm, packed, answered, [0], LONGEST_ANSWER, self.report.check_cancelled)
+        self.report.count("tokens_generated", len(tokens))
         # A model that says nothing usable leaves the first thing that was said of the clip, else the query itself.
         return _plain(self.mllm, tokens) or next((answer for answer in answers if answer), query.rstrip(".?"))
 
@@ -251,7 +243,7 @@ class _Extraction:
             capture_from=self.start_layer if capture else None,
             keep=keep,
             q_budget_bytes=budget,
-            check_cancelled=self.check_cancelled,
+            check_cancelled=self.report.check_cancelled,
         )
 
     def _passes(
@@ -277,9 +269,9 @@ class _Extraction:
                 return self._attention(segments, past=None if opens else found.kept, keep=keep, budget=budget)
 
             answered = run(self.mllm, packed, encoded if opens else None, attention, batch=layout.batch)
-            self.count("forward_passes")
+            self.report.count("forward_passes")
             text = sum(map(len, packed.question_ids)) + (len(packed.shared_ids) - layout.tokens if opens else 0)
-            self.count("text_tokens_prefilled", text * layout.batch)
+            self.report.count("text_tokens_prefilled", text * layout.batch)
             if opens:
                 found.shared = answered.attention.shared
                 found.kept = answered.attention.kept.shared() if answered.attention.kept else None
@@ -287,8 +279,8 @@ class _Extraction:
             with_map = max(0, min(mapped - first, len(group)))
             found.maps += self._maps(packed.visual, layout, found.shared, answered.attention.questions[:with_map])
             if answer:
-                said = generate(self.mllm, packed, answered, range(with_map), LONGEST_ANSWER, self.check_cancelled) if with_map else []
-                self.count("tokens_generated", sum(len(tokens) for each in said for tokens in each))
+                said = generate(self.mllm, packed, answered, range(with_map), LONGEST_ANSWER, self.report.check_cancelled) if with_map else []
+                self.report.count("tokens_generated", sum(len(tokens) for each in said for tokens in each))
                 found.answers += [[_plain(self.mllm, tokens) for tokens in each] for each in said]
         return found
 
@@ -298,7 +290,7 @@ class _Extraction:
         maps = []
         for first in range(0, len(questions), QUESTIONS_PER_ROLLOUT):
             group = questions[first : first + QUESTIONS_PER_ROLLOUT]
-            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, check_cancelled=self.check_cancelled)
+            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, check_cancelled=self.report.check_cancelled)
             seen = visual.to(rows[0].device)
             maps += [layout.to_grid(row[:, : len(visual)][:, seen]) for row in rows]
         return maps

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +25,7 @@ from ..files import write_image, write_json
 from ..mllm import find_mllm, load_mllm
 from ..pictures.contact_sheet import contact_sheet, mask_overlay
 from ..pipeline import Result, segment_attention
-from ..report import Progress
+from ..report import Progress, Report
 from ..sam2 import SAM2, load_sam2
 from ..tracking import feature_cache
 from ..tracking.frames import FeatureCache
@@ -52,6 +50,23 @@ class _Job:
 
 
 @dataclass(frozen=True)
+class _Run:
+    """What all queries of a run share. `settings`: as `result.json` lists them. `report`: of what is done once for all queries."""
+
+    options: Options
+    settings: dict
+    memory: MemoryLog
+    report: Report
+
+    @contextmanager
+    def stage(self, name: str, report: Report) -> Iterator[None]:
+        """A stage that reports no progress of its own, timed by `report`."""
+        self.memory.step(name)
+        with report.stage(name):
+            yield
+
+
+@dataclass(frozen=True)
 class Told:
     """What a run says at its end. `summary`: in a few lines; `doubts`: the sentences in it about queries for which nothing, or only a best
     guess, was found."""
@@ -68,11 +83,11 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
     if locks is None:
         with FolderLocks() as locks:
             return run(options, progress, locks)
-    with MemoryLog(progress) as watched:
-        return _run(options, watched, locks)
+    with MemoryLog(progress) as memory:
+        return _run(options, memory, locks)
 
 
-def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
+def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
     queries = split_queries(options.queries)
     options.templates.check(queries, options.attention.setting)
     options = replace(options, sam2=sam2_file(options.sam2))
@@ -83,7 +98,8 @@ def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     dtype = language_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
     stale = _claim(options.out, folders, locks)
-    mllm = mllm_folder(options.mllm, progress)
+    report = Report(memory)
+    mllm = mllm_folder(options.mllm, report)
     check_start_layer(options.attention.start_layer, mllm)
 
     settings = {
@@ -103,18 +119,16 @@ def _run(options: Options, progress: MemoryLog, locks: FolderLocks) -> Told:
     messages = {job.folder: earlier[job.folder]["message"] for job in jobs if job not in left}
     told = []
     if left:
-        clock = _Clock(progress)
-        with clock("open clip"):
-            clip = open_clip(options.clip, progress=progress)
+        shared = _Run(options, settings | {"device": str(device)}, memory, report)
+        with shared.stage("open clip", report):
+            clip = open_clip(options.clip, progress=report)
         # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
-        with clock("load SAM 2"):
+        with shared.stage("load SAM 2", report):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
-        attentions = _attentions(options, left, clip, mllm, device, dtype, clock, progress)
+        attentions = _attentions(shared, left, clip, mllm, device, dtype)
         features = feature_cache(sam2, shared=len(left) > 1)
         for job, (attention, record) in zip(left, attentions, strict=True):
-            tracks, filled = _segment(
-                options, job, clip, sam2, features, attention, record, settings | {"device": str(device)}, clock, progress
-            )
+            tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
             told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
     else:
@@ -146,22 +160,22 @@ def _clear_stale(out: Path, stale: list[Path], locks: FolderLocks) -> None:
 
 
 def _attentions(
-    options: Options, jobs: list[_Job], clip: Clip, folder: Path, device, dtype, clock: _Clock, progress: Progress
+    run: _Run, jobs: list[_Job], clip: Clip, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> list[tuple[tuple[Attention, Attention], dict]]:
     """Per job (object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now,
     all queries on the same passes over the pictures."""
+    options = run.options
     found = {job.folder: _earlier(options, job, clip) if options.resume else None for job in jobs}
     missing = [job for job in jobs if not found[job.folder]]
     if missing:
-        counts: dict[str, int] = {}
-        with clock("load MLLM"):
-            mllm = load_mllm(folder, device=device, dtype=dtype, progress=progress)
-        start = time.perf_counter()
+        with run.stage("load MLLM", run.report):
+            mllm = load_mllm(folder, device=device, dtype=dtype, progress=run.report)
+        report = Report(run.memory)
         attentions = extract_attentions(
             mllm, clip, [job.query for job in missing],
-            options.attention, templates=options.templates, progress=progress, counts=counts,
+            options.attention, templates=options.templates, progress=report,
         )  # fmt: skip
-        record = {"seconds": {"attention": time.perf_counter() - start}, "counts": counts, "queries_at_once": len(missing)}
+        record = {"seconds": report.seconds, "counts": report.counts, "queries_at_once": len(missing)}
         # SAM 2's sweeps need the memory that a language model of many gigabytes holds.
         del mllm
         gc.collect()
@@ -194,27 +208,23 @@ def _earlier(options: Options, job: _Job, clip: Clip) -> tuple[tuple[Attention, 
 
 
 def _segment(
-    options: Options,
+    run: _Run,
     job: _Job,
     clip: Clip,
     sam2: SAM2,
     features: FeatureCache,
     attention: tuple[Attention, Attention],
     record: dict,
-    settings: dict,
-    clock: _Clock,
-    progress: Progress,
 ) -> tuple[Tracks, int]:
     """Masks from one query's attention, and everything written. Returns the tracks, and in how many frames something is masked."""
-    counts = Counter(record["counts"])
+    options, report = run.options, Report(run.memory)
     result = segment_attention(
-        sam2, clip, attention, points=options.points, tracking=options.tracking, progress=progress, features=features
+        sam2, clip, attention, points=options.points, tracking=options.tracking, progress=report, features=features
     )
-    counts.update(result.counts)
     # Only now: until there is something better, an earlier result stays whole.
     outputs.clear(job.folder)
-    with clock("write"):
-        filled = _write(options, job.folder, clip, result, progress)
+    with run.stage("write", report):
+        filled = _write(options, job.folder, clip, result, report.progress)
     height, width = clip.frame_size
     write_json(
         job.folder / outputs.RESULT,
@@ -234,12 +244,12 @@ def _segment(
             "tracks": outputs.track_records(result.tracks),
             "questions": {one.kind: one.question for one in attention},
             "answers": list(attention[0].answers),
-            "settings": settings,
-            "seconds": {name: round(spent, 3) for name, spent in (clock.seconds | record["seconds"] | result.seconds).items()},
-            "peak_resident_bytes": progress.peaks or None,
+            "settings": run.settings,
+            "seconds": {name: round(spent, 3) for name, spent in (run.report.seconds | record["seconds"] | report.seconds).items()},
+            "peak_resident_bytes": run.memory.peaks or None,
             "attention_from_earlier_run": record["earlier"],
             "queries_at_once": record["queries_at_once"],
-            "counts": dict(counts),
+            "counts": record["counts"] | result.counts,
             "versions": outputs.versions(),
             "files": [outputs.ATTENTION, outputs.SHEET] + [outputs.OVERLAY] * options.overlay,
             "made_from": job.made_from,
@@ -268,7 +278,7 @@ def _overlay(clip: Clip, tracks: Tracks, progress: Progress) -> Iterator[Tensor]
         progress(index + 1, len(clip), "Writing the overlay")
 
 
-def mllm_folder(name: str, progress: Progress) -> Path:
+def mllm_folder(name: str, progress: Progress | Report) -> Path:
     """The folder of the model that --mllm names: a folder, a repository id or "bundled"."""
     return MLLM_FOLDER if name == BUNDLED else find_mllm(name, progress)
 
@@ -291,18 +301,3 @@ def _summary(folder: Path, tracks: Tracks, filled: int) -> str:
     many = f"{len(tracks.tracks)} object" + "s" * (len(tracks.tracks) != 1)
     told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {folder}."
     return f"{told}\n{tracks.message} Look at {outputs.SHEET}." if tracks.message else told
-
-
-class _Clock:
-    """Seconds per stage."""
-
-    def __init__(self, memory: MemoryLog):
-        self.seconds: dict[str, float] = {}
-        self._memory = memory
-
-    @contextmanager
-    def __call__(self, stage: str):
-        self._memory.step(stage)
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start

@@ -17,7 +17,7 @@ from ..demo.asking import KINDS, Query
 from ..demo.scenes import Scene, make_scene
 from ..mllm import MLLM
 from ..pipeline import segment_attention
-from ..report import Progress, silent
+from ..report import Progress, Report, silent
 from ..sam2 import SAM2
 from ..settings import MODES
 from .metrics import contour_accuracy, region_similarity
@@ -63,7 +63,7 @@ def evaluate(
     *,
     settings: tuple[str, ...] = MODES,
     length: int = 8,
-    progress: Progress = silent,
+    progress: Progress | Report = silent,
 ) -> dict:
     """Runs three queries on each scene: a noun or a colour in turn, another kind, and an absent object.
 
@@ -77,15 +77,15 @@ def evaluate(
         "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "steps": differences of coarse J with their 95 %
         bootstrap intervals; "queries": one record per query.
     """
-    rows = []
+    rows, report = [], Report.of(progress)
     for number in range(scenes):
-        progress(number, scenes, "Evaluating")
+        report.progress(number, scenes, "Evaluating")
         scene = make_scene(seed + number, length=length)
         clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
         for setting in settings:
             attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting)
             rows += [_measure(sam2, clip, scene, *pair, setting, seed + number) for pair in zip(queries, attentions, strict=True)]
-    progress(scenes, scenes, "Evaluating")
+    report.progress(scenes, scenes, "Evaluating")
     tables = {setting: _table([row for row in rows if row.setting == setting]) for setting in settings}
     first = [row for row in rows if row.setting == settings[0]]
     return {"summary": _summary(first), "steps": _steps(first), "settings": tables, "queries": [vars(row) for row in rows]}

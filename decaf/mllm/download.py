@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import DecafError
-from ..report import Cancellable, Progress, silent
+from ..report import Progress, Report, silent
 from .folder import missing_files
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def find_mllm(name: str | Path, progress: Progress = silent) -> Path:
+def find_mllm(name: str | Path, progress: Progress | Report = silent) -> Path:
     """The local folder of a model that is named by its folder or by a repository id such as "Qwen/Qwen2.5-VL-7B-Instruct".
 
     A repository is looked for in the local hub cache first, without any connection; it is downloaded only if it is not there.
@@ -49,7 +49,7 @@ def find_mllm(name: str | Path, progress: Progress = silent) -> Path:
     return download_mllm(repo, None, progress)
 
 
-def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -> Path:
+def download_mllm(repo: str, folder: Path | None, progress: Progress | Report = silent) -> Path:
     """Download a repository's weights, configuration and tokenizer into `folder` (None: the hub's own cache) and return where they are.
 
     `progress` counts bytes and may raise to stop; finished files are kept, and a later call goes on from them.
@@ -58,10 +58,10 @@ def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -
     from huggingface_hub import snapshot_download
     from tqdm.auto import tqdm
 
-    sized, progress = [], Cancellable(progress)
+    sized, report = [], Report.of(progress)
 
     class Bar(tqdm):
-        """Reports to `progress` instead of drawing. The hub counts bytes in one bar and files in another; older ones count files alone."""
+        """Reports instead of drawing. The hub counts bytes in one bar and files in another; older ones count files alone."""
 
         def __init__(self, *args, **kwargs):
             kwargs.pop("name", None)
@@ -73,13 +73,13 @@ def download_mllm(repo: str, folder: Path | None, progress: Progress = silent) -
             result = super().update(n)
             shown = sized[-1] if sized else self
             if shown.total:
-                progress(int(min(shown.n, shown.total)), int(shown.total), f"Downloading {repo}")
+                report.progress(int(min(shown.n, shown.total)), int(shown.total), f"Downloading {repo}")
             return result
 
     try:
         return Path(snapshot_download(repo, local_dir=folder, allow_patterns=DOWNLOADED, tqdm_class=Bar))
     except Exception as error:  # connection errors, unknown repositories, a full disk: each library below has kinds of its own
-        if progress.cancelled_by(error):
+        if report.cancelled_by(error):
             raise
         where = f"into {folder}" if folder else "into the local cache"
         raise DecafError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..devices import is_device_failure, is_out_of_memory
 from ..errors import DecafError, reason
-from ..report import Cancellable
+from ..report import Report
 
 ATTENTION = "decaf"
 """Name of the attention implementation that a text tower is set to."""
@@ -251,14 +251,14 @@ def _is_causal(mask: Tensor) -> bool:
 
 
 @contextmanager
-def explained(name: str, progress: Cancellable) -> Iterator[None]:
+def explained(name: str, report: Report) -> Iterator[None]:
     """Names the model in what a forward pass raises: damaged numbers in its files show only there. A cancel passes."""
     try:
         yield
     except DecafError:
         raise
     except Exception as error:
-        if progress.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
+        if report.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
             raise
         raise DecafError(
             f"{name} cannot be run with the files it was loaded from ({type(error).__name__}: {reason(error)}). Download it again, or choose "

@@ -15,7 +15,7 @@ import torch
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
-from ..report import Cancellable, Progress, silent
+from ..report import Progress, Report, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
@@ -38,7 +38,7 @@ def all_families() -> list[Family]:
 
 
 def load_mllm(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, progress: Progress = silent
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, progress: Progress | Report = silent
 ) -> MLLM:
     """Load a multimodal LLM from a local folder in the hub's format. Nothing is fetched and no code from the folder is run.
 
@@ -49,9 +49,9 @@ def load_mllm(
     Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
     that is not there.
     """
-    folder, device, progress = Path(folder), usable_device(device), Cancellable(progress)
+    folder, device, report = Path(folder), usable_device(device), Report.of(progress)
     step = f"Loading {folder.name}"
-    progress(0, 1, step)
+    report.progress(0, 1, step)
     entries = read_config(folder)
     family = _family_of(entries, folder)
     told = system_prompt(entries, folder)
@@ -66,7 +66,7 @@ def load_mllm(
             f"{folder.name} cannot be computed in {str(dtype).removeprefix('torch.')}: its activations pass that format's largest number. "
             f"Choose {fine} as its dtype."
         )
-    with _explained(folder, progress):
+    with _explained(folder, report):
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
         # Made from the cleaned entries: the file itself could choose another attention, which would be fetched or not be ours.
@@ -75,24 +75,24 @@ def load_mllm(
         vision = family.vision_shape(config)
         _check_total(config, shapes, folder)
     mean, std = picture_statistics(folder) or (family.mean, family.std)
-    progress(0, 1, step)
-    with _explained(folder, progress):
+    report.progress(0, 1, step)
+    with _explained(folder, report):
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
-        with _weight_by_weight(progress, step):
+        with _weight_by_weight(report, step):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
         model.eval().requires_grad_(False)
         family.prepare(model)
         mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
         _check_tokenizer(mllm)
-    progress(1, 1, step)
+    report.progress(1, 1, step)
     return mllm
 
 
 @contextmanager
-def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
+def _weight_by_weight(report: Report, step: str) -> Iterator[None]:
     """Reports every weight that transformers loads in this thread, so that loading gigabytes can be watched and cancelled. Before version 5 the
     library has no place for that: then the step is reported when it begins and ends."""
     from transformers.utils import logging as transformers_logging
@@ -111,7 +111,7 @@ def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
         def update(self, n=1):
             shown = super().update(n)
             if self.total:
-                progress(min(int(self.n), int(self.total)), int(self.total), step)
+                report.progress(min(int(self.n), int(self.total)), int(self.total), step)
             return shown
 
     here = threading.get_ident()
@@ -127,7 +127,7 @@ def _weight_by_weight(progress: Progress, step: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(folder: Path, progress: Cancellable) -> Iterator[None]:
+def _explained(folder: Path, report: Report) -> Iterator[None]:
     """Re-raise any loading error as a DecafError that names the folder. Which errors damaged files raise is beyond any list."""
     try:
         yield
@@ -136,11 +136,11 @@ def _explained(folder: Path, progress: Cancellable) -> Iterator[None]:
             raise
         raise DecafError(f"The model in {folder} cannot be loaded. {error}") from error
     except ImportError as error:
-        if progress.cancelled_by(error):
+        if report.cancelled_by(error):
             raise
         raise DecafError(_import_failed(folder, error, _root_cause(error))) from error
     except Exception as error:
-        if progress.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
+        if report.cancelled_by(error) or is_out_of_memory(error) or is_device_failure(error):
             raise
         raise DecafError(f"The model in {folder} cannot be loaded: {_first_line(error)} Download it again.") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 from ..clips.base import Clip
 from ..clips.identity import check_same_clip
 from ..data import SAM2Prompts, Track, Tracks
-from ..devices import attempt, empty_caches, free_memory, is_out_of_memory, out_of_memory
+from ..devices import empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
 from ..masks import MaskStore, pack_bits
-from ..report import Progress, silent
+from ..report import Progress, Report, silent
 from .candidates import Candidate, CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
 from .masks import MASK_BYTES, video_masks
@@ -60,17 +60,16 @@ def segment(
     nms_iou: float = 0.7,
     score_threshold: float = 0.8,
     max_tracks: int | None = None,
-    progress: Progress = silent,
-    counts: MutableMapping[str, int] | None = None,
+    progress: Progress | Report = silent,
     features: FeatureCache | None = None,
 ) -> Tracks:
     """Masks of the objects that the points mean, on every frame of the clip.
 
     `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
-    the best one. `max_tracks`: keep at most so many, the best. `counts`: "sam2_key_encodings" and
-    "sam2_clip_encodings" are increased by the images encoded: at most two per key frame and two per frame, and one per frame of the clip in
-    all as long as features fit their budget. `features`: a `feature_cache` of this model and this clip that several queries share.
+    the best one. `max_tracks`: keep at most so many, the best. `features`: a `feature_cache` of this model and this clip that several queries
+    share. `progress`: callback or `Report`. Counts of the latter, "sam2_key_encodings" and "sam2_clip_encodings", are images encoded: at most
+    two per key frame and two per frame, and one per frame of the clip in all as long as features fit their budget; its stage: "segmentation".
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
 
@@ -85,18 +84,19 @@ def segment(
         raise DecafError(f"max_tracks is {max_tracks}; give 1 or more, or leave it out.")
     _check_prompts(prompts)
     check_same_clip(clip, prompts.fused.clip)
-    counts = counts if counts is not None else {}
+    report = Report.of(progress)
     if len(prompts.key) == 0:
         unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
         return _nothing(clip, prompts.message or unattended)
     features = features or feature_cache(model)
     features.let_go()  # of what another query has left
     limits = _Limits(_batch(model, model.device), features)
-    tracklets = _retry_smaller(model, limits, counts, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, progress, counts))
-    if not tracklets:
-        return _nothing(clip, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
-    tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
-    store = _retry_smaller(model, limits, counts, lambda now: _propagate(model, clip, tracks, masks, now, progress, counts))
+    with report.stage("segmentation"):
+        tracklets = _retry_smaller(model, limits, report, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, report))
+        if not tracklets:
+            return _nothing(clip, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
+        tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
+        store = _retry_smaller(model, limits, report, lambda now: _propagate(model, clip, tracks, masks, now, report))
     if not store.any():
         return _nothing(clip, f"Nothing found: {model.title} lost what it saw at the points on every frame.")
     message = ""
@@ -158,34 +158,26 @@ class _KeyFrames(Sequence):
         return self._clip[self._key_frames[key]]
 
 
-class _Meter:
-    """Counts encoded images; reports after every frame and, so that a cancel is soon noticed, within a frame too."""
+class _Frames:
+    """Reports the frames of a sweep, and counts the images encoded for it as `count`."""
 
-    def __init__(self, length: int, prompted: tuple[int, int], what: str, progress: Progress, counts: MutableMapping[str, int], name: str):
+    def __init__(self, report: Report, what: str, prompted: tuple[int, int], length: int, count: str):
         first, last = prompted  # frames on which objects begin
         self._done, self._total = 0, length - first + last  # frames forward and frames backward
-        self._what, self._progress, self._counts, self._name = what, progress, counts, name
-        counts.setdefault(name, 0)
+        self._report, self._what, self._count = report, what, count
+        report.count(count, 0)
+        report.progress(0, self._total, what)
 
     def encoding(self) -> None:
-        self._counts[self._name] += 1
+        self._report.count(self._count)
 
-    def check_cancelled(self) -> None:
-        self._progress(self._done, self._total, self._what)
-
-    def frame_done(self) -> None:
+    def done(self) -> None:
         self._done += 1
-        self.check_cancelled()
+        self._report.progress(self._done, self._total, self._what)
 
 
 def _find_tracklets(
-    model: SegmenterModel,
-    clip: Clip,
-    prompts: SAM2Prompts,
-    nms_iou: float,
-    limits: _Limits,
-    progress: Progress,
-    counts: MutableMapping[str, int],
+    model: SegmenterModel, clip: Clip, prompts: SAM2Prompts, nms_iou: float, limits: _Limits, report: Report
 ) -> list[_Tracklet]:
     """Points to masks, suppression, and tracking over the key frames."""
     frames = _KeyFrames(clip, prompts.fused.clip.key_frames)
@@ -193,10 +185,10 @@ def _find_tracklets(
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
     what = f"{model.title}: points and tracklets on the key frames"
-    meter = _Meter(len(frames), (int(prompts.key.min()), int(prompts.key.max())), what, progress, counts, "sam2_key_encodings")
-    with model.segmenter(meter.check_cancelled) as segmenter:
+    swept_frames = _Frames(report, what, (int(prompts.key.min()), int(prompts.key.max())), len(frames), "sam2_key_encodings")
+    with model.segmenter(report.check_cancelled) as segmenter:
         prompter = CandidatePrompts(segmenter, prompts, clip.frame_size, name=model.name, nms_iou=nms_iou, batch=limits.batch)
-        encoder = FrameEncoder(segmenter, frames, limits.cache, meter.encoding, indices=prompts.fused.clip.key_frames)
+        encoder = FrameEncoder(segmenter, frames, limits.cache, swept_frames.encoding, indices=prompts.fused.clip.key_frames)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, masks in video_masks(swept.logits, clip.frame_size):
                 covered = grid_coverage(masks, attention.shape[1:]).cpu()
@@ -204,7 +196,7 @@ def _find_tracklets(
                     coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[i]
                     if prompter.standing[id_].key == swept.frame:
                         prompt_masks[id_] = pack_bits(masks[i])
-            meter.frame_done()
+            swept_frames.done()
     return [_Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
 
@@ -230,32 +222,26 @@ def _choose(
 
 
 def _propagate(
-    model: SegmenterModel,
-    clip: Clip,
-    tracks: list[Track],
-    masks: list[Tensor],
-    limits: _Limits,
-    progress: Progress,
-    counts: MutableMapping[str, int],
+    model: SegmenterModel, clip: Clip, tracks: list[Track], masks: list[Tensor], limits: _Limits, report: Report
 ) -> MaskStore:
     """Masks of all objects on all frames of the clip."""
     prompter = FixedPrompts([(track.frame, mask) for track, mask in zip(tracks, masks, strict=True)])
     what = f"{model.title}: tracking through the clip"
-    meter = _Meter(len(clip), (prompter.first, prompter.last), what, progress, counts, "sam2_clip_encodings")
+    swept_frames = _Frames(report, what, (prompter.first, prompter.last), len(clip), "sam2_clip_encodings")
     store = MaskStore(len(tracks), len(clip), clip.frame_size)
-    with model.segmenter(meter.check_cancelled) as segmenter:
-        encoder = FrameEncoder(segmenter, clip, limits.cache, meter.encoding)
+    with model.segmenter(report.check_cancelled) as segmenter:
+        encoder = FrameEncoder(segmenter, clip, limits.cache, swept_frames.encoding)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
                 for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
                     store.put(id_, swept.frame, mask)
-            meter.frame_done()
+            swept_frames.done()
     return store
 
 
-def _retry_smaller(model: SegmenterModel, limits: _Limits, counts: MutableMapping[str, int], run: Callable[[_Limits], object]) -> object:
-    """`run`, and if memory does not suffice, once more with less at a time. `counts` are of the run that succeeded."""
-    with attempt(counts):
+def _retry_smaller(model: SegmenterModel, limits: _Limits, report: Report, run: Callable[[_Limits], object]) -> object:
+    """`run`, and if memory does not suffice, once more with less at a time. Counts are of the run that succeeded."""
+    with report.attempt():
         return run(limits)
     log.warning("%s ran out of memory with %d objects at a time; trying again with one", model.title, limits.batch)
     limits.cache.clear()

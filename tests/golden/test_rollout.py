@@ -49,10 +49,16 @@ class Case:
         self.shared = int(self.mask.nonzero()[-1]) + 1
         pixels = {k[6:]: v.float() if v.is_floating_point() else v for k, v in data.items() if k.startswith("input.")}
         kind = "video" if "pixel_values_videos" in pixels else "image"
-        names = {"video": ("pixel_values_videos", "video_grid_thw"), "image": ("pixel_values", "image_grid_thw")}[kind]
-        grid = pixels.get(names[1])
+        names = {
+            "video": ("pixel_values_videos", "video_grid_thw"),
+            "image": ("pixel_values", "image_grid_thw", "image_sizes"),
+        }[kind]
+        grid, expected_grid = pixels.get(names[1]), data.get("expected.visual_grid_thw")
         merge = getattr(self.mllm.model.config.vision_config, "spatial_merge_size", 1)
-        slots, rows, cols = (1, 1, int(self.mask.sum())) if grid is None else (int(grid[0, 0]), *(int(n) // merge for n in grid[0, 1:]))
+        if expected_grid is not None:  # of the visual tokens in the prompt
+            slots, rows, cols = expected_grid[0].tolist()
+        else:
+            slots, rows, cols = (1, 1, int(self.mask.sum())) if grid is None else (int(grid[0, 0]), *(int(n) // merge for n in grid[0, 1:]))
         batch = len(self.ids)
         self.layout = Layout(kind, (slots, rows, cols), (), batch, batch)
         self.pixels = {n: pixels[n] for n in names if n in pixels}

@@ -102,8 +102,8 @@ class QwenVL(Family):
         return dict(zip(names, (patches, grid), strict=True))
 
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
-        tokens, _ = mllm.engine.see(pixels)
-        return Encoded(tokens.view(layout.batch, layout.tokens, -1))
+        tokens, levels = mllm.engine.see(pixels)
+        return Encoded(tokens.view(layout.batch, layout.tokens, -1), tuple(level.view(layout.batch, layout.tokens, -1) for level in levels))
 
     def position_ids(self, shape: VisionShape, visual: Tensor, layout: Layout | None) -> Tensor:
         """(3, L): time, row and column of visual tokens, counted on from the text before them; text has three equal coordinates.
