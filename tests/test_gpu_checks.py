@@ -72,3 +72,41 @@ def test_kernel_under_the_interpreter():
     found = json.loads(done.stdout)
     assert len(found) == 4 and all(one["holds"] for one in found.values()), found
     assert found["float32: relative error of a map, kernel against PyTorch"]["measured"] > 0
+
+
+@pytest.mark.parametrize("name", ["attention 7b", "sam2 tiny"])
+def test_memory_of_the_stages(measured, name):
+    lines = measured("models", name)
+    assert broken(lines) == {}
+    assert all(line.measured > 0 for line in lines.values() if line.name.endswith("peak beside the weights, on a free card"))
+
+
+def test_attention_kernels(measured):
+    lines = measured("attention_kernels", "attention kernels")
+    assert broken(lines) == {}
+
+
+def test_attention_kernels_see_a_matrix_of_tokens_by_tokens(measured, monkeypatch):
+    """The plain way makes one for each head, and no fused kernel is there to be had."""
+
+    def plain(q, k, v, scale, is_causal=False, attn_mask=None):
+        if not torch.backends.cuda.math_sdp_enabled():
+            raise RuntimeError("No available kernel.")
+        k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], 1) for one in (k, v))
+        scores = q.float() @ k.float().transpose(2, 3) * scale
+        visible = attn_mask if attn_mask is not None else torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v.float()).to(q)
+
+    monkeypatch.setattr("decaf.mllm.packed._attend", plain)
+    lines = broken(measured("attention_kernels", "attention kernels"))
+    assert {name.split(": ")[1] for name in lines} == {"peak", "runs with the fused kernels alone"}
+
+
+def test_a_full_card(measured):
+    lines = measured("full_card", "full card attention")
+    assert broken(lines) == {}
+    assert lines["key frames in the smallest batch"].measured < lines["key frames in the first batch"].measured
+
+
+def test_a_full_card_for_sam2(measured):
+    assert broken(measured("full_card", "full card sam2")) == {}
