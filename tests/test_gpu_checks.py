@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+CASE = "case_the_ids_are_those_that_workflows_use"
 
 
 @pytest.fixture
@@ -110,3 +112,106 @@ def test_a_full_card(measured):
 
 def test_a_full_card_for_sam2(measured):
     assert broken(measured("full_card", "full card sam2")) == {}
+
+
+@pytest.fixture
+def comfy(gpu):
+    module = gpu("comfy")
+    try:
+        module._host()
+    except gpu("promises").Unsuitable as reason:
+        pytest.skip(str(reason))
+    return module
+
+
+def test_comfyui_server(comfy, measured, monkeypatch):
+    pictures, original = [], comfy._pictures
+    monkeypatch.setattr(comfy, "_pictures", lambda *arguments: pictures.append(original(*arguments)) or pictures[-1])
+    assert broken(measured("comfy", "comfyui server")) == {}
+    shown, masks = (pictures[0][0][name] for name in ("shown", "masks"))
+    assert len(shown) == len(masks) == 6 and shown.std() > 10 and 0.001 < (masks > 127).mean() < 0.9
+
+
+def test_pictures_that_differ(comfy):
+    one = np.zeros((2, 4, 5, 3), np.uint8)
+    other = one.copy()
+    other[0, 0] = 1
+    assert comfy.differing(one, other) == 0, "a level is rounding"
+    other[1, 2, 3] = 2
+    assert comfy.differing(one, other) == comfy.differing(other, one) == 1 / 40
+    assert comfy.differing(one, one[:1]) == 1
+
+
+def test_cases_inside_comfyui(comfy, gpu, monkeypatch):
+    here = gpu("machine").on_cpu()
+    assert set(comfy.cases((CASE,), here).values()) == {1.0}
+    with pytest.raises(gpu("promises").Unsuitable, match="no case_of_nothing"):
+        comfy.cases(("case_of_nothing",), here)
+
+
+# -- the report --------------------------------------------------------------------------------------------------------------------------------
+
+
+def measures(connection, name):
+    connection.send(("measured", {"figure": 1.0}))
+
+
+def dies(connection, name):
+    os._exit(3)
+
+
+def hangs(connection, name):
+    import time
+
+    time.sleep(60)
+
+
+def test_a_check_that_dies_or_hangs_is_one_failure(gpu):
+    report, check = gpu("report"), gpu("results").CHECKS[0]
+    assert report.run_alone(check, 60, work=measures) == ("measured", {"figure": 1.0})
+    assert report.run_alone(check, 60, work=dies) == ("failed", "its process ended with the code 3 and without a result")
+    kind, what = report.run_alone(check, 0.2, work=hangs)
+    assert kind == "failed" and "did not end in 0 s" in what
+
+
+def test_without_a_gpu_the_report_holds_what_is_computed(gpu, tmp_path, monkeypatch):
+    report = gpu("report")
+    monkeypatch.setattr(report.machine, "why_no_gpu", lambda: "there is no GPU")
+    made = report.Report(tmp_path / "report.md")
+    assert made.reason == "there is no GPU"
+    found = json.loads((tmp_path / "report.json").read_text())["lines"]
+    assert {line["check"] for line in found} == {check.name for check in report.CHECKS}
+    assert all(line["measured"] is None and line["holds"] is None and line["reason"] == "there is no GPU" for line in found)
+    weights = next(line["computed"] for line in found if (line["check"], line["line"]) == ("attention 7b", "weights"))
+    assert 16e9 < weights < 17e9
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("| not measured |") == len(found) and "No GPU" in text
+
+
+def test_a_report_of_what_was_measured(gpu, tmp_path, monkeypatch):
+    report, check = gpu("report"), gpu("results").CHECKS[1]
+    monkeypatch.setattr(report.machine, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(report, "described", lambda: {"card": "A card", "memory": 8 << 30, "torch": "2", "transformers": "5"})
+    figures = {name: 1e-6 if promise.kind == "at most" else 1 for name, promise in check.promises(False).items()}
+    monkeypatch.setattr(report, "run_alone", lambda check, seconds: ("measured", figures))
+    made = report.Report(tmp_path / "report.md")
+    lines, failure = made.run(check)
+    assert failure == "" and [line.holds for line in lines] == [True, True, False, False]
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("A card, 8 GB; torch 2") and text.count("| **no** |") == 2 and text.count("| yes |") == 2
+    monkeypatch.setattr(report, "run_alone", lambda check, seconds: ("reason", "it takes 20.0 GB"))
+    lines, failure = made.run(check)
+    assert failure == "" and "not measured: it takes 20.0 GB" in (tmp_path / "report.md").read_text()
+    monkeypatch.setattr(report, "MINUTES", 0)
+    lines, _ = made.run(check)
+    assert {line.reason for line in lines} == {"0 minutes were over"}
+
+
+def test_what_holds(gpu):
+    promises = gpu("promises")
+    for kind, right, wrong in (("at most", (0, 10), (10.1,)), ("at least", (10, 11), (9.9,)), ("about", (7.5, 12.5), (7.4, 12.6))):
+        promise = promises.Promise(10, kind)
+        assert all(promise.holds(one) for one in right) and not any(promise.holds(one) for one in wrong)
+    assert promises.Promise(10, "told").holds(5) is None and promises.Promise(None, "told").holds(5) is None
+    with pytest.raises(KeyError, match="promised"):
+        promises.lines(promises.Check("x", "", lambda toy: {"a": promises.Promise(1)}, None), True, {"b": 1})

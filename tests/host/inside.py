@@ -15,7 +15,9 @@ settings = json.loads(Path(sys.argv[1]).read_text())
 
 from comfy.cli_args import args  # noqa: E402
 
-args.cpu = True
+args.cpu = not settings.get("gpu")
+for flag in settings.get("flags", ()):  # as they are called in comfy.cli_args
+    setattr(args, flag, True)
 args.base_directory = settings["base"]
 
 import torch  # noqa: E402
