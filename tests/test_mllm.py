@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_rollout import dense_row, relative
-from plain_passes import embedded, forward, whole_prompt
+from plain_passes import embedded, forward, in_float64, whole_prompt
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
@@ -17,9 +17,9 @@ from decaf.attention.extract import extract_attention, extract_attentions, key_f
 from decaf.attention.questions import Templates, clean_query, split_queries
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
-from decaf.mllm.base import fit_grid
 from decaf.mllm.engine import TransformersEngine
 from decaf.mllm.families.internvl import choose_tiles
+from decaf.mllm.pictures import fit_grid
 from decaf.report import Report
 
 QUERY = "the dog that gets the ball first"
@@ -163,7 +163,8 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
     layout = next(one for one in layouts(mllm, size, 1, 150) if one.kind == kind)
     _, rows, cols = layout.grid
     assert rows > 1 and cols > 1
-    cell = mllm.vision.cell
+    # Where frames are squeezed to a tile, a cell is the tile's share; a token of a video may be pooled from several of an image.
+    cell = mllm.vision.tile // rows if mllm.vision.tile and kind == "video" else mllm.vision.cell
     # One layer deep: random deeper layers would mix all places, which says nothing about the order.
     tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
     for block in [one for group in tower.modules() if isinstance(group, torch.nn.ModuleList) for one in group]:
@@ -222,8 +223,7 @@ def test_maps_equal_plain_passes(mllm, mllm_folder, frames):
     clip = clip_of(frames)
     found = extract_attention(mllm, clip, QUERY, tokens_per_frame=40)
     start = mllm.layers // 2
-    mllm.model.double()
-    mllm.engine.text_tower.set_attn_implementation("eager")
+    in_float64(mllm)
     with torch.inference_mode():
         shown = [clip[i] for i in range(frames)]
         video, images = layouts(mllm, clip.frame_size, frames, 40)

@@ -1,5 +1,8 @@
 """Prompts and pictures that families make themselves, held against the chat templates and processors that models are published with."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from tiny_models import FAMILIES
 from transformers import AutoProcessor
 
 from decaf.demo import MLLM_FOLDER
+from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 
 QUESTION = "Which object is 最大的 thing here?"
@@ -49,6 +53,11 @@ def prompt_of_the_release(processor, kind, ids):
     return [one for place, one in enumerate(ids) if place not in (starts[0], ends[-1])] if around else ids
 
 
+PACKED_OTHERWISE = ("llava_onevision",)
+"""Families whose pictures lie as in the paper's reference, not as their processors put them: see their own test files."""
+
+
+@pytest.mark.parametrize("both", [name for name in [*FAMILIES, "bundled"] if name not in PACKED_OTHERWISE], indirect=True)
 @pytest.mark.parametrize("kind, count", [("image", 1), ("video", 1), ("video", 4), ("video", 5)])
 def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
     mllm, processor = both
@@ -87,11 +96,52 @@ def test_a_prompt_without_pictures(both):
 
 
 def test_words_of_a_question_make_no_visual_tokens(both):
-    """Also where the tokenizer does not list its tokens as special: which tokens are visual is known from the layout."""
+    """Whatever the tokenizer makes of them: which tokens are visual is known from the layout."""
     mllm, _ = both
     layout = mllm.family.image_layout(mllm.vision, (112, 112), 1, 16)
+    token = mllm.visual_token_id("image")
+    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [token]}})()
+    assert mllm.question_ids(layout, "the one").tolist() == [token]
     _, visual = mllm.picture_ids(layout)
-    token = mllm.family.visual_tokens["image"]
-    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [1]}})()
-    assert len(mllm.question_ids(layout, f"the {token} one")) == 1
     assert int(visual.sum()) == layout.tokens
+
+
+@pytest.mark.parametrize("listed", ["special", "added", "not at all"])
+def test_control_tokens_in_a_question_are_refused(both, listed, monkeypatch):
+    """Also where the tokenizer lists them as added, but not as special, as it does tokens for tools and thoughts. Times are ordinary text."""
+    mllm, _ = both
+    tokens = {*mllm.family.visual_tokens.values()}
+    if listed != "not at all":
+        tokens |= {"<|im_end|>"} | set(mllm.tokenizer.all_special_tokens)
+    harmless = ["<0.2 seconds>", "a < b > c", "<unknown>", "<|", "pad"]
+    expected = {text: mllm.question_ids(None, text).tolist() for text in harmless}
+    if listed != "special":
+        monkeypatch.setattr(type(mllm.tokenizer), "all_special_tokens", [])
+    if listed == "not at all":
+        monkeypatch.setattr(type(mllm.tokenizer), "get_added_vocab", lambda self: {})
+    assert len(tokens) > (0 if listed == "not at all" else 2)
+    for token in tokens:
+        with pytest.raises(DecafError, match="control token") as caught:
+            mllm.question_ids(None, f"the {token} one")
+        assert token in str(caught.value)
+    for text in harmless:
+        assert mllm.question_ids(None, text).tolist() == expected[text]
+
+
+def test_a_token_for_thoughts_is_a_control_token(mllm_folder, tmp_path):
+    """Qwen3-VL's tokenizer adds some without listing them as special."""
+    shutil.copytree(mllm_folder("qwen3_vl"), tmp_path / "model")
+    files = [tmp_path / "model" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    whole, config = (json.loads(path.read_text()) for path in files)
+    number = max(token["id"] for token in whole["added_tokens"]) + 1
+    for index, text in enumerate(("<think>", "   "), start=number):
+        token = whole["added_tokens"][0] | {"content": text, "special": False}
+        whole["added_tokens"].append(token | {"id": index})
+        config["added_tokens_decoder"][str(index)] = {name: value for name, value in token.items() if name != "id"}
+    for path, content in zip(files, (whole, config), strict=True):
+        path.write_text(json.dumps(content))
+    mllm = load_mllm(tmp_path / "model")
+    assert "<think>" not in mllm.tokenizer.all_special_tokens and {"<think>", "   "} <= set(mllm.tokenizer.get_added_vocab())
+    with pytest.raises(DecafError, match="<think>, a control token"):
+        mllm.question_ids(None, "the <think> one")
+    mllm.question_ids(None, "the   one that a thinker thinks of")

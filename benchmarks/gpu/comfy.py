@@ -139,7 +139,6 @@ def cases(names: tuple[str, ...], machine: Machine) -> dict[str, float]:
         raise Unsuitable(f"tests/host has no {missing[0]}")
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base")
-        _make_core_models(base)
         settings = {"pack": str(PACK), "base": str(base), "scratch": folder, "gpu": not machine.toy, "flags": ["force_fp32", "fp32_text_enc"]}
         inside = Cases([host.python, HOST_TESTS / "inside.py"], names, settings, Path(folder), env=host.environment())
         try:
@@ -150,15 +149,6 @@ def cases(names: tuple[str, ...], machine: Machine) -> dict[str, float]:
         if error is not None:
             print(f"{name}: {error}")
     return {f"{name.removeprefix('case_').replace('_', ' ')}": float(errors[name] is None) for name in names}
-
-
-def _make_core_models(base: Path) -> None:
-    """Small files for ComfyUI's own classes, where this version has them."""
-    try:
-        import small_core
-    except ImportError:
-        return
-    small_core.make_all(base / "models")
 
 
 def known_cases() -> set[str]:

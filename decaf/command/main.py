@@ -18,8 +18,9 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import AttentionSettings, PointSettings, TrackingSettings
-from .arguments import stage_settings
+from ..pictures.styles import STYLES
+from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -123,6 +124,8 @@ def parser() -> argparse.ArgumentParser:
         "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
     )
 
+    attention.add_argument("--detail", choices=DETAILS, default=AttentionSettings.detail, help=DETAIL_HELP)
+
     masks = segment.add_argument_group("masks")
     masks.add_argument(
         "--point-threshold", metavar="X", type=float, default=PointSettings.point_threshold,
@@ -136,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     masks.add_argument(
         "--score-threshold", metavar="X", type=float, default=TrackingSettings.score_threshold, help="score above which an object is kept"
     )
+    masks.add_argument("--max-tracks", metavar="N", type=int, help="most objects to keep, those of the highest scores (default: all)")
 
     compute = segment.add_argument_group("computation")
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
@@ -150,6 +154,10 @@ def parser() -> argparse.ArgumentParser:
 
     output = segment.add_argument_group("output")
     output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")
+    output.add_argument(
+        "--style", choices=tuple(STYLES), default="spotlight",
+        help="how overlay.mp4 shows the objects: " + "; ".join(f"{name}: {what}" for name, what in STYLES.items()),
+    )  # fmt: skip
     output.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     output.add_argument(
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"

@@ -23,7 +23,8 @@ from ..devices import empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
 from ..files import write_image, write_json
 from ..mllm import find_mllm, load_mllm
-from ..pictures.contact_sheet import contact_sheet, mask_overlay
+from ..pictures.contact_sheet import contact_sheet
+from ..pictures.styles import show_objects
 from ..pipeline import Result, segment_attention
 from ..report import Progress, Report
 from ..sam2 import SAM2, load_sam2
@@ -108,7 +109,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
         "dtype": str(dtype).removeprefix("torch."),
     }
     source = {"decaf": __version__, "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
-    settings |= {**asdict(options.points), **asdict(options.tracking), "objects": options.objects, "overlay": options.overlay}
+    settings |= {**asdict(options.points), **asdict(options.tracking), "objects": options.objects, "overlay": options.overlay, "style": options.style}
     settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
@@ -267,14 +268,16 @@ def _write(options: Options, folder: Path, clip: Clip, result: Result, progress:
             outputs.write_masks(folder / outputs.OBJECTS / str(track.id), outputs.object_masks(tracks, index), tracks.length, progress)
     write_image(folder / outputs.SHEET, contact_sheet(clip, result.fused, result.prompts, tracks))
     if options.overlay:
-        write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
+        write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, options.style, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
     return filled
 
 
-def _overlay(clip: Clip, tracks: Tracks, progress: Progress) -> Iterator[Tensor]:
+def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:
+    # One object needs no number.
+    numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
     for index in range(len(clip)):
         masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
-        yield mask_overlay(clip[index], masks)
+        yield show_objects(clip[index], masks, style, numbers=numbers)
         progress(index + 1, len(clip), "Writing the overlay")
 
 

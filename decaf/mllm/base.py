@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from ..devices import allocated_bytes
 from ..errors import DecafError
 from .engine import Engine
+from .streaming import Streaming
 
 LONGEST_QUESTION_TOKENS = 4096
 """Tokens of one question, the chat's own words included. What a pass takes in memory grows with them, as it does with visual tokens."""
@@ -119,6 +119,11 @@ class Family(ABC):
     def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
         """Each of `batch` frames as an image in a prompt of its own, finer than in the video of the same `max_tokens`."""
 
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        """As `image_layout`, but as coarse as the frames in the video of the same `max_tokens`. This asks `image_layout` for a quarter of the
+        tokens, which suits families whose images are twice as fine as their videos; those of another rule override it."""
+        return self.image_layout(shape, frame_size, batch, max(1, max_tokens // 4))
+
     @abstractmethod
     def pixels(self, mllm: MLLM, layout: Layout, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         """Arguments of the vision tower, CPU tensors, for (H, W, 3) uint8 frames that stand as in `layout`."""
@@ -137,9 +142,10 @@ class Family(ABC):
 
 @dataclass
 class MLLM:
-    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows.
+    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls, and sets the engine's `device` then.
 
-    `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing.
+    `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing. `memory_budget`: bytes of
+    the device that it and its passes may take; then `streaming` brings the weights there layer by layer, and nobody else may move the model.
     """
 
     engine: Engine
@@ -150,6 +156,8 @@ class MLLM:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     system: str = ""
+    memory_budget: int | None = None
+    streaming: Streaming | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -160,9 +168,42 @@ class MLLM:
         return self.engine.device
 
     @property
+    def streamable(self) -> list[nn.Module]:
+        """Modules whose weights are read by their own forward pass alone, so that they may be brought to the device for just that. The others
+        have to be there: libraries look positions up in their tables of embeddings themselves."""
+        table = self.model.get_input_embeddings()
+        return [module for module in self.model.modules() if module is table or not isinstance(module, nn.Embedding)]
+
+    @property
     def layers(self) -> int:
         """Decoder layers of the text tower."""
         return self.engine.shape.layers
+
+    @property
+    def budget_left(self) -> int | None:
+        """Bytes of the memory budget that are not taken yet; None where there is no budget."""
+        return None if self.memory_budget is None else max(0, self.memory_budget - self._allocated)
+
+    @property
+    def _allocated(self) -> int:
+        taken = allocated_bytes(self.device)
+        return self.streaming.device_bytes if taken is None else taken
+
+    def make_room(self, needed: int) -> None:
+        """Where weights are streamed: keeps as many layers on the device as leave `needed` bytes of the budget for a pass. DecafError: the budget
+        does not hold that and the two layers that are computed with and copied."""
+        if self.streaming is None:
+            return
+        others = self._allocated - self.streaming.device_bytes
+        room = self.memory_budget - others - needed
+        if room < self.streaming.least_bytes:
+            least = self.streaming.least_bytes + others + needed
+            raise DecafError(
+                f"The memory budget of {in_gb(self.memory_budget)} is too small for {self.name}: {in_gb(least)} are needed, {in_gb(needed)} of them "
+                "for the attention of this clip. Raise the budget, lower the tokens per frame or the number of key frames, or choose a smaller "
+                "model."
+            )
+        self.streaming.keep(room)
 
     def bytes_per_token(self, start_layer: int, *, keep: bool = True) -> int:
         """Rough upper bound of what a visual token takes beside the weights: the queries and keys that the rollout needs of layers
@@ -200,8 +241,8 @@ class MLLM:
     def question_ids(self, layout: Layout | None, question: str) -> Tensor:
         """Token ids (n,) of what comes after the pictures: the question and the chat's words up to the answer; without pictures, of the
         whole prompt. DecafError: control tokens in the question, or too many tokens."""
-        for token in self.tokenizer.all_special_tokens:
-            if token and token in question:
+        for token in self._control_tokens():
+            if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
         before = self._opening if layout is None else layout.rest
         ids = self._ids(before + question + self.family.closing)
@@ -211,6 +252,13 @@ class MLLM:
                 f"wording of the question, which begins: {question[:60]!r}."
             )
         return torch.tensor(ids)
+
+    def _control_tokens(self) -> set[str]:
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in angle brackets;
+        what does not, such as runs of spaces, is ordinary text."""
+        added = getattr(self.tokenizer, "get_added_vocab", dict)()
+        bracketed = {token for token in added if token[:1] == "<" and token[-1:] == ">"}
+        return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
 
     @property
     def _opening(self) -> str:
@@ -241,17 +289,9 @@ class MLLM:
         return ids
 
 
-def resize(frame: Tensor, height: int, width: int) -> Image.Image:
-    """(H, W, 3) uint8 -> PIL image of the given size, bicubic with antialiasing."""
-    return Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def normalised(pictures: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pictures of one size as (n, 3, H, W) float32, colours 0..1 less `mean`, by `std`."""
-    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-    # Folded into one step, as the published processors do it.
-    low, span = (255 * torch.tensor(numbers)[:, None, None] for numbers in (mean, std))
-    return stacked.permute(0, 3, 1, 2).float().sub_(low).div_(span)
+def in_gb(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
 
 
 def whole_number(config: object, name: str, low: int, high: int) -> int:
@@ -262,17 +302,3 @@ def whole_number(config: object, name: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise DecafError(f"The model's config.json gives {value!r:.60} for {name}; it must be from {low} to {high}. Download the model again.")
     return value
-
-
-def fit_grid(height: int, width: int, cell: int, min_tokens: int, max_tokens: int) -> tuple[int, int]:
-    """(rows, cols) of square cells of `cell` pixels for a picture of height x width pixels: nearest to its own size and shape, with at least
-    `min_tokens` (so that small pictures are enlarged) and at most `max_tokens` cells. Every shape is served, however long and thin."""
-    rows, cols = max(1, round(height / cell)), max(1, round(width / cell))
-    if rows * cols < min_tokens:
-        grow = (min_tokens * cell * cell / (height * width)) ** 0.5
-        rows, cols = max(1, math.ceil(height * grow / cell)), max(1, math.ceil(width * grow / cell))
-    if rows * cols > max_tokens:
-        shrink = (height * width / (max_tokens * cell * cell)) ** 0.5
-        rows, cols = max(1, math.floor(height / shrink / cell)), max(1, math.floor(width / shrink / cell))
-    cols = min(cols, max_tokens)
-    return min(rows, max_tokens // cols), cols

@@ -41,6 +41,7 @@ _DROPPED = {
     # What a pass hands out: hidden states and attention of every layer would fill the memory.
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "return_dict",
     # Kernels from a hub in the place of the library's own layers.
     "use_kernels",

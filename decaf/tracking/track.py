@@ -17,6 +17,7 @@ from ..devices import empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
 from ..masks import MaskStore, pack_bits
 from ..report import Progress, Report, silent
+from ..settings import TrackingSettings
 from .candidates import Candidate, CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
 from .masks import MASK_BYTES, video_masks
@@ -57,9 +58,9 @@ def segment(
     clip: Clip,
     prompts: SAM2Prompts,
     *,
-    nms_iou: float = 0.7,
-    score_threshold: float = 0.8,
-    max_tracks: int | None = None,
+    nms_iou: float = TrackingSettings.nms_iou,
+    score_threshold: float = TrackingSettings.score_threshold,
+    max_tracks: int | None = TrackingSettings.max_tracks,
     progress: Progress | Report = silent,
     features: FeatureCache | None = None,
 ) -> Tracks:

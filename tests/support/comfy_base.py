@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import small_core
 import tiny_models
 import tiny_sam2
 from make_workflows import red_square
@@ -13,9 +14,10 @@ from decaf.clips import write_video
 
 
 def make_base(base: Path) -> Path:
-    """Fills the folder `base`: models/LLM and models/sam2 with tiny models, input with a clip and a picture. Returns it."""
+    """Fills the folder `base`: models with tiny ones, ComfyUI's own among them, input with a clip and a picture. Returns it."""
     for family in tiny_models.FAMILIES:
         tiny_models.make_mllm(base / "models" / "LLM" / f"tiny_{family}", family)
+    small_core.make_all(base / "models")
     (base / "models" / "sam2").mkdir()
     tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
     (base / "input").mkdir()
