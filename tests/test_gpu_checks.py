@@ -60,6 +60,7 @@ def test_pipeline_sees_a_device_that_computes_something_else(measured, gpu, monk
         return results.segment_clip(mllm, results.load_sam2(results.SAM2_FILE, device=device), clip, query)
 
     monkeypatch.setattr(results, "_segmented", segmented)
+    monkeypatch.setattr(results, "MODES", ("float32",))
     lines = measured("results", "pipeline")
     assert {name.split(": ")[1] for name in broken(lines)} >= {"relative error of the fused map", "overlap of the masks"}
 
@@ -112,6 +113,31 @@ def test_a_full_card(measured):
 
 def test_a_full_card_for_sam2(measured):
     assert broken(measured("full_card", "full card sam2")) == {}
+
+
+def test_streamed_weights(measured, monkeypatch):
+    from decaf.mllm.streaming import Streaming
+
+    entered = []
+    enter = Streaming._enter
+    monkeypatch.setattr(Streaming, "_enter", lambda self, layer: entered.append(layer.resident is None) or enter(self, layer))
+    assert broken(measured("streamed", "streamed 7b")) == {}
+    assert len(entered) > 10 and all(entered), "no layer stayed"
+
+
+def test_streamed_weights_that_are_not_there_in_time(measured, monkeypatch):
+    """A layer that computes with what lay there before it: the maps differ."""
+    from decaf.mllm.streaming import Streaming
+
+    copy = Streaming._copy
+
+    def late(self, layer, beside):
+        copy(self, layer, beside)
+        if layer.name.endswith(".1"):
+            self._area.zero_()
+
+    monkeypatch.setattr(Streaming, "_copy", late)
+    assert list(broken(measured("streamed", "streamed 7b"))) == ["relative error of a map against the same model whole"]
 
 
 @pytest.fixture

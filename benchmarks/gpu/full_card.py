@@ -86,13 +86,14 @@ def attention(machine: Machine) -> dict[str, float]:
         "key frames in the first batch": planned.batches[0],
         "batches that did not fit": tries.count,
         "key frames in the smallest batch": min(halved.batches),
-        "relative error of a map": _difference(halved.found, planned.found),
+        "relative error of a map": difference(halved.found, planned.found),
         "where one key frame does not fit, a sentence says what to lower": sentence,
-        "relative error of a map when there is room again": _difference(frames().found, planned.found),
+        "relative error of a map when there is room again": difference(frames().found, planned.found),
     }
 
 
-def _difference(found, expected) -> float:
+def difference(found, expected) -> float:
+    """The largest relative error of a map, of two pairs of object and background attention."""
     pairs = [(getattr(one, kind), getattr(other, kind)) for one, other in zip(found, expected, strict=True) for kind in ("video", "frame")]
     return max(relative(*pair) for pair in pairs)
 

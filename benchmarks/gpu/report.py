@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from . import attention_kernels, comfy, full_card, machine, models, results
+from . import attention_kernels, comfy, full_card, machine, models, results, streamed
 from .promises import Check, Line, Unsuitable, lines, unmeasured
 
-CHECKS: list[Check] = [*results.CHECKS, *attention_kernels.CHECKS, *models.CHECKS, *full_card.CHECKS, *comfy.CHECKS]
+CHECKS: list[Check] = [*results.CHECKS, *attention_kernels.CHECKS, *models.CHECKS, *streamed.CHECKS, *full_card.CHECKS, *comfy.CHECKS]
 
 MINUTES = 10
 """All of the checks together. What has not begun by then is not measured."""
