@@ -26,7 +26,7 @@ class Report:
 
         report = Report(callback)
         extract_attention(mllm, clip, "the dog", progress=report)
-        print(report.counts["forward_passes"], report.seconds["attention"])
+        report.counts["forward_passes"], report.seconds["attention"]
 
     Args:
         callback: called with every progress. What it raises cancels the work, whatever exception that is.

@@ -18,8 +18,7 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..pictures.styles import STYLES
-from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
+from ..settings import DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
 from .arguments import DETAIL_HELP, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
