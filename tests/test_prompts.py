@@ -92,7 +92,7 @@ def test_control_tokens_in_a_question_are_refused(both, listed, monkeypatch):
     mllm, _ = both
     tokens = {*mllm.family.visual_tokens.values()}
     if listed != "not at all":
-        tokens |= set(mllm.tokenizer.all_special_tokens)
+        tokens |= {mllm.tokenizer.eos_token} | set(mllm.tokenizer.all_special_tokens)
     harmless = ["<0.2 seconds>", "a < b > c", "<unknown>", "<|", "pad"]
     expected = {text: mllm.question_ids(None, text).tolist() for text in harmless}
     if listed != "special":

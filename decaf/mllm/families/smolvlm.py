@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import DecafError
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, normalised, whole_number
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..pictures import normalised
 
 TILES_A_SIDE = 4
 """Tiles along the longer side of an image, as the models were trained."""
