@@ -142,6 +142,11 @@ def mixed_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def allocated_bytes(device: torch.device) -> int | None:
+    """Bytes that live tensors of this process take on a GPU; None for a device that has no memory of its own."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that PyTorch could still allocate on a GPU, what it keeps cached included; None for a device that has no memory of its own."""
     if device.type != "cuda":

@@ -9,10 +9,11 @@ from ..decaf.attention import fusion
 from ..decaf.attention.batches import memory_needed
 from ..decaf.attention.questions import Templates, split_queries
 from ..decaf.errors import DecafError
-from ..decaf.settings import MODES, AttentionSettings
+from ..decaf.settings import DETAILS, MODES, AttentionSettings
 from . import host
+from .core_mllm import managed
 from .inputs import checked
-from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
+from .sockets import CATEGORY, Attention, FusedAttention, frames_input, mllm_input
 
 
 class ExtractRolloutAttention(io.ComfyNode):
@@ -26,7 +27,10 @@ class ExtractRolloutAttention(io.ComfyNode):
             "for the object that the sentence means, once for the background.",
             search_aliases=["decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask"],
             inputs=[
-                MLLM.Input("mllm", tooltip="From Load Multimodal LLM."),
+                mllm_input(
+                    "From Load Multimodal LLM; or a CLIP, from Load CLIP or the loader of another pack, of a text encoder that sees pictures: "
+                    "Qwen2.5-VL 7B (as for Qwen-Image) or Qwen3-VL 4B or 8B. A LoRA on the CLIP counts."
+                ),
                 frames_input(
                     "The clip (or one image). VIDEO is read from its file a few frames at a time; a batch of IMAGE lies in memory whole."
                 ),
@@ -90,6 +94,14 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': {object} "
                     "for the name). Left empty, the built-in one is asked.",
                 ),
+                io.Combo.Input(
+                    "detail",
+                    options=list(DETAILS),
+                    default=AttentionSettings.detail,
+                    advanced=True,
+                    optional=True,
+                    tooltip="paper: as published. fast: single frames as coarse as the video's, and at most 8 key frames. DETAILCOST",
+                ),
             ],
             outputs=[
                 Attention.Output("object", is_output_list=True, tooltip="Where the model looks for the object; one for each query."),
@@ -116,12 +128,14 @@ class ExtractRolloutAttention(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
+        cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question="",
+        detail=AttentionSettings.detail,
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
+        mllm = managed(mllm)
         clip = host.clip_of(frames)
-        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer)
+        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail)
         with host.returning_memory():
             needed = memory_needed(mllm.value, len(clip), clip.frame_size, settings)
             found = decaf.extract_attentions(  # imports transformers only now
@@ -140,7 +154,7 @@ def _said(attention) -> list[str]:
     lines = [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
     if attention.kind != "object":
         return lines
-    told = "not known, this model has no single token for yes" if attention.presence is None else f"{attention.presence:.2f}"
+    told = "not known, this model has no single token for yes, or no head in its file" if attention.presence is None else f"{attention.presence:.2f}"
     return [f"presence: {told}", *lines]
 
 

@@ -13,8 +13,10 @@ from ..decaf.mllm.folder import missing_files
 from ..decaf.mllm.load import all_families, is_quantised, load_mllm
 from ..decaf.sam2 import load_sam2
 from . import host
+from .core_mllm import ManagedClip
 from .inputs import brief, checked
 from .sockets import CATEGORY, MLLM, SAM2
+from .text_encoders import load_text_encoder, text_encoder_problem, text_encoders
 
 CHOOSE = "choose a model"
 DOWNLOAD = "download: "
@@ -38,15 +40,25 @@ def _local_mllms() -> dict[str, Path]:
 
 def _mllm_choices() -> list[str]:
     # `CHOOSE` is always there: a workflow saved with it is valid on every machine, and nothing is downloaded that nobody picked.
-    return [*_local_mllms(), *(DOWNLOAD + repository for repository in REPOSITORIES), BUNDLED, CHOOSE]
+    return [*_local_mllms(), *text_encoders(), *(DOWNLOAD + repository for repository in REPOSITORIES), BUNDLED, CHOOSE]
+
+
+def _encoders_told() -> str:
+    """What the text encoders that can be chosen are."""
+    return "".join(f" {name}: {file.told}." for name, file in text_encoders().items() if file.usable)
+
+
+def _first_usable() -> str:
+    return next(iter([*_local_mllms(), *(name for name, file in text_encoders().items() if file.usable)]), CHOOSE)
 
 
 def _mllm_problem(model: object) -> str | None:
     """Why the combo's value cannot be loaded, and what to do. Whatever JSON holds may be its value."""
-    if model in _mllm_choices() and model != CHOOSE:
-        return None
+    file_problem = text_encoder_problem(model) if isinstance(model, str) and model not in _local_mllms() else None
+    if file_problem or (model in _mllm_choices() and model != CHOOSE):
+        return file_problem
     return (
-        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model {brief(model)} in models/LLM.")
+        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model {brief(model)} in models/LLM or models/text_encoders.")
         + f" Put the files of a model such as {SUGGESTED} into a folder of its own in {host.folders('LLM')[0]} and press R, "
         f"or choose a '{DOWNLOAD}...' entry in the node Load Multimodal LLM."
     )
@@ -80,9 +92,10 @@ class LoadMLLM(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=choices,
-                    default=CHOOSE if choices[0].startswith(DOWNLOAD) else choices[0],
-                    tooltip="A model folder in models/LLM. A 'download' entry fetches the model once, into that folder, when the node "
-                    "runs (several GB; safetensors only); afterwards it needs no network. bundled: a tiny one that knows only Make Sample Clip.",
+                    default=_first_usable(),
+                    tooltip="A model folder in models/LLM, or a file in models/text_encoders that sees pictures and that ComfyUI itself loads, "
+                    "quantised or not. A 'download' entry fetches the model once, into models/LLM, when the node runs (several GB; safetensors "
+                    "only); afterwards it needs no network. bundled: a tiny one that knows only Make Sample Clip." + _encoders_told(),
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -109,6 +122,10 @@ class LoadMLLM(io.ComfyNode):
         if problem:
             raise DecafError(problem)
         report = host.progress()
+        if model in text_encoders() and model not in _local_mllms():
+            if dtype == "fp16":
+                raise DecafError(f"{model} cannot be computed in fp16: its activations pass that format's largest number. Choose auto, bf16 or fp32.")
+            return io.NodeOutput(ManagedClip(load_text_encoder(model, report), dtype=host.DTYPES.get(dtype)))
         folder = MLLM_FOLDER if model == BUNDLED else _local_mllms().get(model) or _downloaded(model.removeprefix(DOWNLOAD), report)
         # Quantised weights cannot be moved: they are loaded to where they compute.
         device = host.compute_device() if is_quantised(folder) else host.offload_device()

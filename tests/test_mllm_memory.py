@@ -75,7 +75,7 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
         return encode(mllm, layout, pixels)
 
     monkeypatch.setattr(mllm.family, "encode", limited)
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1 << 40)
     for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
         batches.clear()
         report.counts.clear()
@@ -93,7 +93,7 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
 
 def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1)
     prompts = []
     encode = mllm.family.encode
     monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: prompts.append(layout.batch) or encode(mllm, layout, pixels))
@@ -104,7 +104,7 @@ def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
 def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     budgets, blocks = watch_budgets(monkeypatch), []
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1 << 40)
     out_of_memory_for(1, monkeypatch, blocks)
     extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
     assert budgets[0] > 1 << 30 and budgets[1:] == [0, 0]
@@ -146,7 +146,7 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
     whole = mllm.bytes_per_token(mllm.layers // 2)
     for free in (None, 1000, 500 * whole, 1 << 40):
         budgets.clear()
-        monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device, free=free: free)
         found.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
         if free is None:
             assert set(budgets) == {None}, "a device without memory of its own has nothing to spare"

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from ..demo import BUNDLED
-from ..settings import PointSettings
-from .arguments import stage_settings
+from ..settings import DETAILS, PointSettings
+from .arguments import DETAIL_HELP, stage_settings
 
 _DESCRIPTION = """\
 Makes a clip of moving shapes, asks for one of them and masks it, with two tiny models that come with the package: no download, no GPU.
@@ -37,11 +37,12 @@ def add_demo(commands, formatter) -> None:
     demo.add_argument("--seed", metavar="N", type=int, default=3, help="which clip; with --evaluate, the first of them")
     demo.add_argument("--query", metavar="TEXT", help="what to mask (default: one of the objects)")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("decaf-demo"), help="folder for the results")
-    demo.add_argument("--frames", metavar="N", type=int, default=10, help="length of the clip")
+    demo.add_argument("--frames", metavar="N", type=int, help="length of the clip (default: 10; with --evaluate 8)")
     demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
     demo.add_argument(
         "--presence-threshold", metavar="X", type=float, default=PointSettings.presence_threshold, help='as for "decaf segment"; not with --evaluate'
     )
+    demo.add_argument("--detail", choices=DETAILS, default=DETAILS[0], help=DETAIL_HELP)
     demo.add_argument("--mllm", metavar="DIR_OR_REPO", default=BUNDLED, help="another language model")
     demo.add_argument("--sam2", metavar="FILE", type=Path, default=Path(BUNDLED), help="another SAM 2 checkpoint")
     demo.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="where both models run")
@@ -80,6 +81,8 @@ def _check(arguments) -> None:
 
     if arguments.seed < 0:
         raise DecafError(f"--seed {arguments.seed} is below 0. Give 0 or more.")
+    if arguments.frames is None:
+        arguments.frames = 10 if arguments.evaluate is None else 8
     if not 1 <= arguments.frames <= _LONGEST:
         raise DecafError(f"--frames {arguments.frames} is not between 1 and {_LONGEST}. Give a number such as 10.")
     if arguments.evaluate is not None and not 1 <= arguments.evaluate <= _MOST:
@@ -169,9 +172,12 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     device = choose_device(arguments.device)
     mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
     sam2 = load_sam2(sam2_file(arguments.sam2), device=device)
-    found = evaluate(mllm, sam2, arguments.evaluate, arguments.seed, progress=progress)
+    found = evaluate(
+        mllm, sam2, arguments.evaluate, arguments.seed, length=arguments.frames, detail=arguments.detail, progress=progress
+    )
     if arguments.json is not None:
-        write_json(arguments.json, {"scenes": arguments.evaluate, "seed": arguments.seed, **found})
+        asked = {"scenes": arguments.evaluate, "seed": arguments.seed, "frames": arguments.frames, "detail": arguments.detail}
+        write_json(arguments.json, asked | found)
     return report(found), ()
 
 
@@ -185,7 +191,8 @@ def report(found: dict) -> str:
         for kind, figures in table.items():
             cells = ["-" if (value := figures[name]) is None else f"{value:g}" for name in columns]
             lines.append("".join([kind.ljust(14), *(cell.rjust(12) for cell in cells)]))
-        lines.append("")
+        took = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in found["seconds"][setting].items())
+        lines += [f"seconds of all clips: {took}", ""]
     for name, step in found["steps"].items():
         lines.append(f"coarse J, {name.replace('_', ' ')}: {step['gain']:+.3f} ({step['interval'][0]:+.3f} to {step['interval'][1]:+.3f})")
     lines += [f"{name}: {'-' if value is None else value}" for name, value in found["summary"].items()]

@@ -19,8 +19,8 @@ from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
 from ..pictures.styles import STYLES
-from ..settings import AttentionSettings, PointSettings, TrackingSettings
-from .arguments import stage_settings
+from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -123,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     attention.add_argument(
         "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
     )
+
+    attention.add_argument("--detail", choices=DETAILS, default=AttentionSettings.detail, help=DETAIL_HELP)
 
     masks = segment.add_argument_group("masks")
     masks.add_argument(

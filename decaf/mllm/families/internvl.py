@@ -1,4 +1,7 @@
-"""InternVL3 (hub format, model type "internvl"): square tiles of a fixed number of tokens. A video frame is one tile; an image is several."""
+"""InternVL3 and InternVL3.5 (hub format, model type "internvl"): square tiles of a fixed number of tokens.
+
+A video frame is one tile; an image is several. The text tower is Qwen2 in InternVL3 and Qwen3 in InternVL3.5.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,19 @@ MOST_TOKENS_OF_A_TILE = 4096
 
 class InternVL(Family):
     name = "InternVL3"
-    title = "InternVL3"
+    title = "InternVL3 and InternVL3.5"
     model_types = ("internvl",)
-    text_types = ("qwen2",)
+    text_types = ("qwen2", "qwen3")
     vision_types = ("internvl_vision",)
-    repositories = ("OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3-8B-hf", "OpenGVLab/InternVL3-14B-hf")
+    repositories = (
+        "OpenGVLab/InternVL3-2B-hf",
+        "OpenGVLab/InternVL3-8B-hf",
+        "OpenGVLab/InternVL3-14B-hf",
+        "OpenGVLab/InternVL3_5-2B-HF",
+        "OpenGVLab/InternVL3_5-4B-HF",
+        "OpenGVLab/InternVL3_5-8B-HF",
+        "OpenGVLab/InternVL3_5-14B-HF",
+    )
     opening = "<|im_start|>user\n"
     closing = "<|im_end|>\n<|im_start|>assistant\n"
     visual_tokens = {"video": "<IMG_CONTEXT>", "image": "<IMG_CONTEXT>"}
@@ -49,7 +60,14 @@ class InternVL(Family):
         return Layout("video", (len(seconds), side, side), (*parts, "</img>"), 1, len(seconds), rest="\n")
 
     def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
-        side, (rows, cols) = shape.tile // shape.cell, choose_tiles(*frame_size, shape.tile)
+        return self._image_layout(shape, choose_tiles(*frame_size, shape.tile), batch)
+
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        return self._image_layout(shape, (1, 1), batch)  # a single tile, as in the video
+
+    @staticmethod
+    def _image_layout(shape: VisionShape, tiles: tuple[int, int], batch: int) -> Layout:
+        side, (rows, cols) = shape.tile // shape.cell, tiles
         # In the prompt all tokens of a tile come before those of the next; on the map they lie side by side.
         order = torch.arange(rows * cols * side * side).view(rows, cols, side, side).permute(0, 2, 1, 3).flatten()
         parts = ("<img>", rows * cols * side * side, "</img>")

@@ -76,6 +76,9 @@ class QwenVL(Family):
         rows, cols = (2 * side for side in self._grid(shape, frame_size, max_tokens))
         return self._layout("image", (1, rows, cols), batch, batch)
 
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        return self._layout("image", (1, *self._grid(shape, frame_size, max_tokens)), batch, batch)
+
     @staticmethod
     def _grid(shape: VisionShape, frame_size: tuple[int, int], max_tokens: int) -> tuple[int, int]:
         return fit_grid(*frame_size, shape.cell, min(FEWEST_TOKENS, max_tokens), max_tokens)
