@@ -28,11 +28,12 @@ def host():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A base directory for ComfyUI: models/LLM and models/sam2 with tiny models, input with a clip and a picture."""
+    """A base directory for ComfyUI: models/LLM, models/text_encoders and models/sam2 with tiny models, input with a clip and a picture."""
     base = tmp_path_factory.mktemp("comfy")
     for family in tiny_models.FAMILIES:
         tiny_models.make_mllm(base / "models" / "LLM" / f"tiny_{family}", family)
     small_core.make_all(base / "models")
+    small_core.make_pack(base / "custom_nodes", base / "models")
     (base / "models" / "sam2").mkdir()
     tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
     (base / "input").mkdir()
