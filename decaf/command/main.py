@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
-        help="folder of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or InternVL3 model, or its repository id, which is downloaded if it is not there "
+        help="folder of a model of Qwen2-VL to Qwen3-VL, InternVL3, GLM-4.1V, LLaVA-OneVision or SmolVLM2, or its repository id, which is "
+        "downloaded if it is not there "
         'yet; "bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
     needed.add_argument(

@@ -92,6 +92,8 @@ class Family(ABC):
     """`model_type` of the towers' own configurations, where they name one. Others would build code that nobody has looked at."""
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
+    rank: int = 9
+    """Place in lists: families whose models most people have come first."""
 
     start: str = ""
     """What every prompt begins with."""
