@@ -132,7 +132,9 @@ class ExtractRolloutAttention(io.ComfyNode):
         clip = host.clip_of(frames)
         settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail)
         with host.returning_memory():
-            needed = memory_needed(mllm.value, len(clip), clip.frame_size, settings)
+            needed = memory_needed(
+                mllm.value, len(clip), clip.frame_size, settings, queries=queries, templates=templates, device=host.compute_device()
+            )
             found = decaf.extract_attentions(  # imports transformers only now
                 mllm.load(needed), clip, queries, settings, templates=templates, progress=host.progress()
             )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import decaf
 from decaf.attention.batches import Batches, memory_needed
 from decaf.attention.extract import extract_attentions
+from decaf.attention.questions import clean_query
 from decaf.attention.rollout import BLOCK_BYTES
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm, streaming
@@ -31,7 +32,7 @@ def a_cpu_with_memory_of_its_own(monkeypatch):
 
 def least_budget(mllm, clip, settings=SETTINGS) -> int:
     """With which nothing stays on the device but what must."""
-    return mllm.streaming.least_bytes + memory_needed(mllm, len(clip), clip.frame_size, settings)
+    return mllm.streaming.least_bytes + memory_needed(mllm, len(clip), clip.frame_size, settings, queries=[*map(clean_query, QUERIES)])
 
 
 def streamed(folder, clip, settings=SETTINGS, *, more: int = 0):

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import DecafError
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, normalised, resize, whole_number
+from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..pictures import normalised, resize
 
 MOST_TOKENS_OF_A_TILE = 4096
 """Published models have 729."""
