@@ -15,7 +15,7 @@ import decaf
 from decaf.clips import clip_from_images
 from decaf.demo import MLLM_FOLDER, SAM2_FILE
 from decaf.demo.scenes import make_scene
-from decaf.pictures.contact_sheet import cut_out, heat_overlay
+from decaf.pictures.drawing import cut_out, heat_overlay
 from decaf.pictures.lettering import write
 
 SEED, FRAMES = 11, 16

@@ -75,10 +75,12 @@ class TrackingSettings:
         nms_iou: overlap (IoU), 0..1, above which the worse of two masks is dropped.
         score_threshold: tracklets whose mean of predicted IoU, attention and attention consistency is above it, 0..1, are kept; if there are
             none, the best one.
+        max_tracks: keeps at most so many, those of the highest scores; None keeps all.
     """
 
     nms_iou: float = 0.7
     score_threshold: float = 0.8
+    max_tracks: int | None = None
 
 
 def settings_of(given: Mapping[str, object]) -> tuple[AttentionSettings, PointSettings, TrackingSettings]:

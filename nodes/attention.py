@@ -11,8 +11,9 @@ from ..decaf.attention.questions import Templates, split_queries
 from ..decaf.errors import DecafError
 from ..decaf.settings import DETAILS, MODES, AttentionSettings
 from . import host
+from .core_mllm import managed
 from .inputs import checked
-from .sockets import CATEGORY, MLLM, Attention, FusedAttention, frames_input
+from .sockets import CATEGORY, Attention, FusedAttention, frames_input, mllm_input
 
 
 class ExtractRolloutAttention(io.ComfyNode):
@@ -26,7 +27,10 @@ class ExtractRolloutAttention(io.ComfyNode):
             "for the object that the sentence means, once for the background.",
             search_aliases=["decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask"],
             inputs=[
-                MLLM.Input("mllm", tooltip="From Load Multimodal LLM."),
+                mllm_input(
+                    "From Load Multimodal LLM; or a CLIP, from Load CLIP or the loader of another pack, of a text encoder that sees pictures: "
+                    "Qwen2.5-VL 7B (as for Qwen-Image) or Qwen3-VL 4B or 8B. A LoRA on the CLIP counts."
+                ),
                 frames_input(
                     "The clip (or one image). VIDEO is read from its file a few frames at a time; a batch of IMAGE lies in memory whole."
                 ),
@@ -129,6 +133,7 @@ class ExtractRolloutAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
+        mllm = managed(mllm)
         clip = host.clip_of(frames)
         settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail)
         with host.returning_memory():
@@ -151,7 +156,7 @@ def _said(attention) -> list[str]:
     lines = [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
     if attention.kind != "object":
         return lines
-    told = "not known, this model has no single token for yes" if attention.presence is None else f"{attention.presence:.2f}"
+    told = "not known, this model has no single token for yes, or no head in its file" if attention.presence is None else f"{attention.presence:.2f}"
     return [f"presence: {told}", *lines]
 
 

@@ -19,6 +19,7 @@ from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM as LoadedMLLM
 from ..decaf.sam2 import SAM2 as LoadedSAM2
 from . import host, sockets
+from .core_mllm import is_clip
 
 
 class _Socket(NamedTuple):
@@ -36,7 +37,9 @@ def _record(kind: type) -> Callable[[object], bool]:
 
 
 _SOCKETS = {
-    sockets.MLLM.io_type: _Socket(_managed(LoadedMLLM), "a multimodal LLM", "Load Multimodal LLM"),
+    f"{sockets.MLLM.io_type},{io.Clip.io_type}": _Socket(
+        lambda value: is_clip(value) or _managed(LoadedMLLM)(value), "a multimodal LLM", "Load Multimodal LLM or Load CLIP"
+    ),
     sockets.SAM2.io_type: _Socket(_managed(LoadedSAM2), "a SAM 2 model", "Load SAM 2"),
     sockets.Attention.io_type: _Socket(
         _record(data.Attention), "an attention", "Extract Rollout Attention or Subtract Background Attention"

@@ -10,14 +10,17 @@ from ..decaf.demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from ..decaf.errors import DecafError
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
-from ..decaf.mllm.load import all_families, load_mllm
+from ..decaf.mllm.load import all_families, is_quantised, load_mllm
 from ..decaf.sam2 import load_sam2
 from . import host
+from .core_mllm import ManagedClip
 from .inputs import brief, checked
 from .sockets import CATEGORY, MLLM, SAM2
+from .text_encoders import load_text_encoder, text_encoder_problem, text_encoders
 
 CHOOSE = "choose a model"
 DOWNLOAD = "download: "
+FP8 = "fp8"
 REPOSITORIES = tuple(repository for family in all_families() for repository in family.repositories)
 TITLES = [family.title for family in all_families()]
 SUGGESTED = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -37,15 +40,25 @@ def _local_mllms() -> dict[str, Path]:
 
 def _mllm_choices() -> list[str]:
     # `CHOOSE` is always there: a workflow saved with it is valid on every machine, and nothing is downloaded that nobody picked.
-    return [*_local_mllms(), *(DOWNLOAD + repository for repository in REPOSITORIES), BUNDLED, CHOOSE]
+    return [*_local_mllms(), *text_encoders(), *(DOWNLOAD + repository for repository in REPOSITORIES), BUNDLED, CHOOSE]
+
+
+def _encoders_told() -> str:
+    """What the text encoders that can be chosen are."""
+    return "".join(f" {name}: {file.told}." for name, file in text_encoders().items() if file.usable)
+
+
+def _first_usable() -> str:
+    return next(iter([*_local_mllms(), *(name for name, file in text_encoders().items() if file.usable)]), CHOOSE)
 
 
 def _mllm_problem(model: object) -> str | None:
     """Why the combo's value cannot be loaded, and what to do. Whatever JSON holds may be its value."""
-    if model in _mllm_choices() and model != CHOOSE:
-        return None
+    file_problem = text_encoder_problem(model) if isinstance(model, str) and model not in _local_mllms() else None
+    if file_problem or (model in _mllm_choices() and model != CHOOSE):
+        return file_problem
     return (
-        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model {brief(model)} in models/LLM.")
+        ("No multimodal LLM is chosen." if model == CHOOSE else f"There is no model {brief(model)} in models/LLM or models/text_encoders.")
         + f" Put the files of a model such as {SUGGESTED} into a folder of its own in {host.folders('LLM')[0]} and press R, "
         f"or choose a '{DOWNLOAD}...' entry in the node Load Multimodal LLM."
     )
@@ -79,18 +92,19 @@ class LoadMLLM(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=choices,
-                    default=CHOOSE if choices[0].startswith(DOWNLOAD) else choices[0],
-                    tooltip="A model folder in models/LLM. A 'download' entry fetches the model once, into that folder, when the node "
-                    "runs (several GB; safetensors only); afterwards it needs no network. bundled: a tiny one that knows only Make Sample Clip.",
+                    default=_first_usable(),
+                    tooltip="A model folder in models/LLM, or a file in models/text_encoders that sees pictures and that ComfyUI itself loads, "
+                    "quantised or not. A 'download' entry fetches the model once, into models/LLM, when the node runs (several GB; safetensors "
+                    "only); afterwards it needs no network. bundled: a tiny one that knows only Make Sample Clip." + _encoders_told(),
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=["auto", *host.DTYPES],
+                    options=["auto", *host.DTYPES, FP8],
                     default="auto",
                     advanced=True,
                     tooltip="Number format of the weights. auto: bf16 on a GPU, also on older ones that are slow at it, since fp32 takes twice the "
-                    "memory; fp32 where bf16 is not to be had, as on a CPU. fp16 is refused by models that overflow in it. "
-                    "Attention maps are always fp32.",
+                    "memory; fp32 where bf16 is not to be had, as on a CPU. fp8: nearly half of bf16's memory, computed as in auto; maps differ a "
+                    "little. fp16 is refused by models that overflow in it. Attention maps are always fp32.",
                 ),
             ],
             outputs=[MLLM.Output("mllm", tooltip="The loaded model, under ComfyUI's memory management.")],
@@ -108,9 +122,15 @@ class LoadMLLM(io.ComfyNode):
         if problem:
             raise DecafError(problem)
         report = host.progress()
+        if model in text_encoders() and model not in _local_mllms():
+            if dtype == "fp16":
+                raise DecafError(f"{model} cannot be computed in fp16: its activations pass that format's largest number. Choose auto, bf16 or fp32.")
+            return io.NodeOutput(ManagedClip(load_text_encoder(model, report), dtype=host.DTYPES.get(dtype)))
         folder = MLLM_FOLDER if model == BUNDLED else _local_mllms().get(model) or _downloaded(model.removeprefix(DOWNLOAD), report)
-        mllm = load_mllm(folder, device=host.offload_device(), dtype=host.model_dtype(dtype), progress=report)
-        return io.NodeOutput(host.Managed(mllm))
+        # Quantised weights cannot be moved: they are loaded to where they compute.
+        device = host.compute_device() if is_quantised(folder) else host.offload_device()
+        mllm = load_mllm(folder, device=device, dtype=host.model_dtype("auto" if dtype == FP8 else dtype), progress=report)
+        return io.NodeOutput(host.Managed(mllm, float8=dtype == FP8, progress=report))
 
 
 def _downloaded(repository: str, report) -> Path:

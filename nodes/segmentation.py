@@ -11,7 +11,7 @@ from ..decaf.attention import points
 from ..decaf.clips import write_video
 from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
-from ..decaf.pictures.contact_sheet import mask_overlay
+from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import PointSettings, TrackingSettings
 from ..decaf.tracking import memory_needed, segment
 from . import host
@@ -131,7 +131,7 @@ class SAM2VideoPropagate(io.ComfyNode):
             outputs=[
                 io.Mask.Output("mask", tooltip="Union of all kept objects, one mask per frame of the clip. Empty when nothing was found."),
                 Tracks.Output("tracks", tooltip="Each kept object by itself, with its scores; see Pick Objects as Mask."),
-                io.Video.Output("overlay", tooltip="The clip with the objects coloured, silent, ready for Save Video."),
+                io.Video.Output("overlay", tooltip="The clip with the objects in a spotlight and numbered, silent, ready for Save Video."),
                 io.Float.Output(
                     "fps", tooltip="Frames per second, for Create Video: those of a video; with images, which have none, just preview_fps."
                 ),
@@ -169,10 +169,12 @@ class SAM2VideoPropagate(io.ComfyNode):
 def _overlay(clip, tracks: TracksRecord, fps, report):
     """The clip with its objects coloured, as VIDEO over a file of ComfyUI's temporary folder, and what the node shows of it."""
 
+    numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None  # one object needs none
+
     def frame(index: int) -> torch.Tensor:
         report(index, len(clip), "drawing")
         masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
-        return mask_overlay(clip[index], masks)
+        return show_objects(clip[index], masks, numbers=numbers)
 
     path, saved = host.temp_file(".mp4")
     write_video(path, (frame(index) for index in range(len(clip))), fps, clip.frame_size)

@@ -25,6 +25,11 @@ Prompts = io.Custom("DECAF_PROMPTS")
 Tracks = io.Custom("DECAF_TRACKS")
 
 
+def mllm_input(tooltip: str):
+    """A loaded multimodal LLM of ours, or the CLIP of a text encoder that is one."""
+    return io.MultiType.Input("mllm", types=[MLLM, io.Clip], tooltip=tooltip)
+
+
 def frames_input(tooltip: str):
     """The clip: IMAGE (T, H, W, C) float 0..1, or VIDEO, which is read from its file a few frames at a time."""
     return io.MultiType.Input("frames", types=[io.Image, io.Video], display_name="images or video", tooltip=tooltip)

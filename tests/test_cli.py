@@ -155,6 +155,16 @@ def test_resume_of_a_finished_run_does_nothing(line, tmp_path, monkeypatch, caps
     assert "Already finished" in capsys.readouterr().out
 
 
+def test_the_best_objects_alone(line, tmp_path):
+    """Asked for too low a score, the run keeps all; with a limit, those of the highest scores."""
+    assert cli.main(line("--score-threshold", "0", "--no-overlay")) == 0
+    scores = sorted(track["score"] for track in read(tmp_path / "out")["tracks"])
+    assert len(scores) > 2
+    assert cli.main(line("--score-threshold", "0", "--no-overlay", "--resume", "--max-tracks", "2")) == 0
+    result = read(tmp_path / "out")
+    assert sorted(track["score"] for track in result["tracks"]) == scores[-2:] and result["settings"]["max_tracks"] == 2
+
+
 def test_resume_asks_again_only_if_the_attention_would_differ(line, tmp_path, monkeypatch, clip_file):
     own = tmp_path / "own.mp4"
     own.write_bytes(clip_file.read_bytes())
@@ -200,7 +210,7 @@ def test_without_resume_everything_is_made_anew(line, tmp_path, mllm_folder):
 STOPS = {
     "attention": "import decaf.command.attention_file as m; m.atomic_write = stop",
     "mask": "import decaf.files as m; replace = os.replace; m.os.replace = lambda a, b: stop() if '00003' in str(b) else replace(a, b)",
-    "overlay": "import decaf.command.segment as m; m.mask_overlay = stop",
+    "overlay": "import decaf.command.segment as m; m.show_objects = stop",
 }
 
 KILLER = """

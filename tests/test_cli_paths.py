@@ -205,6 +205,7 @@ def test_a_file_of_questions_by_a_windows_editor(line, tmp_path):
         *(("--start-layer", value) for value in ("-1", "4", "1" + "0" * 30)),
         *(("--point-threshold", value) for value in ("nan", "0", "-inf")),
         *(("--score-threshold", value) for value in ("1.01", "nan")),
+        *(("--max-tracks", value) for value in ("0", "-3")),
     ],
 )
 def test_numbers_are_told_before_anything_is_loaded(line, unloaded, capsys, option, value):

@@ -86,7 +86,7 @@ def paths(rng, good, folder):
 
 
 def numbers(rng, good, folder):
-    options = ["max_key_frames", "tokens_per_frame", "start_layer", "point_threshold", "presence_threshold", "score_threshold"]
+    options = ["max_key_frames", "tokens_per_frame", "start_layer", "point_threshold", "presence_threshold", "score_threshold", "max_tracks"]
     values = [
         "nan",
         "inf",

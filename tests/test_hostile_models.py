@@ -17,6 +17,7 @@ from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
 from decaf.mllm import find_mllm, load_mllm
 from decaf.mllm.engine import ATTENTION
+from decaf.mllm.load import all_families
 
 
 @pytest.fixture(params=["qwen2_5_vl"])
@@ -219,6 +220,8 @@ def test_a_tokenizer_that_cannot_be_used(model):
         ("text_config", {"model_type": "detr", "use_pretrained_backbone": True, "use_timm_backbone": False, "backbone": "evil/repo"}),
         ("text_config", {"model_type": "timm_wrapper", "architecture": "x"}),
         ("text_config", {"model_type": "qwen2_moe", "num_experts": 100_000}),
+        ("text_config", {"model_type": "qwen3_moe", "num_experts": 128}),  # some sizes of InternVL3.5
+        ("text_config", {"model_type": "gpt_oss"}),
         ("vision_config", {"model_type": "timm_backbone", "backbone": "evil/repo"}),
         ("vision_config", {"model_type": ["internvl_vision"]}),
     ],
@@ -227,6 +230,41 @@ def test_towers_of_other_kinds_are_refused(model, part, entries):
     """Some kinds fetch a part of themselves by a name in the configuration."""
     change(model / "config.json", **{f"{part}__{name}": value for name, value in entries.items()})
     refused(model, "tower", "Choose another")
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("qwen3_5", "linear attention"),
+        ("qwen3_5_moe", "linear attention"),
+        ("qwen3_next", "linear attention"),
+        ("gemma3", "sliding windows"),
+        ("gemma3n", "sliding windows"),
+        ("gemma4", "sliding windows"),
+        ("gemma4_unified", "sliding windows"),
+        ("molmo", "never run"),
+        ("molmo2", "see later ones"),
+        ("paligemma", "see later ones"),
+        ("mllama", "cross-attention"),
+        ("llama4", "chunks"),
+    ],
+)
+def test_models_without_plain_attention_are_refused_with_the_reason(model, name, why):
+    change(model / "config.json", model_type=name)
+    refused(model, f'"{name}"', why, "rollout is not supported", "such as Qwen/Qwen3-VL-8B-Instruct")
+    assert any("Qwen/Qwen3-VL-8B-Instruct" in family.repositories for family in all_families())
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni_moe", "florence2", "smolvlm_next", "qwen"])
+def test_other_models_are_refused_with_what_is_supported(model, name):
+    change(model / "config.json", model_type=name)
+    refused(model, f'"{name}"', "not supported", "qwen2_5_vl", "qwen3_vl_moe", "internvl")
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "chunked_attention", 5])
+def test_layers_without_plain_attention_are_refused(model, kind):
+    change(model / "config.json", layer_types=["full_attention", kind, kind, "full_attention"])
+    refused(model, str(kind), "some layers", "full attention in every layer")
 
 
 @pytest.mark.parametrize("method", ["mxfp4", "fp8", "gptq", "nonsense", ["x"], None])

@@ -76,7 +76,7 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
         return encode(mllm, layout, pixels)
 
     monkeypatch.setattr(mllm.family, "encode", limited)
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1 << 40)
     for room["frames"], tried in ((5, [5]), (2, [5, 3, 2, 2, 1])):
         batches.clear()
         report.counts.clear()
@@ -94,7 +94,7 @@ def test_frames_are_batched_as_memory_allows(mllm_folder, monkeypatch, setting):
 
 def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1)
     prompts = []
     encode = mllm.family.encode
     monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: prompts.append(layout.batch) or encode(mllm, layout, pixels))
@@ -105,7 +105,7 @@ def test_little_free_memory_makes_small_batches(mllm_folder, monkeypatch):
 def test_a_second_try_after_out_of_memory_leaves_the_queries_no_room(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     budgets, blocks = watch_budgets(monkeypatch), []
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1 << 40)
     out_of_memory_for(1, monkeypatch, blocks)
     extract_attention(mllm, clip_of(3), QUERY, tokens_per_frame=40)
     assert budgets[0] > 1 << 30 and budgets[1:] == [0, 0]
@@ -147,7 +147,7 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
     whole = (passing_bytes(mllm, 1000) + kept_bytes(mllm, 1000, mllm.layers // 2, keep=True)) // 1000
     for free in (None, 1000, 500 * whole, 1 << 40):
         budgets.clear()
-        monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device, free=free: free)
         found.append(extract_attention(mllm, clip_of(4), QUERY, setting=setting, tokens_per_frame=40))
         if free is None:
             assert set(budgets) == {None}, "a device without memory of its own has nothing to spare"
@@ -185,3 +185,35 @@ def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kep
     for one, other in zip(found, expected, strict=True):
         assert one.question == other.question
         assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5
+
+
+def test_what_does_not_fit_host_memory_is_computed_again(mllm_folder, monkeypatch):
+    """*Class name* keeps keys, values and captured queries of the pictures up to a limit. Beyond it the maps are the same, for more passes."""
+    import decaf.attention.extract
+
+    mllm, kept = load_mllm(mllm_folder("qwen2_5_vl")), []
+    put_aside = decaf.attention.extract._Extraction._put_aside
+    monkeypatch.setattr(decaf.attention.extract._Extraction, "_put_aside", lambda *args: kept.append(put_aside(*args)) or kept[-1])
+    monkeypatch.setattr("decaf.attention.batches.ENOUGH_TOKENS_ON_CPU", 1)
+    once = Report()
+    expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40, progress=once)
+    sizes = [len(each.segments) for each, _ in kept]
+    assert len(sizes) == 4  # the video and three images
+    # What is held of a token, as the limit's comment counts it: keys and values of all layers, queries of the upper half; keys only once.
+    text = mllm.engine.shape
+    per_token = (2 * text.kv_heads * text.layers + text.heads * (text.layers - text.layers // 2)) * text.head_width * 4
+    for size, (kv, qk) in zip(sizes, kept, strict=True):
+        held = {tensor.data_ptr(): tensor.nbytes for part in (kv.keys, kv.values, qk.queries, qk.keys) for tensor in part.values()}
+        assert sum(held.values()) == size * per_token
+    for fitting in (4, 2, 0):
+        kept.clear()
+        again = Report()
+        monkeypatch.setattr(decaf.attention.extract, "MOST_KEPT_BYTES", sum(sizes[:fitting]) * per_token)
+        found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40, progress=again)
+        assert [each is not None for each in kept] == [True] * fitting + [False] * (4 - fitting)
+        assert again.counts["frames_encoded_image"] == 3 + min(3, 4 - fitting)
+        assert again.counts["frames_encoded_video"] == 3 * (1 + (fitting == 0))
+        assert again.counts["forward_passes"] == once.counts["forward_passes"]  # the pictures are in those that ask again
+        for one, other in zip(found, expected, strict=True):
+            assert one.question == other.question
+            assert relative(one.video, other.video) < 1e-5 and relative(one.frame, other.frame) < 1e-5

@@ -199,8 +199,6 @@ def test_a_computer_without_memory_for_a_frame(tmp_path, monkeypatch, clip_file)
     monkeypatch.setattr(type(clip), "_read", full)
     with pytest.raises(OutOfMemoryError, match="decode frame 1 of images"):
         clip[1]
-    with pytest.raises(OutOfMemoryError, match="to hold frames 0 to"):
-        clip.decode_range(0, 1 << 57)
 
 
 def test_no_memory_for_a_checkpoint(sam2_file, tmp_path, monkeypatch):

@@ -31,14 +31,6 @@ def test_threshold_is_inclusive_and_bounded(scene):
             attention_points(scene, threshold=threshold)
 
 
-def test_max_points_keeps_the_strongest_in_order(scene):
-    prompts = attention_points(scene, max_points=2)
-    assert prompts.value.tolist() == pytest.approx([0.9, 1.0]) and prompts.key.tolist() == [0, 0]
-    assert torch.equal(attention_points(scene, max_points=7).xy, attention_points(scene).xy)
-    with pytest.raises(DecafError, match="max_points is 0"):
-        attention_points(scene, max_points=0)
-
-
 def test_nan_is_refused():
     with pytest.raises(DecafError, match="not finite"):
         attention_points(fused([[[1.0, float("nan")]]]))

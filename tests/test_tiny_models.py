@@ -12,9 +12,12 @@ VISUAL = {
     "qwen2_vl": ("<|image_pad|>", "<|video_pad|>"),
     "qwen2_5_vl": ("<|image_pad|>", "<|video_pad|>"),
     "qwen3_vl": ("<|image_pad|>", "<|video_pad|>"),
+    "qwen3_vl_moe": ("<|image_pad|>", "<|video_pad|>"),
     "internvl": ("<IMG_CONTEXT>",) * 2,
+    "internvl3_5": ("<IMG_CONTEXT>",) * 2,
+    "llava_onevision": ("<image>", "<video>"),
 }
-CELL = {"qwen3_vl": 32}
+CELL = {"qwen3_vl": 32, "qwen3_vl_moe": 32}
 """Side of a visual token in pixels, 28 for the others."""
 
 
@@ -45,18 +48,21 @@ def test_video_prompt(loaded):
     assert text.endswith("the red object<|im_end|>\n<|im_start|>assistant\n")
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][1])).sum()
     prompt = processor.tokenizer.decode(inputs["input_ids"][0])
-    if family == "internvl":
+    if family == "llava_onevision":  # and one token behind the last frame
+        assert visual == 4 * 16 + 1
+        assert prompt.startswith("<|im_start|>user\n<video><video>") and "<video>\nthe red object<|im_end|>\n" in prompt
+    elif family.startswith("internvl"):
         assert visual == 4 * 16
         assert text.startswith("<|im_start|>user\n<video>\nthe red")
         assert "Frame1: <img>" + "<IMG_CONTEXT>" * 16 + "</img>\nFrame2: <img>" in prompt
     else:
         assert inputs["video_grid_thw"].tolist()[0][0] == 2
         assert visual == inputs["video_grid_thw"].prod() // 4
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         assert text.startswith("<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red")
         slot = "<|vision_start|>" + "<|video_pad|>" * (visual // 2) + "<|vision_end|>"
         assert f"<0.0 seconds>{slot}<0.1 seconds>{slot}" in prompt  # 24 frames a second where nothing else is said
-    elif family != "internvl":
+    elif family.startswith("qwen"):
         system, user = text.split("<|im_end|>\n")[:2]
         assert system == "<|im_start|>system\nYou are a helpful assistant."
         assert user == "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>the red object"
@@ -71,11 +77,11 @@ def test_image_prompt(loaded):
     family, model, processor = loaded
     cell = CELL.get(family, 28)
     image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 8 * cell, 12 * cell), dtype=np.uint8))
-    options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 6} if family == "internvl" else {}
+    options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 6} if family.startswith("internvl") else {}
     _, inputs = ask(processor, "image", images=[image], **options)
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][0])).sum()
-    # InternVL: 2 x 3 tiles and the thumbnail.
-    assert visual == (7 * 16 if family == "internvl" else 8 * 12)
+    # InternVL: 2 x 3 tiles and the thumbnail. LLaVA-OneVision: the thumbnail, and rows of 3 x 8 tokens with one behind each.
+    assert visual == {"internvl": 7 * 16, "internvl3_5": 7 * 16, "llava_onevision": 64 + 16 * 25}.get(family, 8 * 12)
     with torch.inference_mode():
         assert torch.isfinite(model(**inputs).logits).all()
 

@@ -11,9 +11,10 @@ from decaf.clips import clip_from_images, clip_info
 from decaf.command.outputs import write_masks
 from decaf.data import FusedAttention, Track, Tracks
 from decaf.masks import MaskStore
-from decaf.pictures.contact_sheet import contact_sheet, cut_out, heat_overlay, mask_overlay, point_overlay
-from decaf.pictures.drawing import OBJECT_COLOURS, heat_colours
+from decaf.pictures.contact_sheet import contact_sheet
+from decaf.pictures.drawing import cut_out, heat_colours, heat_overlay, point_overlay
 from decaf.pictures.lettering import font_for, plain, wrapped
+from decaf.pictures.styles import show_objects
 
 
 def made(size=(90, 160), frames=8, query="the red box.", objects=2):
@@ -80,28 +81,6 @@ def test_cut_out_keeps_the_inside_and_darkens_the_rest():
     assert torch.equal(cut_out(FRAME, square()[::2, ::2])[25:35, 35:55], FRAME[25:35, 35:55]), "a mask of another size is fitted"
 
 
-def test_each_object_has_a_colour_of_its_own():
-    left, right = torch.zeros(2, 60, 80, dtype=torch.bool).unbind()
-    left[10:50, 5:35], right[10:50, 45:75] = True, True
-    shown = mask_overlay(FRAME, [left, right])
-    for mask, colour, (y, x) in ((left, OBJECT_COLOURS[0], (30, 20)), (right, OBJECT_COLOURS[1], (30, 60))):
-        half = torch.tensor(colour) / 2 + 50
-        assert (shown[y, x] - half).abs().max() <= 1
-        assert (shown[mask] != 100).any(-1).all()
-    assert torch.equal(shown[10, 20], torch.tensor(OBJECT_COLOURS[0], dtype=torch.uint8)), "the outline is solid"
-    assert torch.equal(shown[~(left | right)], FRAME[~(left | right)])
-    assert torch.equal(mask_overlay(FRAME, []), FRAME) and torch.equal(mask_overlay(FRAME, [left & False]), FRAME)
-    assert FRAME.eq(100).all(), "the frame given is left alone"
-    many = mask_overlay(FRAME, [left & (torch.arange(80) == 5 + one) for one in range(20)])
-    assert len({tuple(many[30, 5 + one].tolist()) for one in range(20)}) == len(OBJECT_COLOURS)
-
-
-def test_bytes_do_not_overflow():
-    white = torch.full((60, 80, 3), 255, dtype=torch.uint8)
-    tinted = mask_overlay(white, [square()])[30, 45].tolist()
-    assert all(value >= colour - 1 for value, colour in zip(tinted, OBJECT_COLOURS[0], strict=True))
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (16, 4000), (4000, 16), (3, 5)])
 def test_any_size_of_frame(size):
     frame = torch.full((*size, 3), 100, dtype=torch.uint8)
@@ -111,7 +90,7 @@ def test_any_size_of_frame(size):
         heat_overlay(frame, torch.ones(4, 4), mask, points),
         cut_out(frame, mask),
         point_overlay(frame, points, (4, 4)),
-        mask_overlay(frame, [mask]),
+        show_objects(frame, [mask], numbers=[7]),
     ):
         assert shown.shape == frame.shape and shown.dtype == torch.uint8
     sheet = contact_sheet(*made(size, frames=3))
@@ -133,7 +112,7 @@ def test_sheet_shows_every_step_in_a_column_of_its_own():
     assert sum(inside[1]) > sum(outside[1]) + 200, "the heat map glows on the box"
     assert near(inside[2], red) and max(outside[2]) < 40, "the coarse mask keeps the box"
     assert max(outside[3]) < 80, "points on a dimmed frame"
-    assert inside[4][2] > 60 and near(outside[4], grey), "the box is tinted"
+    assert near(inside[4], red) and max(outside[4]) < 40, "the box is in the spotlight"
 
 
 def near(colour, other):
@@ -200,15 +179,3 @@ def test_mask_files(size, tmp_path):
     for index, one in enumerate(masks):
         with Image.open(tmp_path / f"{index:05d}.png") as picture:
             assert picture.mode == "L" and torch.equal(torch.from_numpy(np.array(picture)), one.to(torch.uint8) * 255)
-
-
-def test_outline_of_an_object_at_the_border():
-    """Drawn along the object's edge, not along the frame's, also when the object fills its box."""
-    mask = torch.zeros(60, 80, dtype=torch.bool)
-    mask[:20, 30:50] = True
-    drawn = mask_overlay(FRAME, [mask])
-    colour = torch.tensor(OBJECT_COLOURS[0], dtype=torch.uint8)
-    solid = (drawn == colour).all(-1)
-    expected = mask.clone()
-    expected[:19, 31:49] = False
-    assert torch.equal(solid, expected)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..devices import free_memory, is_out_of_memory, out_of_memory
+from ..devices import is_out_of_memory, out_of_memory
 from ..mllm import MLLM, Layout
 from ..mllm.footprint import kept_bytes, passing_bytes, query_bytes, seeing_bytes, seen_bytes
 from ..report import Report
@@ -140,7 +140,7 @@ class Batches:
 
     def _free(self) -> int | None:
         """Bytes of the device that may still be taken; None where the host's memory is all there is, and no budget."""
-        limits = [limit for limit in (free_memory(self._mllm.device), self._mllm.budget_left) if limit is not None]
+        limits = [limit for limit in (self._mllm.engine.free_memory(), self._mllm.budget_left) if limit is not None]
         return min(limits, default=None)
 
     def _bytes(self, layout: Layout, text: int) -> int:

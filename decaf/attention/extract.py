@@ -28,6 +28,10 @@ from .rollout import last_row_rollout
 LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
 
+MOST_KEPT_BYTES = 8 << 30
+"""Of host memory, for what the setting *class name* keeps of the pictures until the object has a name: 158 kB per visual token of a 7B model, or
+5 GB for the usual 16 key frames. Pictures beyond that go through the model a second time."""
+
 FPS_OF_IMAGES = 24
 """Frames per second of a clip that does not know its own, for models that are told the times of their frames."""
 
@@ -81,6 +85,11 @@ def extract_attentions(
     if settings.detail not in DETAILS:
         raise DecafError(f'There is no detail "{settings.detail}"; choose one of {", ".join(DETAILS)}.')
     templates.check(queries, settings.setting)
+    if settings.setting != MODES[0] and not mllm.engine.has_head:
+        raise DecafError(
+            f'{mllm.name} cannot answer in words, because the head that turns its states into words is not in its file; the setting '
+            f'"{settings.setting}" asks it to. Choose the setting "{MODES[0]}", or another model.'
+        )
     if not 1 <= settings.tokens_per_frame <= MOST_TOKENS_PER_FRAME:
         raise DecafError(
             f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
@@ -117,7 +126,7 @@ def extract_attentions(
 class _Look:
     """What the model gave to one layout of pictures. `maps`: per question (batch, slots, rows, cols), first the object questions of all
     queries, then the background questions. `presence`: of each query, of the video only. `answers`: per question, per prompt. `kept`: keys,
-    values and captured queries of the pictures, in host memory, for questions that come later."""
+    values and captured queries of the pictures, in host memory, for questions that come later; None where there is no room for them."""
 
     maps: list[Tensor]
     presence: list[float]
@@ -129,26 +138,24 @@ def _by_expression(extraction: _Extraction, queries: list[str], templates: Templ
     """Questions, what each layout of pictures gave, and the (empty) answers of each query."""
     asked = [*map(templates.ask_object, queries), *map(templates.ask_background, queries)]
     present = [*map(templates.ask_presence, queries)]
-    looks = [look for _, look in extraction.look_at_all(asked, lambda layout, frames: extraction.look(layout, frames, asked, present))]
+    looks = [look for *_, look in extraction.look_at_all(asked, lambda layout, frames: extraction.look(layout, frames, asked, present))]
     return asked, looks, [[] for _ in queries]
 
 
 def _by_class_name(extraction: _Extraction, queries: list[str], templates: Templates) -> tuple[list[str], list[_Look], list[list[str]]]:
-    """All object questions come before the first background question, so what is kept of the pictures waits in host memory in between."""
+    """All object questions come before the first background question. In between, what was computed of the pictures waits in host memory."""
     asked = [*map(templates.ask_object, queries)]
     present = [*map(templates.ask_presence, queries)]
-    layouts, looks = [], []
-    for layout, look in extraction.look_at_all(
-        asked, lambda layout, frames: extraction.look(layout, frames, asked, present, answer=True)
-    ):
-        layouts.append(layout)
-        looks.append(look)
+    looked = list(
+        extraction.look_at_all(asked, lambda layout, frames: extraction.look(layout, frames, asked, present, answer=True))
+    )
+    looks = [look for *_, look in looked]
     answers = [[said for look in looks for said in look.answers[index]] for index in range(len(queries))]
     names = [extraction.choose_name(templates.ask_choice(query, said), query, said) for query, said in zip(queries, answers, strict=True)]
     backgrounds = [*map(templates.ask_class_background, names)]
     extraction.done = 0
-    for layout, look in zip(layouts, looks, strict=True):
-        look.maps += extraction.ask_again(layout, look.kept, backgrounds)
+    for layout, frames, look in looked:
+        look.maps += extraction.ask_again(layout, frames, look.kept, backgrounds)
         look.kept = None
     return asked + backgrounds, looks, answers
 
@@ -170,19 +177,21 @@ class _Extraction:
         self.mllm, self.frames, self.seconds, self.settings, self.start_layer = mllm, frames, seconds, settings, start_layer
         self.batches = Batches(mllm, start_layer, report, keep=keep)
         self.report, self.done = report, 0
+        self._kept_bytes = 0
 
     def look_at_all(self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], _Look]):
-        """Does `step`, which asks these questions, for the video, then for the key frames in batches. Yields the layouts and the results."""
+        """Does `step`, which asks these questions, for the video, then for the key frames in batches. Yields layout, frames and
+        result of each."""
         mllm, size = self.mllm, tuple(self.frames[0].shape[:2])
         video = mllm.family.video_layout(mllm.vision, size, self.seconds, self.settings.tokens_per_frame)
-        yield video, self._attempt(lambda: step(video, self.frames), 1)
+        yield video, self.frames, self._attempt(lambda: step(video, self.frames), 1)
         text = min(QUESTION_TOKENS_PER_PASS, sum(len(self.mllm.question_ids(video, question)) for question in asked))
         for batch in self.batches.of(len(self.frames), video, image_layout(mllm, size, 1, self.settings), text):
             frames = self.frames[batch]
             layout = image_layout(mllm, size, len(frames), self.settings)
             result = self._attempt(lambda layout=layout, frames=frames: step(layout, frames), len(frames))
             if result is not None:
-                yield layout, result
+                yield layout, frames, result
 
     def _attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True):
         self._progress()
@@ -197,9 +206,9 @@ class _Extraction:
 
     def look(self, layout: Layout, frames: Sequence[Tensor], asked: list[str], present: list[str], *, answer: bool = False) -> _Look:
         """Encode the pictures and ask everything of them. Presence is asked of the video alone: an object that moves, or comes late, is not in
-        every frame. With `answer`, the questions are answered, and what is needed to ask more is kept."""
+        every frame. With `answer`, the questions are answered, and what is needed to ask more is kept if there is room."""
         yes, no = yes_and_no(self.mllm)
-        present = present if layout.kind == "video" and yes and no else []
+        present = present if layout.kind == "video" and yes and no and self.mllm.engine.has_head else []
         with ticking(self.mllm.model, self.report.check_cancelled):
             encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
         self.report.count(f"frames_encoded_{layout.kind}", layout.frames)
@@ -207,15 +216,28 @@ class _Extraction:
         self.report.count("visual_tokens_prefilled", layout.tokens * layout.batch)
         passes = self._passes(layout, [*asked, *present], len(asked), encoded=encoded, answer=answer)
         presence = []
+        places = [*range(len(yes))], [*range(len(yes), len(yes + no))]
         for hidden in passes.last[len(asked) :]:
-            presence.append(presence_score(self.mllm.engine.logits(hidden[:1])[0], yes, no))
-        kept = (passes.kept.cpu(), passes.shared.cpu()) if answer else None
-        return _Look(passes.maps, presence, passes.answers, kept)
+            presence.append(presence_score(self.mllm.engine.logits(hidden[:1], yes + no)[0], *places))
+        return _Look(passes.maps, presence, passes.answers, self._put_aside(passes.kept, passes.shared) if answer else None)
 
-    def ask_again(self, layout: Layout, kept: tuple[KeptKV, CapturedQK], asked: list[str]) -> list[Tensor]:
-        """Maps of further questions about pictures that were looked at before."""
+    def _put_aside(self, kept: KeptKV, shared: CapturedQK) -> tuple[KeptKV, CapturedQK] | None:
+        """The same in host memory, None if it has no room."""
+        size = sum(tensor.nbytes for part in (kept.keys, kept.values, shared.queries) for tensor in part.values())
+        if self._kept_bytes + size > MOST_KEPT_BYTES:
+            return None
+        kept, q = kept.cpu(), CapturedQK(shared.scale, shared.queries).cpu()
+        self._kept_bytes += size
+        return kept, replace(q, keys={layer: kept.keys[layer] for layer in shared.keys})  # the same keys: held once
+
+    def ask_again(
+        self, layout: Layout, frames: Sequence[Tensor], kept: tuple[KeptKV, CapturedQK] | None, asked: list[str]
+    ) -> list[Tensor]:
+        """Maps of further questions about pictures that were looked at before. They are looked at again if nothing of them was kept."""
 
         def step() -> list[Tensor]:
+            if kept is None:
+                return self.look(layout, frames, asked, []).maps
             return self._passes(layout, asked, len(asked), kept=kept).maps
 
         return self._attempt(step, layout.batch, divisible=False)

@@ -14,29 +14,23 @@ def attention_points(
     *,
     threshold: float = PointSettings.point_threshold,
     presence_threshold: float = PointSettings.presence_threshold,
-    max_points: int | None = None,
 ) -> SAM2Prompts:
     """Every cell whose fused attention is at least `threshold` (above 0, at most 1), as a point at the cell's centre.
 
     `presence_threshold`: if the model's presence score is below it, there are no points, and a message says so; 0 always looks for the best
-    match. `max_points`: keep only that many of the strongest, since each point is one more mask to predict.
+    match.
     No point is a valid answer: nothing was attended, or the object is not there.
     """
     if not 0 <= presence_threshold <= 1:
         raise DecafError(f"The presence threshold is {presence_threshold}; give a value from 0 (always mask the best match) to 1.")
     if not 0 < threshold <= 1:
         raise DecafError(f"The point threshold is {threshold}; give a value above 0 and at most 1.")
-    if max_points is not None and max_points < 1:
-        raise DecafError(f"max_points is {max_points}; give 1 or more, or leave it out.")
     if not fused.map.isfinite().all():
         raise DecafError("The fused attention has values that are not finite numbers; extract the attention again.")
     absent = fused.presence is not None and fused.presence < presence_threshold
     strong = torch.zeros_like(fused.map, dtype=torch.bool) if absent else fused.map >= threshold
     cells = strong.nonzero()  # ascending: frame, row, column
     values = fused.map[tuple(cells.T)]
-    if max_points is not None and len(cells) > max_points:
-        keep = values.argsort(descending=True, stable=True)[:max_points].sort().values
-        cells, values = cells[keep], values[keep]
     rows, cols = fused.map.shape[-2:]
     xy = torch.stack([(cells[:, 2] + 0.5) / cols, (cells[:, 1] + 0.5) / rows], dim=1)
     return SAM2Prompts(

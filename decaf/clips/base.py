@@ -66,14 +66,6 @@ class Clip(ABC):
     def close(self) -> None:  # noqa: B027, most clips hold nothing open
         """Let go of the file, so that it can be replaced or deleted. A frame that is asked for later opens it again."""
 
-    def decode_range(self, start: int, stop: int) -> Tensor:
-        """Frames start..stop-1 as one (stop - start, H, W, 3) uint8 tensor."""
-        with memory_for(f"to hold frames {start} to {stop - 1} of {self.name}", CLIP_REMEDY):
-            frames = torch.empty(stop - start, *self.frame_size, 3, dtype=torch.uint8)
-        for index in range(start, stop):
-            frames[index - start] = self[index]
-        return frames
-
 
 class FrameCache:
     """Least-recently-used cache of a clip's frames: as many as fit `budget` bytes, at least one."""

@@ -18,8 +18,9 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
+from ..pictures.styles import STYLES
 from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
-from .arguments import DETAIL_HELP, stage_settings
+from .arguments import DETAIL_HELP, size_in_bytes, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -138,12 +139,17 @@ def parser() -> argparse.ArgumentParser:
     masks.add_argument(
         "--score-threshold", metavar="X", type=float, default=TrackingSettings.score_threshold, help="score above which an object is kept"
     )
+    masks.add_argument("--max-tracks", metavar="N", type=int, help="most objects to keep, those of the highest scores (default: all)")
 
     compute = segment.add_argument_group("computation")
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
     compute.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="of the language model's weights; auto is float32 on a CPU, else bfloat16",
+        help="of the language model's weights; auto is bfloat16, but on a CPU float32 unless that has AMX and the weights are stored so",
+    )  # fmt: skip
+    compute.add_argument(
+        "--memory-budget", metavar="SIZE", type=size_in_bytes,
+        help="GPU memory that may be taken, such as 10GB; weights that do not fit wait in the computer's memory and come layer by layer",
     )  # fmt: skip
     compute.add_argument(
         "--sam2-dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
@@ -152,6 +158,10 @@ def parser() -> argparse.ArgumentParser:
 
     output = segment.add_argument_group("output")
     output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")
+    output.add_argument(
+        "--style", choices=tuple(STYLES), default="spotlight",
+        help="how overlay.mp4 shows the objects: " + "; ".join(f"{name}: {what}" for name, what in STYLES.items()),
+    )  # fmt: skip
     output.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     output.add_argument(
         "--resume", action="store_true", help="go on from an earlier run into the same folder; a finished one is left as it is"

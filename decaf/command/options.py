@@ -31,8 +31,10 @@ class Options:
     device: str
     dtype: str
     sam2_dtype: str
+    memory_budget: int | None
     objects: bool
     overlay: bool
+    style: str
     resume: bool
 
 
@@ -62,6 +64,8 @@ def check_options(options: Options) -> None:
         value, usual = getattr(record, name), getattr(type(record), name)
         if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):
             raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as {usual}.")
+    if options.tracking.max_tracks is not None and options.tracking.max_tracks < 1:
+        raise DecafError(f"--max-tracks {options.tracking.max_tracks} is below 1. Leave it out to keep all objects that are found.")
     for name, highest in _HIGHEST.items():
         value = getattr(options.attention, name)
         if not 1 <= value <= highest:

@@ -23,7 +23,10 @@ from ..devices import empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
 from ..files import write_image, write_json
 from ..mllm import find_mllm, load_mllm
-from ..pictures.contact_sheet import contact_sheet, mask_overlay
+from ..mllm.folder import stored_dtype
+from ..mllm.streaming import check_budget
+from ..pictures.contact_sheet import contact_sheet
+from ..pictures.styles import show_objects
 from ..pipeline import Result, segment_attention
 from ..report import Progress, Report
 from ..sam2 import SAM2, load_sam2
@@ -95,11 +98,12 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
     check_options(options)
     check_places(options, folders)
     device = choose_device(options.device)
-    dtype = language_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    check_budget(options.memory_budget, device)
     sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
     stale = _claim(options.out, folders, locks)
     report = Report(memory)
     mllm = mllm_folder(options.mllm, report)
+    dtype = language_dtype(device, stored_dtype(mllm)) if options.dtype == "auto" else getattr(torch, options.dtype)
     check_start_layer(options.attention.start_layer, mllm)
 
     settings = {
@@ -108,7 +112,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
         "dtype": str(dtype).removeprefix("torch."),
     }
     source = {"decaf": __version__, "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
-    settings |= {**asdict(options.points), **asdict(options.tracking), "objects": options.objects, "overlay": options.overlay}
+    settings |= {**asdict(options.points), **asdict(options.tracking), "objects": options.objects, "overlay": options.overlay, "style": options.style}
     settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
@@ -126,7 +130,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
         with shared.stage("load SAM 2", report):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
-        features = feature_cache(sam2, shared=len(left) > 1)
+        features = feature_cache(sam2, shared=len(left) > 1, budget=options.memory_budget)
         for job, (attention, record) in zip(left, attentions, strict=True):
             tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
@@ -169,7 +173,7 @@ def _attentions(
     missing = [job for job in jobs if not found[job.folder]]
     if missing:
         with run.stage("load MLLM", run.report):
-            mllm = load_mllm(folder, device=device, dtype=dtype, progress=run.report)
+            mllm = load_mllm(folder, device=device, dtype=dtype, memory_budget=options.memory_budget, progress=run.report)
         report = Report(run.memory)
         attentions = extract_attentions(
             mllm, clip, [job.query for job in missing],
@@ -267,14 +271,16 @@ def _write(options: Options, folder: Path, clip: Clip, result: Result, progress:
             outputs.write_masks(folder / outputs.OBJECTS / str(track.id), outputs.object_masks(tracks, index), tracks.length, progress)
     write_image(folder / outputs.SHEET, contact_sheet(clip, result.fused, result.prompts, tracks))
     if options.overlay:
-        write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
+        write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, options.style, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
     return filled
 
 
-def _overlay(clip: Clip, tracks: Tracks, progress: Progress) -> Iterator[Tensor]:
+def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:
+    # One object needs no number.
+    numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
     for index in range(len(clip)):
         masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
-        yield mask_overlay(clip[index], masks)
+        yield show_objects(clip[index], masks, style, numbers=numbers)
         progress(index + 1, len(clip), "Writing the overlay")
 
 

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -104,12 +105,19 @@ class Family(ABC):
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
 
+    start: str = ""
+    """What every prompt begins with."""
     system: str = ""
     """What the models were told before the chat; a folder may say otherwise (see `decaf.mllm.folder.system_prompt`)."""
+    system_turn: str = "<|im_start|>system\n{}<|im_end|>\n"
+    """How that stands in the prompt, at {}."""
     opening: str
     """The user's turn up to the pictures, or to the question where there are none."""
     closing: str
     """The prompt after the question, up to the answer."""
+    answer_opening: str = ""
+    """What is put behind the published prompt in models that think before they answer: an empty thought. Without it their next token is
+    not the answer's first one: it would say nothing about yes or no, and would not look for the object."""
     visual_tokens: Mapping[str, str]
     """The visual token's text by the kind of prompt."""
     mean: tuple[float, float, float]
@@ -120,6 +128,11 @@ class Family(ABC):
 
     tower_layer: TowerLayer = TowerLayer(attending=10, attending_in_half=18, feeding=3, inner=2)
     """What a layer of its vision tower holds; these are the numbers of one with rotary embeddings and a plain feed-forward layer."""
+
+    def of_folder(self, entries: Mapping[str, object], folder: Path) -> Family:
+        """The family itself, or that variant of it which the models of a folder are, where their `model_type` does not tell. `entries`: of
+        config.json. Only names are read."""
+        return self
 
     @abstractmethod
     def vision_shape(self, config: object) -> VisionShape:
@@ -157,7 +170,7 @@ class Family(ABC):
 
 @dataclass
 class MLLM:
-    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows.
+    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls, and sets the engine's `device` then.
 
     `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing. `memory_budget`: bytes of
     the device that it and its passes may take; then `streaming` brings the weights there layer by layer, and nobody else may move the model.
@@ -181,6 +194,13 @@ class MLLM:
     @property
     def device(self) -> torch.device:
         return self.engine.device
+
+    @property
+    def streamable(self) -> list[nn.Module]:
+        """Modules whose weights are read by their own forward pass alone, so that they may be brought to the device for just that. The others
+        have to be there: libraries look positions up in their tables of embeddings themselves."""
+        table = self.model.get_input_embeddings()
+        return [module for module in self.model.modules() if module is table or not isinstance(module, nn.Embedding)]
 
     @property
     def layers(self) -> int:
@@ -233,11 +253,11 @@ class MLLM:
     def question_ids(self, layout: Layout | None, question: str) -> Tensor:
         """Token ids (n,) of what comes after the pictures: the question and the chat's words up to the answer; without pictures, of the
         whole prompt. DecafError: control tokens in the question, or too many tokens."""
-        for token in self.tokenizer.all_special_tokens:
-            if token and token in question:
+        for token in self._control_tokens():
+            if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
         before = self._opening if layout is None else layout.rest
-        ids = self._ids(before + question + self.family.closing)
+        ids = self._ids(before + question + self.family.closing + self.family.answer_opening)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
                 f"A question has {len(ids):,} tokens for {self.name}; at most {LONGEST_QUESTION_TOKENS:,} are asked. Shorten the query or the "
@@ -245,10 +265,17 @@ class MLLM:
             )
         return torch.tensor(ids)
 
+    def _control_tokens(self) -> set[str]:
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in angle brackets;
+        what does not, such as runs of spaces, is ordinary text."""
+        added = getattr(self.tokenizer, "get_added_vocab", dict)()
+        bracketed = {token for token in added if token[:1] == "<" and token[-1:] == ">"}
+        return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
+
     @property
     def _opening(self) -> str:
-        told = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
-        return told + self.family.opening
+        told = self.family.system_turn.replace("{}", self.system) if self.system else ""
+        return self.family.start + told + self.family.opening
 
     def visual_token_id(self, kind: str) -> int:
         """Id of the token that stands for a cell of a picture. DecafError if the tokenizer has none."""

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import is_device_failure, is_out_of_memory
+from ..devices import free_memory, is_device_failure, is_out_of_memory
 from ..errors import DecafError, reason
 from ..report import Report
 
@@ -30,7 +30,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class TextShape:
-    """Numbers of a decoder. `inner_width`: of its feed-forward layers. `vocabulary`: rows of its table of embeddings."""
+    """Numbers of a decoder. `inner_width`: of its feed-forward layers, those of all experts that are computed for a token together, with their
+    copies of the hidden states. `vocabulary`: rows of its table of embeddings."""
 
     layers: int
     heads: int
@@ -50,15 +51,22 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where it computes; some of its weights may lie elsewhere until they are needed."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
+        """In which it computes; some of its weights may be stored in less."""
 
     @property
     def end_tokens(self) -> set[int]:
         """Ids of tokens that end an answer."""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether `logits` can be asked. Without them there is no presence, and nothing is answered in words."""
+
+    def free_memory(self) -> int | None:
+        """Bytes that a pass may take on the device beside the weights; None where the device has no memory of its own."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> (..., width) on the device."""
@@ -83,16 +91,21 @@ class Engine(Protocol):
         `deepstack`: level l (B, V, width) is added to the hidden states of the V visual tokens behind decoder layer l; they are where `visual`
         (L,) is True. DecafError: attention that is not plain causal softmax."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., width) -> (..., vocabulary)."""
+    def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """Hidden states (..., width) -> (..., vocabulary), or (..., n) of the n tokens `ids` alone."""
 
 
 class TransformersEngine:
-    """A vision-language model of the transformers library."""
+    """A vision-language model of the transformers library.
 
-    def __init__(self, model: nn.Module, device: torch.device | None = None):
-        """`device`: where it computes; None for where the weights lie, wherever they are moved."""
-        self.model, self._device = model, device
+    `device`, `dtype`: where and in which it computes; by default as its first weight is. Whoever moves weights sets them: a weight that
+    waits elsewhere, or in less precision, does not tell.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None):
+        self.model = model
+        first = next(model.parameters())
+        self.device, self.dtype = device or first.device, dtype or first.dtype
         text, vision = model.config.get_text_config(), model.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = TextShape(
@@ -101,11 +114,12 @@ class TransformersEngine:
             text.num_key_value_heads,
             head_width,
             text.hidden_size,
-            text.intermediate_size,
+            _inner_width(text),
             model.get_input_embeddings().weight.shape[0],
         )
         self.vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
         ratio = getattr(vision, "mlp_ratio", None) or 4
+        self.deepstack_levels = len(getattr(vision, "deepstack_visual_indexes", None) or ())
         self.vision_inner_width = getattr(vision, "intermediate_size", None) or int(ratio * self.vision_width)
         _register()
         # The vision tower keeps the fast kernels: only the decoder's attention is ours.
@@ -116,17 +130,16 @@ class TransformersEngine:
         return self.model.model.language_model
 
     @property
-    def device(self) -> torch.device:
-        return self._device or next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    @property
     def end_tokens(self) -> set[int]:
         listed = getattr(self.model.generation_config, "eos_token_id", None)
         return {listed} if isinstance(listed, int) else set(listed or ())
+
+    @property
+    def has_head(self) -> bool:
+        return True
+
+    def free_memory(self) -> int | None:
+        return free_memory(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids.to(self.device))
@@ -167,8 +180,9 @@ class TransformersEngine:
         finally:
             _attend.reset(token)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
+    def logits(self, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits if ids is None else logits[..., list(ids)]
 
 
 @contextmanager
@@ -196,6 +210,19 @@ def only_at(wanted: Tensor, mlp: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _inner_width(text: object) -> int:
+    """`TextShape.inner_width` of a text tower's configuration."""
+    experts = getattr(text, "num_experts", None)
+    if not experts:
+        return text.intermediate_size
+    # A third of what one layer was seen to hold for a token. transformers 5 computes the chosen experts, with an implementation that can be set;
+    # version 4 computes all of them and drops most of what they give.
+    hidden, inner = text.hidden_size, text.moe_intermediate_size
+    if hasattr(text, "_experts_implementation"):
+        return max(text.intermediate_size, text.num_experts_per_tok * (2 * inner + hidden + hidden // 2))
+    return max(text.intermediate_size, experts * (inner + hidden))
 
 
 def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:

@@ -6,9 +6,13 @@ Everything here works on files alone; no model is built.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import torch
 
 from ..errors import DecafError, shown
 
@@ -41,6 +45,7 @@ _DROPPED = {
     # What a pass hands out: hidden states and attention of every layer would fill the memory.
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "return_dict",
     # Kernels from a hub in the place of the library's own layers.
     "use_kernels",
@@ -175,6 +180,24 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The number format of most weights in a model folder, from the headers alone; None where that cannot be told."""
+    from safetensors import SafetensorError, safe_open
+
+    names, bytes_of = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}, Counter()
+    try:
+        for file in weight_files(folder):
+            if not file.is_file():
+                return None
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    part = opened.get_slice(name)
+                    bytes_of[part.get_dtype()] += math.prod(part.get_shape())
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return None
+    return names.get(max(bytes_of, key=bytes_of.get, default=None))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's weights: those of the index, or the single one."""
     if (folder / "model.safetensors.index.json").exists():
@@ -237,3 +260,39 @@ def picture_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ..
         return numbers[0], numbers[1]
     except ValueError as error:
         raise DecafError(f"{path} is damaged ({error}). Download the model again, or remove that file.") from error
+
+
+def processor_classes(folder: Path) -> set[str]:
+    """Names of the classes that the folder's files give for what prepares text, pictures and videos. They are compared, never imported."""
+    found = set()
+    for file in ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"):
+        try:
+            given = read_json(folder / file, LARGEST_INDEX)
+        except ValueError:  # not there, or damaged: whoever needs it says so
+            continue
+        if isinstance(given, dict):
+            found |= {str(given.get(name)) for name in ("processor_class", "image_processor_type", "video_processor_type")}
+    return found
+
+
+def check_picture_files(folder: Path, expected: Mapping[str, int]) -> None:
+    """Refuses descriptions of a picture processor that were made for another model: their numbers by which pictures are cut are not those of
+    config.json, so the colours that are read there are another model's as well. `expected`: numbers by their names in these files; `side`:
+    of square pictures. DecafError names file and numbers."""
+    for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        try:
+            given = read_json(folder / file)
+        except ValueError:  # not there, or damaged: `picture_statistics` says so
+            continue
+        if not isinstance(given, dict):
+            continue
+        size = given.get("size")
+        sides = {size.get(name) for name in ("height", "width")} if isinstance(size, dict) else set()
+        for name, number in expected.items():
+            found = sides - {None} if name == "side" else {given.get(name)} - {None}
+            if found - {number}:
+                what = "pictures of" if name == "side" else f"a {name} of"
+                raise DecafError(
+                    f"{folder / file} is that of another model: it gives {what} {shown(str(sorted(found, key=str)[0]), 30)}, and config.json "
+                    f"{number}. Download the model again."
+                )

@@ -32,7 +32,7 @@ def seeing_bytes(mllm: MLLM, layout: Layout, device: torch.device) -> int:
 
 def seen_bytes(mllm: MLLM, layout: Layout) -> int:
     """Of the visual tokens, with their deepstack levels, that the tower has made of the pictures."""
-    levels = 1 + len(getattr(mllm.engine, "deepstack_layers", ()))
+    levels = 1 + getattr(mllm.engine, "deepstack_levels", 0)
     return layout.batch * layout.tokens * mllm.engine.shape.width * mllm.engine.dtype.itemsize * levels
 
 

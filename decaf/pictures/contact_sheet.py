@@ -13,10 +13,9 @@ from torch import Tensor
 from ..attention.fusion import coarse_masks
 from ..clips.base import Clip
 from ..data import FusedAttention, SAM2Prompts, Tracks
-from .drawing import cut_out, heat_overlay, mask_overlay, point_overlay
+from .drawing import cut_out, heat_overlay, point_overlay
 from .lettering import font_for, plain, wrapped, write
-
-__all__ = ["contact_sheet", "cut_out", "heat_overlay", "mask_overlay", "point_overlay"]
+from .styles import show_objects
 
 _LARGEST, _SMALLEST = (336, 252), (96, 40)  # width and height of a cell; very thin frames are stretched to stay visible
 _GAP, _MARGIN, _LABEL = 8, 24, 76
@@ -62,7 +61,7 @@ def contact_sheet(
             pictures.append(point_overlay(frame, prompts.xy[prompts.key == key], fused.map.shape[1:]))
         if tracks is not None:
             masks = (tracks.masks(track, index, index + 1)[0] for track in range(len(tracks.tracks)))
-            pictures.append(mask_overlay(frame, [_scaled_mask(mask, layout.drawn) for mask in masks]))
+            pictures.append(show_objects(frame, [_scaled_mask(mask, layout.drawn) for mask in masks]))
         for column, picture in enumerate(pictures):
             # Drawn at twice the size and halved, for antialiasing.
             sheet.paste(Image.fromarray(picture.numpy()).reduce(2), (layout.left(column), top))

@@ -63,25 +63,6 @@ def point_overlay(frame: Tensor, points: Tensor, grid: Sequence[int]) -> Tensor:
     return dots(_dimmed(frame, 0.6).to(torch.uint8), points, grid)
 
 
-def mask_overlay(frame: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Each of the `masks` (any size, bool) in its own colour, half transparent with a solid outline. Later ones are on top."""
-    shown = frame.clone()
-    for index, mask in enumerate(masks):
-        mask = fit_mask(mask, frame.shape[:2])
-        pixels = mask.numpy()  # its any() is thirty times faster than PyTorch's
-        rows, cols = pixels.any(1).nonzero()[0], pixels.any(0).nonzero()[0]
-        if not len(rows):
-            continue
-        # One pixel of margin, so that the mask's edge is not taken for the border of the frame.
-        box = tuple(slice(max(int(indices[0]) - 1, 0), int(indices[-1]) + 2) for indices in (rows, cols))
-        mask, part = mask[box], shown[box]
-        colour = torch.tensor(OBJECT_COLOURS[index % len(OBJECT_COLOURS)], dtype=torch.uint8)
-        # Halves are added as uint8: 255 // 2 + 255 // 2 does not overflow.
-        tinted = torch.where(mask[..., None], part // 2 + colour // 2, part)
-        shown[box] = torch.where(_outline(mask, line_width(frame))[..., None], colour, tinted)
-    return shown
-
-
 def dots(frame: Tensor, points: Tensor, grid: Sequence[int]) -> Tensor:
     """`points` (n, 2) in 0..1 as bright dots with a dark ring. They are smaller than the cells of `grid` (rows, cols), so neighbours do not touch."""
     height, width = frame.shape[:2]

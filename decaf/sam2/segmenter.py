@@ -13,6 +13,7 @@ from torch import nn
 from ..report import ticking
 from .encoder import encoder_bytes
 from .fast_steps import FastSteps
+from .half_weights import half_bytes, half_weights
 from .heads import decoder_bytes
 from .memory_attention import attention_bytes, remembered_bytes
 from .package_steps import PackageSteps
@@ -37,13 +38,20 @@ class SAM2:
 
     @property
     def device(self) -> torch.device:
+        """Where it computes: where its loose parameters are, which are not `streamable`."""
         return self.model.device
+
+    @property
+    def streamable(self) -> list[nn.Module]:
+        """Modules whose weights are read by their own forward pass alone, so that they may be brought to the device for just that: the
+        blocks of the image encoder, which are nine tenths of the weights. Weights of the others are read in many places."""
+        return [module for block in self.model.image_encoder.trunk.blocks for module in block.modules()]
 
     @contextmanager
     def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
         """This library's way, or the package's own if a trial at the model's first use says that they differ."""
         steps = FastSteps if fast_steps_agree(self.model, self.name, check_cancelled) else PackageSteps
-        with ticking(self.model, check_cancelled):
+        with ticking(self.model, check_cancelled), half_weights(self.model, self.dtype):
             yield steps(self.model, self.dtype, check_cancelled)
 
     def feature_bytes(self) -> int:
@@ -53,4 +61,5 @@ class SAM2:
     def working_bytes(self, at_once: int, objects: int) -> int:
         """As `SegmenterModel` has it. Float32 is assumed: under autocast a part of it is."""
         step = at_once * max(attention_bytes(self.model), decoder_bytes(self.model))
-        return _LIBRARY_BYTES + max(encoder_bytes(self.model), step) + objects * remembered_bytes(self.model)
+        lasting = half_bytes(self.model, self.dtype) + objects * remembered_bytes(self.model)
+        return _LIBRARY_BYTES + max(encoder_bytes(self.model), step) + lasting

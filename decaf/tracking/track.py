@@ -13,10 +13,11 @@ from torch import Tensor
 from ..clips.base import Clip
 from ..clips.identity import check_same_clip
 from ..data import SAM2Prompts, Track, Tracks
-from ..devices import empty_caches, free_memory, is_out_of_memory, out_of_memory
+from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
 from ..masks import MaskStore, pack_bits
 from ..report import Progress, Report, silent
+from ..settings import TrackingSettings
 from .candidates import Candidate, CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
 from .masks import mask_bytes, video_masks
@@ -61,9 +62,9 @@ def segment(
     clip: Clip,
     prompts: SAM2Prompts,
     *,
-    nms_iou: float = 0.7,
-    score_threshold: float = 0.8,
-    max_tracks: int | None = None,
+    nms_iou: float = TrackingSettings.nms_iou,
+    score_threshold: float = TrackingSettings.score_threshold,
+    max_tracks: int | None = TrackingSettings.max_tracks,
     progress: Progress | Report = silent,
     features: FeatureCache | None = None,
 ) -> Tracks:
@@ -109,12 +110,15 @@ def segment(
     return Tracks(store, tuple(tracks), message)
 
 
-def feature_cache(model: SegmenterModel, *, shared: bool = False) -> FeatureCache:
-    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next."""
+def feature_cache(model: SegmenterModel, *, shared: bool = False, budget: int | None = None) -> FeatureCache:
+    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `budget`: bytes of the device that
+    all may take."""
     free = free_memory(model.device)
-    budget = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
+    if free is not None and budget is not None:
+        free = max(0, min(free, budget - allocated_bytes(model.device)))
+    waiting = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
     lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
-    return FeatureCache(budget, lasting if shared else 0)
+    return FeatureCache(waiting, lasting if shared else 0)
 
 
 def _batch(model: SegmenterModel, device: torch.device) -> int:

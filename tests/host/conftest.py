@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import small_core
 import tiny_models
 import tiny_sam2
 from comfy_host import HostBroken, PackBroken, Server, check_requirements, find_host, running
@@ -31,6 +32,7 @@ def base(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfy")
     for family in tiny_models.FAMILIES:
         tiny_models.make_mllm(base / "models" / "LLM" / f"tiny_{family}", family)
+    small_core.make_all(base / "models")
     (base / "models" / "sam2").mkdir()
     tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
     (base / "input").mkdir()

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 settings = json.loads(Path(sys.argv[1]).read_text())
+sys.path.append(str(Path(settings["pack"]) / "tests" / "support"))
 
 from comfy.cli_args import args  # noqa: E402
 

@@ -1,5 +1,6 @@
 """How the cases run nodes and make their inputs, inside ComfyUI's Python."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,11 @@ IDS = {
 
 
 # -- how a node is run -----------------------------------------------------------------------------------------------------------------
+
+
+def module(name):
+    """A module of the pack, such as "nodes.load"."""
+    return importlib.import_module(f"pack_under_test.{name}")
 
 
 def run(node, **inputs):

@@ -1,4 +1,7 @@
-"""InternVL3 (hub format, model type "internvl"): square tiles of a fixed number of tokens. A video frame is one tile; an image is several."""
+"""InternVL3 and InternVL3.5 (hub format, model type "internvl"): square tiles of a fixed number of tokens.
+
+A video frame is one tile; an image is several. The text tower is Qwen2 in InternVL3 and Qwen3 in InternVL3.5.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,19 @@ MOST_TOKENS_OF_A_TILE = 4096
 
 class InternVL(Family):
     name = "InternVL3"
-    title = "InternVL3"
+    title = "InternVL3 and InternVL3.5"
     model_types = ("internvl",)
-    text_types = ("qwen2",)
+    text_types = ("qwen2", "qwen3")
     vision_types = ("internvl_vision",)
-    repositories = ("OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3-8B-hf", "OpenGVLab/InternVL3-14B-hf")
+    repositories = (
+        "OpenGVLab/InternVL3-2B-hf",
+        "OpenGVLab/InternVL3-8B-hf",
+        "OpenGVLab/InternVL3-14B-hf",
+        "OpenGVLab/InternVL3_5-2B-HF",
+        "OpenGVLab/InternVL3_5-4B-HF",
+        "OpenGVLab/InternVL3_5-8B-HF",
+        "OpenGVLab/InternVL3_5-14B-HF",
+    )
     opening = "<|im_start|>user\n"
     closing = "<|im_end|>\n<|im_start|>assistant\n"
     tower_layer = TowerLayer(attending=8, attending_in_half=9, feeding=5, inner=2)

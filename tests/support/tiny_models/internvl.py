@@ -1,4 +1,4 @@
-"""InternVL3."""
+"""InternVL3, and InternVL3.5, whose text tower is Qwen3."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .writing import QWEN_TOKENS, make_tokenizer, text_numbers, write_json, write_tokenizer
 
-NAMES = ("internvl",)
+NAMES = ("internvl", "internvl3_5")
 HUB_NAMES = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
@@ -42,12 +42,12 @@ def write(folder: Path, name: str, *, numbers: dict, text: dict, vision: dict, k
     """`tile`: side of the square tiles in pixels, a multiple of 28 (the real one is 448); a tile becomes (tile / 28)^2 tokens."""
     tokens = [*QWEN_TOKENS, *_TOKENS]
     tokenizer = make_tokenizer(tokens, known)
-    text = text_numbers(tokenizer, end="<|im_end|>", padding="<|endoftext|>", **numbers) | {
-        "max_window_layers": numbers["layers"],
-        "sliding_window": 32768,
-        "use_sliding_window": False,
-        **text,
-    }
+    if name == "internvl3_5":  # heads of Qwen3 are wider than their share
+        kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24, "attention_bias": False, "sliding_window": None}
+    else:
+        kind = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 32768}
+    kind |= {"max_window_layers": numbers["layers"], "use_sliding_window": False}
+    text = text_numbers(tokenizer, end="<|im_end|>", padding="<|endoftext|>", **numbers) | kind | text
     config = {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
@@ -56,7 +56,7 @@ def write(folder: Path, name: str, *, numbers: dict, text: dict, vision: dict, k
         "image_token_id": tokenizer.token_to_id("<IMG_CONTEXT>"),
         "tie_word_embeddings": False,
         "projector_hidden_act": "gelu",
-        "text_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **text},
+        "text_config": text,
         "torch_dtype": "bfloat16",
         "transformers_version": "4.52.0",
         "vision_config": {

@@ -1,0 +1,159 @@
+"""How objects are shown: what each style leaves alone, and that lines and numbers can be seen on any content, also by the colour-blind."""
+
+import numpy as np
+import pytest
+import torch
+
+from decaf.pictures.drawing import OBJECT_COLOURS
+from decaf.pictures.styles import STYLES, show_objects
+
+GREY = torch.full((60, 80, 3), 100, dtype=torch.uint8)
+CASING = 14, 14, 18
+
+
+def square(rows=(20, 40), cols=(30, 60)):
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    mask[slice(*rows), slice(*cols)] = True
+    return mask
+
+
+def colour(index):
+    return torch.tensor(OBJECT_COLOURS[index % len(OBJECT_COLOURS)], dtype=torch.uint8)
+
+
+def noise(seed=0, size=(60, 80)):
+    return torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_frame_given_is_left_alone(style):
+    frame = noise()
+    before = frame.clone()
+    shown = show_objects(frame, [square(), square((0, 10), (0, 10))], style, numbers=[0, 1])
+    assert shown.shape == frame.shape and shown.dtype == torch.uint8 and torch.equal(frame, before)
+    assert not torch.equal(shown, frame)
+    assert shown.data_ptr() != frame.data_ptr()
+
+
+def test_spotlight_leaves_the_object_and_darkens_the_rest():
+    frame = noise()
+    shown = show_objects(frame, [square()])
+    assert torch.equal(shown[23:37, 33:57], frame[23:37, 33:57])
+    rest = shown[:15].float()
+    assert rest.mean() < frame[:15].float().mean() * 0.4
+    saturation = [(one.amax(-1) - one.amin(-1)).float().mean() for one in (shown[:15], frame[:15])]
+    assert saturation[0] < 0.25 * saturation[1]
+    assert torch.equal(show_objects(frame, [square()], opacity=0)[:15], frame[:15])
+    half = show_objects(frame, [square()], opacity=0.5)[:15].float()
+    assert (half - (rest + frame[:15]) / 2).abs().max() <= 1
+
+
+def test_tint_is_half_the_objects_colour():
+    shown = show_objects(GREY, [square((10, 50), (5, 35)), square((10, 50), (45, 75))], "tint")
+    for index, (y, x) in enumerate(((30, 20), (30, 60))):
+        assert (shown[y, x].float() - (colour(index).float() + 100) / 2).abs().max() <= 1
+    assert torch.equal(shown[30, 40], GREY[30, 40])
+    white = show_objects(torch.full_like(GREY, 255), [square()], "tint")[30, 45].tolist()
+    assert all(value >= part - 1 for value, part in zip(white, OBJECT_COLOURS[0], strict=True)), "bytes do not overflow"
+
+
+def test_outline_changes_nothing_but_the_edge():
+    frame = noise()
+    shown = show_objects(frame, [square()], "outline")
+    changed = (shown != frame).any(-1)
+    assert changed[18:20, 32:58].all(), "the line lies outside the object"
+    assert not changed[22:38, 32:58].any() and not changed[:15].any()
+
+
+def test_checkerboard_and_matte():
+    frame = noise()
+    board = show_objects(frame, [square()], "checkerboard")
+    assert torch.equal(board[square()], frame[square()]) and set(board[~square()].unique().tolist()) == {96, 144}
+    matte = show_objects(frame, [square()], "matte", numbers=[3])
+    assert torch.equal(matte, square()[..., None].expand(-1, -1, 3).to(torch.uint8) * 255)
+
+
+def test_each_object_has_a_colour_of_its_own():
+    nothing = torch.zeros(60, 80, dtype=torch.bool)
+    for index in range(len(OBJECT_COLOURS) + 2):
+        drawn = show_objects(GREY, [nothing] * index + [square()], "outline")
+        found = {tuple(pixel) for pixel in drawn.flatten(0, 1).unique(dim=0).tolist()}
+        assert found == {(100, 100, 100), CASING, OBJECT_COLOURS[index % len(OBJECT_COLOURS)]}
+
+
+def test_soft_edges_are_blended():
+    frame, soft = noise(), torch.linspace(0, 1, 80).expand(60, 80)
+    shown = show_objects(frame, [soft], "checkerboard")
+    behind = show_objects(frame, [], "checkerboard").float()
+    exact = behind + (frame.float() - behind) * soft[..., None]
+    assert (shown.float() - exact).abs().max() <= 1
+    assert torch.equal(show_objects(frame, [square().float()], "spotlight"), show_objects(frame, [square()], "spotlight"))
+
+
+def test_nothing_to_show():
+    for masks in ([], [torch.zeros(60, 80, dtype=torch.bool)]):
+        assert torch.equal(show_objects(GREY, masks, "tint", numbers=[1] * len(masks)), GREY)
+        assert not show_objects(GREY, masks, "matte").any()
+
+
+def test_the_frames_border_is_no_edge():
+    shown = show_objects(GREY, [square((0, 20), (30, 50))], "outline")
+    assert torch.equal(shown[:16, 34:46], GREY[:16, 34:46])
+
+
+def luminance(pixels):
+    """Relative luminance of sRGB colours (..., 3) in 0..255, as the web's accessibility guidelines define it."""
+    part = np.asarray(pixels, dtype=float) / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    return linear @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def contrast(one, other):
+    """1 (alike) to 21 (black on white); 3 is what the guidelines ask of graphics."""
+    low, high = np.sort([luminance(one), luminance(other)], axis=0)
+    return (high + 0.05) / (low + 0.05)
+
+
+def seen_by(pixels, kind):
+    """Colours as people without one kind of cone see them: linear matrices of Viénot, Brettel and Mollon (1999)."""
+    to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
+    lost = {
+        "protanopia": [[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]],
+        "deuteranopia": [[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]],
+    }[kind]
+    linear = (np.asarray(pixels, dtype=float) / 255) ** 2.2
+    seen = linear @ (np.linalg.inv(to_lms) @ np.array(lost) @ to_lms).T
+    return 255 * np.clip(seen, 0, 1) ** (1 / 2.2)
+
+
+@pytest.mark.parametrize("kind", ["all cones", "protanopia", "deuteranopia"])
+@pytest.mark.parametrize("style", ["spotlight", "tint", "outline"])
+def test_the_line_stands_out_on_both_sides_on_any_content(style, kind):
+    """Walking over the edge on a row, the line's colour meets a contrast of 3 within a line's width on each side, whatever is in the picture."""
+    for index in range(len(OBJECT_COLOURS)):
+        masks = [torch.zeros(60, 80, dtype=torch.bool)] * index + [square()]
+        for content in (noise(index), torch.full_like(GREY, 255), torch.zeros_like(GREY), colour(index).expand(60, 80, 3)):
+            shown = show_objects(content, masks, style).numpy()
+            row = shown[30]
+            edge = [place for place in range(20, 32) if tuple(row[place]) == OBJECT_COLOURS[index]]
+            # Content that has the line's own colour goes on beside the casing: the line is what lies between two casings.
+            dark = [place for place in range(20, 34) if tuple(row[place]) == CASING]
+            assert len(dark) >= 2 and any(dark[0] < place < dark[-1] for place in edge)
+            pixels = [row[dark[0]], row[dark[0] + 1], row[dark[-1] - 1], row[dark[-1]]]
+            seen = pixels if kind == "all cones" else [seen_by(one, kind) for one in pixels]
+            assert contrast(seen[0], seen[1]) >= 3 and contrast(seen[2], seen[3]) >= 3, (index, kind)
+
+
+def test_numbers_are_written_at_their_objects_and_can_be_read():
+    frame = torch.full((240, 320, 3), 100, dtype=torch.uint8)
+    left, right = torch.zeros(2, 240, 320, dtype=torch.bool).unbind()
+    left[80:200, 20:120], right[0:100, 220:320] = True, True
+    plain = show_objects(frame, [left, right], "tint")
+    numbered = show_objects(frame, [left, right], "tint", numbers=[0, 12])
+    changed = (plain != numbered).any(-1)
+    assert changed[60:100, 40:100].any() and changed[:30, 240:300].any(), "also at the frame's border"
+    assert not changed[120:, :].any() and not changed[40:, 200:].any()
+    other = show_objects(frame, [left, right], "tint", numbers=[7, 12])
+    assert (other != numbered).any(-1)[60:100, 40:100].any()
+    for plate in (numbered[:, :200][changed[:, :200]], numbered[:, 200:][changed[:, 200:]]):
+        assert contrast(max(plate.tolist(), key=luminance), CASING) >= 3
