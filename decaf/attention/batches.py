@@ -76,7 +76,7 @@ def memory_needed(
     needed = max(pass_bytes(mllm, layout, text, start, len(queries), keep=keep, device=device) for layout in (video, images))
     if keep and device.type == "cpu":  # what waits in host memory for the background question is in the same memory
         tokens = video.tokens + text + (shown - at_once) * (image.tokens + text)
-        needed += kept_bytes(mllm, tokens, start, keep=True) + kept_bytes(mllm, tokens, start, keep=False) + query_bytes(mllm, tokens, start)
+        needed += kept_bytes(mllm, tokens, start, keep=True) + query_bytes(mllm, tokens, start)
     return needed
 
 
