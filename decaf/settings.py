@@ -8,11 +8,27 @@ from dataclasses import dataclass, fields
 MODES = ("expression", "class name")
 """What the background question leaves out: whatever the query refers to, or a class name that is chosen from the model's answers first."""
 
+DETAILS = ("paper", "fast")
+"""How finely a clip is looked at: as published, or with a fraction of the work."""
+
+FAST_KEY_FRAMES = 8
+"""Key frames that are shown at most with the detail "fast"."""
+
 MOST_KEY_FRAMES = 256
 """Key frames that can be asked for; the paper shows 16. A larger number is a slip, and would fill the memory."""
 
 MOST_TOKENS_PER_FRAME = 16384
 """Visual tokens of a frame that can be asked for; the paper shows 400."""
+
+
+STYLES = {
+    "spotlight": "the rest dark and grey, the objects as they are",
+    "tint": "each object in its colour, half transparent",
+    "outline": "lines alone",
+    "checkerboard": "the objects cut out, on a checkerboard",
+    "matte": "the objects white on black",
+}
+"""How objects can be shown in a frame, and what each style shows (see `decaf.pictures.styles`)."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +41,25 @@ class AttentionSettings:
         tokens_per_frame: largest number of visual tokens of a frame in the video; images of single frames have four times as many. Families
             with tiles of a fixed size ignore it.
         start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
+        detail: one of DETAILS. "paper": as published. "fast": images of single frames as coarse as the video's, and at most FAST_KEY_FRAMES
+            key frames. What it costs in quality is in the README.
     """
 
     setting: str = MODES[0]
     max_key_frames: int = 16
     tokens_per_frame: int = 400
     start_layer: int | None = None
+    detail: str = DETAILS[0]
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the clip is looked at with the detail "fast"."""
+        return self.detail == DETAILS[1]
+
+    @property
+    def shown_key_frames(self) -> int:
+        """Key frames that are shown at most."""
+        return min(self.max_key_frames, FAST_KEY_FRAMES) if self.is_fast else self.max_key_frames
 
 
 @dataclass(frozen=True)

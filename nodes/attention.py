@@ -9,7 +9,7 @@ from ..decaf.attention import fusion
 from ..decaf.attention.batches import memory_needed
 from ..decaf.attention.questions import Templates, split_queries
 from ..decaf.errors import DecafError
-from ..decaf.settings import MODES, AttentionSettings
+from ..decaf.settings import DETAILS, MODES, AttentionSettings
 from . import host
 from .core_mllm import managed
 from .inputs import checked
@@ -94,6 +94,14 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': {object} "
                     "for the name). Left empty, the built-in one is asked.",
                 ),
+                io.Combo.Input(
+                    "detail",
+                    options=list(DETAILS),
+                    default=AttentionSettings.detail,
+                    advanced=True,
+                    optional=True,
+                    tooltip="paper: as published. fast: single frames as coarse as the video's, and at most 8 key frames. DETAILCOST",
+                ),
             ],
             outputs=[
                 Attention.Output("object", is_output_list=True, tooltip="Where the model looks for the object; one for each query."),
@@ -120,13 +128,14 @@ class ExtractRolloutAttention(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question=""
+        cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question="",
+        detail=AttentionSettings.detail,
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
         mllm = managed(mllm)
         clip = host.clip_of(frames)
-        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer)
+        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail)
         with host.returning_memory():
             needed = memory_needed(mllm.value, len(clip), clip.frame_size, settings)
             found = decaf.extract_attentions(  # imports transformers only now

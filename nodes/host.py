@@ -17,7 +17,6 @@ import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import InputImpl, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -25,6 +24,7 @@ from ..decaf.clips import Clip, clip_from_images, open_clip, open_window
 from ..decaf.data import Tracks
 from ..decaf.errors import DecafError
 from ..decaf.report import Progress
+from .managed import Managed  # noqa: F401, the other nodes have it from here
 
 Cancelled = mm.InterruptProcessingException
 """Raised by a progress callback when the user has pressed Cancel."""
@@ -48,52 +48,6 @@ def files(name: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         file: folder_paths.get_full_path(name, file) for file in folder_paths.get_filename_list(name) if file.lower().endswith(suffixes)
     }
     return {file: Path(path) for file, path in found.items() if path}  # a file that has just gone may still be in ComfyUI's list
-
-
-class _Holder(torch.nn.Module):
-    """A module with a `device` of its own, which the patcher sets: a transformers model only has a property without setter."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-        self.device = None
-
-
-@cache
-def _holder_class(name: str) -> type[_Holder]:
-    """A holder that goes by the name of the class it holds, which is what ComfyUI writes into its log."""
-    return type(name, (_Holder,), {})
-
-
-class Managed:
-    """A model of decaf that ComfyUI loads, unloads and counts. `value`: the record around the module, which is `value.model`."""
-
-    def __init__(self, value):
-        self.value = value
-        holder = _holder_class(type(value.model).__name__)(value.model)
-        self.patcher = ModelPatcher(holder, load_device=mm.get_torch_device(), offload_device=offload_device())
-
-    def load(self, memory: int):
-        """The record, with its weights on the device that computes and `memory` bytes free beside them.
-
-        The layers are not ComfyUI's own, so that they cannot be cast in from RAM one by one: all of them are loaded.
-        DecafError: ComfyUI has left some of them elsewhere.
-        """
-        mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
-        self._check_loaded()
-        return self.value
-
-    def _check_loaded(self) -> None:
-        device = self.patcher.load_device
-        weights = list(self.value.model.parameters())
-        left = [one for one in weights if one.device.type != device.type or device.index not in (None, one.device.index)]
-        if left:
-            size, whole = (sum(one.nbytes for one in some) / 2**30 for some in (left, weights))
-            raise DecafError(
-                f"ComfyUI has put only a part of {self.value.name} on {device}: {size:.1f} of {whole:.1f} GB stayed on {left[0].device}, and "
-                "this model is not computed in parts. Start ComfyUI without --novram, or take a smaller model; with --cpu all of it runs on "
-                "the CPU."
-            )
 
 
 def compute_device() -> torch.device:

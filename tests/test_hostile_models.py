@@ -17,6 +17,7 @@ from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
 from decaf.mllm import find_mllm, load_mllm
 from decaf.mllm.engine import ATTENTION
+from decaf.mllm.load import all_families
 
 
 @pytest.fixture(params=["qwen2_5_vl"])
@@ -123,7 +124,7 @@ def test_the_attention_is_ours_whatever_the_configuration_says(model, choice):
             **{place + "output_attentions": True, place + "output_hidden_states": True, place + "use_kernels": True},
         )
     mllm = load_mllm(model)
-    tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
+    tower = next(getattr(mllm.model.model, name) for name in ("visual", "vision_tower", "vision_model") if hasattr(mllm.model.model, name))
     assert tower.config._attn_implementation == "sdpa" and mllm.engine.text_tower.config._attn_implementation == ATTENTION
     assert equal(asked(mllm), expected)
 
@@ -229,6 +230,41 @@ def test_towers_of_other_kinds_are_refused(model, part, entries):
     """Some kinds fetch a part of themselves by a name in the configuration."""
     change(model / "config.json", **{f"{part}__{name}": value for name, value in entries.items()})
     refused(model, "tower", "Choose another")
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("qwen3_5", "linear attention"),
+        ("qwen3_5_moe", "linear attention"),
+        ("qwen3_next", "linear attention"),
+        ("gemma3", "sliding windows"),
+        ("gemma3n", "sliding windows"),
+        ("gemma4", "sliding windows"),
+        ("gemma4_unified", "sliding windows"),
+        ("molmo", "never run"),
+        ("molmo2", "see later ones"),
+        ("paligemma", "see later ones"),
+        ("mllama", "cross-attention"),
+        ("llama4", "chunks"),
+    ],
+)
+def test_models_without_plain_attention_are_refused_with_the_reason(model, name, why):
+    change(model / "config.json", model_type=name)
+    refused(model, f'"{name}"', why, "rollout is not supported", "such as Qwen/Qwen3-VL-8B-Instruct")
+    assert any("Qwen/Qwen3-VL-8B-Instruct" in family.repositories for family in all_families())
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni_moe", "florence2", "smolvlm_next", "qwen"])
+def test_other_models_are_refused_with_what_is_supported(model, name):
+    change(model / "config.json", model_type=name)
+    refused(model, f'"{name}"', "not supported", "qwen2_5_vl", "qwen3_vl_moe", "internvl")
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "chunked_attention", 5])
+def test_layers_without_plain_attention_are_refused(model, kind):
+    change(model / "config.json", layer_types=["full_attention", kind, kind, "full_attention"])
+    refused(model, str(kind), "some layers", "full attention in every layer")
 
 
 @pytest.mark.parametrize("method", ["mxfp4", "fp8", "gptq", "nonsense", ["x"], None])

@@ -1,40 +1,25 @@
 """Prompts and pictures that families make themselves, held against the chat templates and processors that models are published with."""
 
-import numpy as np
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
 from packaging.version import parse as version
-from PIL import Image
+from published_prompts import FPS, QUESTION, chat, pictures, published
 from tiny_models import FAMILIES
 from transformers import AutoProcessor
 
 from decaf.demo import MLLM_FOLDER
+from decaf.errors import DecafError
 from decaf.mllm import load_mllm
-
-QUESTION = "Which object is 最大的 thing here?"
 
 
 @pytest.fixture(params=[*FAMILIES, "bundled"])
 def both(request, mllm_folder):
     folder = MLLM_FOLDER if request.param == "bundled" else mllm_folder(request.param)
     return load_mllm(folder), AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def pictures(count, height, width):
-    return [torch.from_numpy(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)) for seed in range(count)]
-
-
-def published(processor, kind, frames):
-    """What the model's processor makes of the question and pictures that need no resizing. A video has two frames a second."""
-    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTION}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if kind == "image":
-        return processor(text=[text], images=[Image.fromarray(frames[0].numpy())], do_resize=False, return_tensors="pt")
-    video = torch.stack(frames).permute(0, 3, 1, 2)
-    times = {"fps": 2.0, "frames_indices": list(range(len(frames))), "total_num_frames": len(frames)}
-    options = {"do_resize": False, "do_sample_frames": False, "video_metadata": [times]}
-    return processor(text=[text], videos=[video], **options, return_tensors="pt")
 
 
 def prompt_of_the_release(processor, kind, ids):
@@ -49,8 +34,8 @@ def prompt_of_the_release(processor, kind, ids):
     return [one for place, one in enumerate(ids) if place not in (starts[0], ends[-1])] if around else ids
 
 
-PACKED_OTHERWISE = ("llava_onevision",)
-"""Families whose pictures lie as in the paper's reference, not as their processors put them: see their own test files."""
+PACKED_OTHERWISE = ("llava_onevision", "smolvlm")
+"""Families whose pictures lie as in the paper's reference, without a shrunk whole one: their own test files compare all that is alike."""
 
 
 @pytest.mark.parametrize("both", [name for name in [*FAMILIES, "bundled"] if name not in PACKED_OTHERWISE], indirect=True)
@@ -59,9 +44,9 @@ def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
     mllm, processor = both
     family, size = mllm.family, (mllm.vision.tile or 4 * mllm.vision.cell,) * 2  # a tile of 4 x 4 tokens, or so many of them
     frames = pictures(count, *size)
-    expected = published(processor, kind, frames)
+    expected = published(mllm, processor, kind, frames)
     if kind == "video":
-        layout = family.video_layout(mllm.vision, size, [0.5 * index for index in range(count)], 16)
+        layout = family.video_layout(mllm.vision, size, [index / FPS for index in range(count)], 16)
     else:
         layout = family.image_layout(mllm.vision, size, 1, 4)  # images are twice as fine as the video of so many tokens
     assert layout.grid[1:] == (4, 4)
@@ -87,16 +72,56 @@ def test_several_images_are_those_of_one_after_the_other(both):
 
 def test_a_prompt_without_pictures(both):
     mllm, processor = both
-    text = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False)
-    assert mllm.question_ids(None, QUESTION).tolist() == processor.tokenizer(text)["input_ids"]
+    assert mllm.question_ids(None, QUESTION).tolist() == processor.tokenizer(chat(mllm, processor, QUESTION))["input_ids"]
 
 
 def test_words_of_a_question_make_no_visual_tokens(both):
-    """Also where the tokenizer does not list its tokens as special: which tokens are visual is known from the layout."""
+    """Whatever the tokenizer makes of them: which tokens are visual is known from the layout."""
     mllm, _ = both
     layout = mllm.family.image_layout(mllm.vision, (112, 112), 1, 16)
+    token = mllm.visual_token_id("image")
+    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [token]}})()
+    assert mllm.question_ids(layout, "the one").tolist() == [token]
     _, visual = mllm.picture_ids(layout)
-    token = mllm.family.visual_tokens["image"]
-    mllm.tokenizer = type("Plain", (), {"all_special_tokens": [], "__call__": lambda self, text, **more: {"input_ids": [1]}})()
-    assert len(mllm.question_ids(layout, f"the {token} one")) == 1
     assert int(visual.sum()) == layout.tokens
+
+
+@pytest.mark.parametrize("listed", ["special", "added", "not at all"])
+def test_control_tokens_in_a_question_are_refused(both, listed, monkeypatch):
+    """Also where the tokenizer lists them as added, but not as special, as it does tokens for tools and thoughts. Times are ordinary text."""
+    mllm, _ = both
+    tokens = {*mllm.family.visual_tokens.values()}
+    if listed != "not at all":
+        tokens |= {mllm.tokenizer.eos_token} | set(mllm.tokenizer.all_special_tokens)
+    harmless = ["<0.2 seconds>", "a < b > c", "<unknown>", "<|", "pad"]
+    expected = {text: mllm.question_ids(None, text).tolist() for text in harmless}
+    if listed != "special":
+        monkeypatch.setattr(type(mllm.tokenizer), "all_special_tokens", [])
+    if listed == "not at all":
+        monkeypatch.setattr(type(mllm.tokenizer), "get_added_vocab", lambda self: {})
+    assert len(tokens) > (0 if listed == "not at all" else 2)
+    for token in tokens:
+        with pytest.raises(DecafError, match="control token") as caught:
+            mllm.question_ids(None, f"the {token} one")
+        assert token in str(caught.value)
+    for text in harmless:
+        assert mllm.question_ids(None, text).tolist() == expected[text]
+
+
+def test_a_token_for_thoughts_is_a_control_token(mllm_folder, tmp_path):
+    """Qwen3-VL's tokenizer adds some without listing them as special."""
+    shutil.copytree(mllm_folder("qwen3_vl"), tmp_path / "model")
+    files = [tmp_path / "model" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    whole, config = (json.loads(path.read_text()) for path in files)
+    number = max(token["id"] for token in whole["added_tokens"]) + 1
+    for index, text in enumerate(("<think>", "   "), start=number):
+        token = whole["added_tokens"][0] | {"content": text, "special": False}
+        whole["added_tokens"].append(token | {"id": index})
+        config["added_tokens_decoder"][str(index)] = {name: value for name, value in token.items() if name != "id"}
+    for path, content in zip(files, (whole, config), strict=True):
+        path.write_text(json.dumps(content))
+    mllm = load_mllm(tmp_path / "model")
+    assert "<think>" not in mllm.tokenizer.all_special_tokens and {"<think>", "   "} <= set(mllm.tokenizer.get_added_vocab())
+    with pytest.raises(DecafError, match="<think>, a control token"):
+        mllm.question_ids(None, "the <think> one")
+    mllm.question_ids(None, "the   one that a thinker thinks of")

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import tiny_sam2
 import torch
+from counted_memory import Alive
 from moving_shapes import make_prompts, moving_shapes
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import decaf.demo
 from decaf.sam2 import load_sam2, segmenter
@@ -17,25 +15,6 @@ from decaf.tracking.masks import MASK_BYTES
 
 BUNDLED = Path(decaf.demo.__file__).parent / "models" / "sam2.safetensors"
 CPU = torch.device("cpu")
-
-
-class Alive(TorchDispatchMode):
-    """`most`: bytes of the tensors that operators made and that were alive at a time. What an operator takes inside is not seen."""
-
-    def __init__(self):
-        super().__init__()
-        self.most, self._storages = 0, {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given:
-                storage = x.untyped_storage()
-                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self._storages = {key: one for key, one in self._storages.items() if not one[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self._storages.values()))
-        return out
 
 
 @pytest.mark.parametrize("which", ["bundled", "tiny"])

@@ -24,6 +24,12 @@ FEW_TEXT_TOKENS = 512
 """Tokens of questions that need no room of their own in a batch: those of several queries."""
 
 
+def image_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: AttentionSettings) -> Layout:
+    """Each of `batch` key frames of (height, width) pixels as an image by itself, as fine as the settings say."""
+    layout = mllm.family.coarse_image_layout if settings.is_fast else mllm.family.image_layout
+    return layout(mllm.vision, frame_size, batch, settings.tokens_per_frame)
+
+
 def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings: AttentionSettings) -> int:
     """Bytes that the attention of a clip of so many frames, (height, width) each, needs on a device beside the weights.
 
@@ -31,9 +37,9 @@ def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings
     """
     layers = mllm.layers
     start = layers // 2 if settings.start_layer is None else min(settings.start_layer, layers - 1)
-    shown = min(frames, settings.max_key_frames)
+    shown = min(frames, settings.shown_key_frames)
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
-    image = mllm.family.image_layout(mllm.vision, frame_size, 1, settings.tokens_per_frame)
+    image = image_layout(mllm, frame_size, 1, settings)
     per_token = mllm.bytes_per_token(start, keep=settings.setting != MODES[0])
     return (max(video.tokens, image.tokens) + FEW_TEXT_TOKENS) * per_token + 4 * BLOCK_BYTES["cuda"]
 
@@ -57,7 +63,7 @@ class Batches:
 
         A batch that did not fit, which `attempt` notes, comes again with half of its frames.
         """
-        free = self._mllm.engine.free_memory()
+        free = self._free()
         budget = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self._bytes_per_token)
         text = max(0, text_tokens - FEW_TEXT_TOKENS)
         self._at_once = max(1, max(video.tokens + text, budget) // (image.tokens + text))
@@ -68,6 +74,11 @@ class Batches:
             yield batch
             first = batch.start if self._divided else batch.stop
 
+    def _free(self) -> int | None:
+        """Bytes of the device that may still be taken; None where the host's memory is all there is, and no budget."""
+        limits = [limit for limit in (self._mllm.engine.free_memory(), self._mllm.budget_left) if limit is not None]
+        return min(limits, default=None)
+
     @property
     def block_bytes(self) -> int | None:
         """Of one block of attention rows in the rollout; None for the usual size."""
@@ -76,7 +87,7 @@ class Batches:
     def q_budget_bytes(self, tokens: int) -> int | None:
         """Of the GPU, for the attention queries of so many tokens: what all the rest leaves, with a tenth to spare. What does not fit waits
         in host memory, from where the rollout fetches it a layer at a time."""
-        free = self._mllm.engine.free_memory()
+        free = self._free()
         if free is None:
             return None
         rest = self._bytes_per_token - self._mllm.q_bytes_per_token(self._start_layer)

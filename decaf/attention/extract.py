@@ -18,9 +18,9 @@ from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
-from ..report import Progress, Report, silent, ticking
-from ..settings import MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
-from .batches import Batches
+from ..report import Progress, Report, checked_per_block, silent
+from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
+from .batches import Batches, image_layout, memory_needed
 from .presence import presence_score, yes_and_no
 from .questions import Templates, clean_query
 from .rollout import last_row_rollout
@@ -89,6 +89,8 @@ def extract_attentions(
         raise DecafError("There is no query. Give one or more.")
     if settings.setting not in MODES:
         raise DecafError(f'There is no setting "{settings.setting}"; choose one of {", ".join(MODES)}.')
+    if settings.detail not in DETAILS:
+        raise DecafError(f'There is no detail "{settings.detail}"; choose one of {", ".join(DETAILS)}.')
     templates.check(queries, settings.setting)
     if settings.setting != MODES[0] and not mllm.engine.has_head:
         raise DecafError(
@@ -104,14 +106,15 @@ def extract_attentions(
         raise DecafError(
             f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
         )
-    keys = key_frames(len(clip), settings.max_key_frames)
+    keys = key_frames(len(clip), settings.shown_key_frames)
     info = clip_info(clip, keys)
+    mllm.make_room(memory_needed(mllm, len(clip), clip.frame_size, settings))
     report = Report.of(progress)
     report.count("key_frames", len(keys))
     report.count("tokens_generated", 0)
     seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
     frames, keep = [clip[index] for index in keys], settings.setting != MODES[0]
-    extraction = _Extraction(mllm, frames, seconds, settings.tokens_per_frame, start, report, keep=keep)
+    extraction = _Extraction(mllm, frames, seconds, settings, start, report, keep=keep)
     with report.stage("attention"), explained(mllm.name, report):
         asked, looks, answers = (_by_class_name if keep else _by_expression)(extraction, queries, templates)
 
@@ -172,13 +175,13 @@ class _Extraction:
         mllm: MLLM,
         frames: Sequence[Tensor],
         seconds: Sequence[float],
-        tokens_per_frame: int,
+        settings: AttentionSettings,
         start_layer: int,
         report: Report,
         *,
         keep: bool,
     ):
-        self.mllm, self.frames, self.seconds, self.tokens_per_frame, self.start_layer = mllm, frames, seconds, tokens_per_frame, start_layer
+        self.mllm, self.frames, self.seconds, self.settings, self.start_layer = mllm, frames, seconds, settings, start_layer
         self.batches = Batches(mllm, start_layer, report, keep=keep)
         self.report, self.done = report, 0
         self._kept_bytes = 0
@@ -186,14 +189,13 @@ class _Extraction:
     def look_at_all(self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], _Look]):
         """Does `step`, which asks these questions, for the video, then for the key frames in batches. Yields layout, frames and
         result of each."""
-        family, vision, most = self.mllm.family, self.mllm.vision, self.tokens_per_frame
-        size = tuple(self.frames[0].shape[:2])
-        video = family.video_layout(vision, size, self.seconds, most)
+        mllm, size = self.mllm, tuple(self.frames[0].shape[:2])
+        video = mllm.family.video_layout(mllm.vision, size, self.seconds, self.settings.tokens_per_frame)
         yield video, self.frames, self._attempt(lambda: step(video, self.frames), 1)
         text = min(QUESTION_TOKENS_PER_PASS, sum(len(self.mllm.question_ids(video, question)) for question in asked))
-        for batch in self.batches.of(len(self.frames), video, family.image_layout(vision, size, 1, most), text):
+        for batch in self.batches.of(len(self.frames), video, image_layout(mllm, size, 1, self.settings), text):
             frames = self.frames[batch]
-            layout = family.image_layout(vision, size, len(frames), most)
+            layout = image_layout(mllm, size, len(frames), self.settings)
             result = self._attempt(lambda layout=layout, frames=frames: step(layout, frames), len(frames))
             if result is not None:
                 yield layout, frames, result
@@ -214,7 +216,7 @@ class _Extraction:
         every frame. With `answer`, the questions are answered, and what is needed to ask more is kept if there is room."""
         yes, no = yes_and_no(self.mllm)
         present = present if layout.kind == "video" and yes and no and self.mllm.engine.has_head else []
-        with ticking(self.mllm.model, self.report.check_cancelled):
+        with checked_per_block(self.mllm.model, self.report.check_cancelled):
             encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
         self.report.count(f"frames_encoded_{layout.kind}", layout.frames)
         self.report.count("visual_tokens_encoded", layout.tokens * layout.batch)
@@ -228,12 +230,12 @@ class _Extraction:
 
     def _put_aside(self, kept: KeptKV, shared: CapturedQK) -> tuple[KeptKV, CapturedQK] | None:
         """The same in host memory, None if it has no room."""
-        size = sum(tensor.nbytes for part in (kept.keys, kept.values, shared.queries) for tensor in part.values())
+        size = sum(tensor.nbytes for part in (kept.k, kept.v, shared.q) for tensor in part.values())
         if self._kept_bytes + size > MOST_KEPT_BYTES:
             return None
-        kept, q = kept.cpu(), CapturedQK(shared.scale, shared.queries).cpu()
+        kept, q = kept.cpu(), CapturedQK(shared.scale, shared.q).cpu()
         self._kept_bytes += size
-        return kept, replace(q, keys={layer: kept.keys[layer] for layer in shared.keys})  # the same keys: held once
+        return kept, replace(q, k={layer: kept.k[layer] for layer in shared.k})  # the same keys: held once
 
     def ask_again(
         self, layout: Layout, frames: Sequence[Tensor], kept: tuple[KeptKV, CapturedQK] | None, asked: list[str]
@@ -319,7 +321,7 @@ class _Extraction:
 
     def _check_finite(self, shared: CapturedQK) -> None:
         """float16 overflows in some models; then all that follows is NaN, and would be found out minutes later."""
-        if not shared.queries[self.mllm.layers - 1].isfinite().all():
+        if not shared.q[self.mllm.layers - 1].isfinite().all():
             raise DecafError(
                 f"{self.mllm.name} gives numbers that are not finite in {str(self.mllm.engine.dtype).removeprefix('torch.')}. Choose bfloat16 or "
                 "float32 as its dtype; if it is one of these, its weights are damaged: download it again."

@@ -6,7 +6,9 @@ import argparse
 
 from ..settings import settings_of
 
-_NAMES = ("max_key_frames", "tokens_per_frame", "start_layer", "point_threshold", "presence_threshold", "score_threshold", "max_tracks")
+DETAIL_HELP = "how finely the clip is looked at; fast: single frames as coarse as the video's, and at most 8 key frames"
+
+_NAMES = ("max_key_frames", "tokens_per_frame", "start_layer", "detail", "point_threshold", "presence_threshold", "score_threshold", "max_tracks")
 
 
 def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from ..demo import BUNDLED
-from ..settings import PointSettings
-from .arguments import stage_settings
+from ..settings import DETAILS, PointSettings
+from .arguments import DETAIL_HELP, stage_settings
 
 _DESCRIPTION = """\
 Makes a clip of moving shapes, asks for one of them and masks it, with two tiny models that come with the package: no download, no GPU.
@@ -37,11 +37,12 @@ def add_demo(commands, formatter) -> None:
     demo.add_argument("--seed", metavar="N", type=int, default=3, help="which clip; with --evaluate, the first of them")
     demo.add_argument("--query", metavar="TEXT", help="what to mask (default: one of the objects)")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("decaf-demo"), help="folder for the results")
-    demo.add_argument("--frames", metavar="N", type=int, default=10, help="length of the clip")
+    demo.add_argument("--frames", metavar="N", type=int, help="length of the clip (default: 10; with --evaluate 8)")
     demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
     demo.add_argument(
         "--presence-threshold", metavar="X", type=float, default=PointSettings.presence_threshold, help='as for "decaf segment"; not with --evaluate'
     )
+    demo.add_argument("--detail", choices=DETAILS, default=DETAILS[0], help=DETAIL_HELP)
     demo.add_argument("--mllm", metavar="DIR_OR_REPO", default=BUNDLED, help="another language model")
     demo.add_argument("--sam2", metavar="FILE", type=Path, default=Path(BUNDLED), help="another SAM 2 checkpoint")
     demo.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="where both models run")
@@ -59,12 +60,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     _check(arguments)
     transformers_logging.disable_progress_bar()
     with progress_bars(arguments.quiet) as progress:
-        told, doubts = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
+        summary, warnings = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
     if not arguments.quiet:
-        say(sys.stdout, told)
+        say(sys.stdout, summary)
     else:
-        for doubt in doubts:
-            say(sys.stderr, f"decaf: {doubt}")
+        for warning in warnings:
+            say(sys.stderr, f"decaf: {warning}")
     return 0
 
 
@@ -73,13 +74,15 @@ _MOST = 1_000_000
 
 
 def _check(arguments) -> None:
-    """What is wrong with the options is told before anything is made or loaded."""
+    """What is wrong with the options is reported before anything is made or loaded."""
     from ..errors import DecafError, shown
     from ..paths import look_at
     from .outputs import prepare_folder
 
     if arguments.seed < 0:
         raise DecafError(f"--seed {arguments.seed} is below 0. Give 0 or more.")
+    if arguments.frames is None:
+        arguments.frames = 10 if arguments.evaluate is None else 8
     if not 1 <= arguments.frames <= _LONGEST:
         raise DecafError(f"--frames {arguments.frames} is not between 1 and {_LONGEST}. Give a number such as 10.")
     if arguments.evaluate is not None and not 1 <= arguments.evaluate <= _MOST:
@@ -91,7 +94,7 @@ def _check(arguments) -> None:
 
 
 def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
-    """The closing summary, and what of it must not go unnoticed."""
+    """The closing summary, and the warnings in it."""
     import torch
     from PIL import Image
 
@@ -125,8 +128,8 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
         if known is not None:
             truth = torch.from_numpy(scene.truth(known))
             outputs.write_masks(folder / "truth", iter(truth), len(truth))
-        told = command.run(options, progress, locks)
-        lines = [f'Clip {arguments.seed}, "{query}"', told.summary]
+        outcome = command.run(options, progress, locks)
+        lines = [f'Clip {arguments.seed}, "{query}"', outcome.summary]
         if known is None:
             lines.append("The truth of this query is not known; of these it is: " + "; ".join(one.text for one in scene.queries) + ".")
         else:
@@ -134,7 +137,7 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
             lines.append(_score(masks, truth))
             lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
     lines.append(f"Look at {folder / outputs.SHEET} and {folder / outputs.OVERLAY}.")
-    return "\n".join(lines), told.doubts
+    return "\n".join(lines), outcome.warnings
 
 
 def _frames(clip):
@@ -169,13 +172,16 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     device = choose_device(arguments.device)
     mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
     sam2 = load_sam2(sam2_file(arguments.sam2), device=device)
-    found = evaluate(mllm, sam2, arguments.evaluate, arguments.seed, progress=progress)
+    found = evaluate(
+        mllm, sam2, arguments.evaluate, arguments.seed, length=arguments.frames, detail=arguments.detail, progress=progress
+    )
     if arguments.json is not None:
-        write_json(arguments.json, {"scenes": arguments.evaluate, "seed": arguments.seed, **found})
-    return report(found), ()
+        asked = {"scenes": arguments.evaluate, "seed": arguments.seed, "frames": arguments.frames, "detail": arguments.detail}
+        write_json(arguments.json, asked | found)
+    return tables(found), ()
 
 
-def report(found: dict) -> str:
+def tables(found: dict) -> str:
     """The figures of `evaluate` as tables."""
     lines = []
     for setting, table in found["settings"].items():
@@ -185,7 +191,8 @@ def report(found: dict) -> str:
         for kind, figures in table.items():
             cells = ["-" if (value := figures[name]) is None else f"{value:g}" for name in columns]
             lines.append("".join([kind.ljust(14), *(cell.rjust(12) for cell in cells)]))
-        lines.append("")
+        took = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in found["seconds"][setting].items())
+        lines += [f"seconds of all clips: {took}", ""]
     for name, step in found["steps"].items():
         lines.append(f"coarse J, {name.replace('_', ' ')}: {step['gain']:+.3f} ({step['interval'][0]:+.3f} to {step['interval'][1]:+.3f})")
     lines += [f"{name}: {'-' if value is None else value}" for name, value in found["summary"].items()]

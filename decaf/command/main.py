@@ -18,9 +18,8 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..pictures.styles import STYLES
-from ..settings import AttentionSettings, PointSettings, TrackingSettings
-from .arguments import stage_settings
+from ..settings import DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -124,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
         "--start-layer", metavar="N", type=int, help="first layer of the rollout, counted from 0 (default: half of the layers)"
     )
 
+    attention.add_argument("--detail", choices=DETAILS, default=AttentionSettings.detail, help=DETAIL_HELP)
+
     masks = segment.add_argument_group("masks")
     masks.add_argument(
         "--point-threshold", metavar="X", type=float, default=PointSettings.point_threshold,
@@ -166,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         help="instead of progress bars, a line every ten seconds with what is done and, on Linux, the memory held",
     )
     output.add_argument(
-        "--quiet", action="store_true", help="no progress bars, no closing summary; errors and that nothing was found are still told"
+        "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
     add_demo(commands, _Help)
     return top
@@ -267,10 +268,10 @@ def _segment(arguments) -> int:
     }
     logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
     with progress_bars(arguments.quiet or arguments.verbose) as progress:
-        told = command.run(command.Options(**options), progress)
+        outcome = command.run(command.Options(**options), progress)
     if not arguments.quiet:
-        say(sys.stdout, told.summary)
+        say(sys.stdout, outcome.summary)
     else:  # masks that are empty must not go unnoticed
-        for doubt in told.doubts:
-            say(sys.stderr, f"decaf: {doubt}")
+        for warning in outcome.warnings:
+            say(sys.stderr, f"decaf: {warning}")
     return 0

@@ -19,7 +19,7 @@ from ..mllm import MLLM
 from ..pipeline import segment_attention
 from ..report import Progress, Report, silent
 from ..sam2 import SAM2
-from ..settings import MODES
+from ..settings import MODES, AttentionSettings
 from .metrics import contour_accuracy, region_similarity
 
 MAPS = ("raw", "raw_fused", "contrast", "frame_only", "fused")
@@ -63,6 +63,7 @@ def evaluate(
     *,
     settings: tuple[str, ...] = MODES,
     length: int = 8,
+    detail: str = AttentionSettings.detail,
     progress: Progress | Report = silent,
 ) -> dict:
     """Runs three queries on each scene: a noun or a colour in turn, another kind, and an absent object.
@@ -71,24 +72,28 @@ def evaluate(
         sam2: None skips the final masks.
         scenes: how many scenes.
         seed: of the first scene; the others have the seeds after it.
-        length: frames of a scene, all of them key frames.
+        length: frames of a scene; all of them are key frames where the settings allow so many.
+        detail: as in `AttentionSettings`.
 
     Returns:
-        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "steps": differences of coarse J with their 95 %
+        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "seconds": {setting: {stage: wall time
+        of all scenes}}; "steps": differences of coarse J with their 95 %
         bootstrap intervals; "queries": one record per query.
     """
-    rows, report = [], Report.of(progress)
+    rows, report, reports = [], Report.of(progress), {setting: Report() for setting in settings}
     for number in range(scenes):
         report.progress(number, scenes, "Evaluating")
         scene = make_scene(seed + number, length=length)
         clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
         for setting in settings:
-            attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting)
-            rows += [_measure(sam2, clip, scene, *pair, setting, seed + number) for pair in zip(queries, attentions, strict=True)]
+            own = reports[setting]
+            attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting, detail=detail, progress=own)
+            rows += [_measure(sam2, clip, scene, *pair, setting, seed + number, own) for pair in zip(queries, attentions, strict=True)]
     report.progress(scenes, scenes, "Evaluating")
     tables = {setting: _table([row for row in rows if row.setting == setting]) for setting in settings}
     first = [row for row in rows if row.setting == settings[0]]
-    return {"summary": _summary(first), "steps": _steps(first), "settings": tables, "queries": [vars(row) for row in rows]}
+    seconds = {setting: own.seconds for setting, own in reports.items()}
+    return {"summary": _summary(first), "steps": _steps(first), "settings": tables, "seconds": seconds, "queries": [vars(row) for row in rows]}
 
 
 def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
@@ -102,7 +107,7 @@ def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
 
 
 def _measure(
-    sam2: SAM2 | None, clip: Clip, scene: Scene, query: Query, attention: tuple[Attention, Attention], setting: str, seed: int
+    sam2: SAM2 | None, clip: Clip, scene: Scene, query: Query, attention: tuple[Attention, Attention], setting: str, seed: int, report: Report
 ) -> Row:
     row = Row(setting, query.kind, query.text, seed, attention[0].presence)
     contrast = object_background_fusion(*attention)
@@ -113,8 +118,7 @@ def _measure(
         row.pointing = pointing(maps["fused"].map, truth[keys])
         row.coarse = {name: float(region_similarity(coarse_masks(fused), truth[keys]).mean()) for name, fused in maps.items()}
     if sam2 is not None:
-        tracks = segment_attention(sam2, clip, attention).tracks
-        mask = tracks.union()
+        mask = segment_attention(sam2, clip, attention, progress=report).tracks.union()
         row.j, row.f = float(region_similarity(mask, truth).mean()), float(contour_accuracy(mask, truth).mean())
         row.empty = not bool(mask.any())
     return row

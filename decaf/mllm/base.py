@@ -6,12 +6,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..devices import allocated_bytes
 from ..errors import DecafError
 from .engine import Engine
+from .streaming import Streaming
 
 LONGEST_QUESTION_TOKENS = 4096
 """Tokens of one question, the chat's own words included. What a pass takes in memory grows with them, as it does with visual tokens."""
@@ -90,12 +93,21 @@ class Family(ABC):
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
 
+    start: str = ""
+    """What every prompt begins with."""
     system: str = ""
     """What the models were told before the chat; a folder may say otherwise (see `decaf.mllm.folder.system_prompt`)."""
+    system_turn: str = "<|im_start|>system\n{}<|im_end|>\n"
+    """How that stands in the prompt, at {}."""
     opening: str
     """The user's turn up to the pictures, or to the question where there are none."""
+    before_text: str = ""
+    """What stands between that and a question without pictures."""
     closing: str
     """The prompt after the question, up to the answer."""
+    answer_opening: str = ""
+    """What is put behind the published prompt in models that think before they answer: an empty thought. Without it their next token is
+    not the answer's first one: it would say nothing about yes or no, and would not look for the object."""
     visual_tokens: Mapping[str, str]
     """The visual token's text by the kind of prompt."""
     mean: tuple[float, float, float]
@@ -103,6 +115,11 @@ class Family(ABC):
     """By which colours 0..1 are normalised, where the model's folder does not say."""
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     """What its models can be computed in. Not float16 where activations pass its largest number, as in all that is built on Qwen's."""
+
+    def of_folder(self, entries: Mapping[str, object], folder: Path) -> Family:
+        """The family itself, or that variant of it which the models of a folder are, where their `model_type` does not tell. `entries`: of
+        config.json. Only names are read."""
+        return self
 
     @abstractmethod
     def vision_shape(self, config: object) -> VisionShape:
@@ -116,6 +133,11 @@ class Family(ABC):
     @abstractmethod
     def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
         """Each of `batch` frames as an image in a prompt of its own, finer than in the video of the same `max_tokens`."""
+
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        """As `image_layout`, but as coarse as the frames in the video of the same `max_tokens`. This asks `image_layout` for a quarter of the
+        tokens, which suits families whose images are twice as fine as their videos; those of another rule override it."""
+        return self.image_layout(shape, frame_size, batch, max(1, max_tokens // 4))
 
     @abstractmethod
     def pixels(self, mllm: MLLM, layout: Layout, frames: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -135,9 +157,10 @@ class Family(ABC):
 
 @dataclass
 class MLLM:
-    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls; `device` follows.
+    """A loaded multimodal LLM. Whoever owns it may move `model` between devices between calls, and sets the engine's `device` then.
 
-    `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing.
+    `mean`, `std`: by which its pictures are normalised. `system`: what it is told before the chat; empty for nothing. `memory_budget`: bytes of
+    the device that it and its passes may take; then `streaming` brings the weights there layer by layer, and nobody else may move the model.
     """
 
     engine: Engine
@@ -148,6 +171,8 @@ class MLLM:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     system: str = ""
+    memory_budget: int | None = None
+    streaming: Streaming | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -158,9 +183,42 @@ class MLLM:
         return self.engine.device
 
     @property
+    def streamable(self) -> list[nn.Module]:
+        """Modules whose weights are read by their own forward pass alone, so that they may be brought to the device for just that. The others
+        have to be there: libraries look positions up in their tables of embeddings themselves."""
+        table = self.model.get_input_embeddings()
+        return [module for module in self.model.modules() if module is table or not isinstance(module, nn.Embedding)]
+
+    @property
     def layers(self) -> int:
         """Decoder layers of the text tower."""
         return self.engine.shape.layers
+
+    @property
+    def budget_left(self) -> int | None:
+        """Bytes of the memory budget that are not taken yet; None where there is no budget."""
+        return None if self.memory_budget is None else max(0, self.memory_budget - self._allocated)
+
+    @property
+    def _allocated(self) -> int:
+        taken = allocated_bytes(self.device)
+        return self.streaming.device_bytes if taken is None else taken
+
+    def make_room(self, needed: int) -> None:
+        """Where weights are streamed: keeps as many layers on the device as leave `needed` bytes of the budget for a pass. DecafError: the budget
+        does not hold that and the two layers that are computed with and copied."""
+        if self.streaming is None:
+            return
+        others = self._allocated - self.streaming.device_bytes
+        room = self.memory_budget - others - needed
+        if room < self.streaming.least_bytes:
+            least = self.streaming.least_bytes + others + needed
+            raise DecafError(
+                f"The memory budget of {in_gb(self.memory_budget)} is too small for {self.name}: {in_gb(least)} are needed, {in_gb(needed)} of them "
+                "for the attention of this clip. Raise the budget, lower the tokens per frame or the number of key frames, or choose a smaller "
+                "model."
+            )
+        self.streaming.keep(room)
 
     def bytes_per_token(self, start_layer: int, *, keep: bool = True) -> int:
         """Rough upper bound of what a visual token takes beside the weights: the queries and keys that the rollout needs of layers
@@ -198,11 +256,11 @@ class MLLM:
     def question_ids(self, layout: Layout | None, question: str) -> Tensor:
         """Token ids (n,) of what comes after the pictures: the question and the chat's words up to the answer; without pictures, of the
         whole prompt. DecafError: control tokens in the question, or too many tokens."""
-        for token in self.tokenizer.all_special_tokens:
-            if token and token in question:
+        for token in self._control_tokens():
+            if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        before = self._opening if layout is None else layout.rest
-        ids = self._ids(before + question + self.family.closing)
+        before = self._opening + self.family.before_text if layout is None else layout.rest
+        ids = self._ids(before + question + self.family.closing + self.family.answer_opening)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
                 f"A question has {len(ids):,} tokens for {self.name}; at most {LONGEST_QUESTION_TOKENS:,} are asked. Shorten the query or the "
@@ -210,10 +268,17 @@ class MLLM:
             )
         return torch.tensor(ids)
 
+    def _control_tokens(self) -> set[str]:
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in brackets;
+        what does not, such as runs of spaces, is ordinary text."""
+        added = getattr(self.tokenizer, "get_added_vocab", dict)()
+        bracketed = {token for token in added if token[:1] + token[-1:] in ("<>", "[]")}
+        return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
+
     @property
     def _opening(self) -> str:
-        told = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
-        return told + self.family.opening
+        told = self.family.system_turn.replace("{}", self.system) if self.system else ""
+        return self.family.start + told + self.family.opening
 
     def visual_token_id(self, kind: str) -> int:
         """Id of the token that stands for a cell of a picture. DecafError if the tokenizer has none."""
@@ -239,6 +304,9 @@ class MLLM:
         return ids
 
 
+def in_gb(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
 
 
 def whole_number(config: object, name: str, low: int, high: int) -> int:

@@ -30,7 +30,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class TextShape:
-    """Numbers of a decoder. `inner_width`: of its feed-forward layers. `vocabulary`: rows of its table of embeddings."""
+    """Numbers of a decoder. `inner_width`: of its feed-forward layers, those of all experts that are computed for a token together, with their
+    copies of the hidden states. `vocabulary`: rows of its table of embeddings."""
 
     layers: int
     heads: int
@@ -50,11 +51,11 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where it computes; some of its weights may lie elsewhere until they are needed."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
+        """In which it computes; some of its weights may be stored in less."""
 
     @property
     def end_tokens(self) -> set[int]:
@@ -95,10 +96,16 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """A vision-language model of the transformers library."""
+    """A vision-language model of the transformers library.
 
-    def __init__(self, model: nn.Module):
+    `device`, `dtype`: where and in which it computes; by default as its first weight is. Whoever moves weights sets them: a weight that
+    waits elsewhere, or in less precision, does not tell.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None):
         self.model = model
+        first = next(model.parameters())
+        self.device, self.dtype = device or first.device, dtype or first.dtype
         text, vision = model.config.get_text_config(), model.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = TextShape(
@@ -107,7 +114,7 @@ class TransformersEngine:
             text.num_key_value_heads,
             head_width,
             text.hidden_size,
-            text.intermediate_size,
+            _inner_width(text),
             model.get_input_embeddings().weight.shape[0],
         )
         self.vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
@@ -117,15 +124,8 @@ class TransformersEngine:
 
     @property
     def text_tower(self) -> nn.Module:
-        return self.model.model.language_model
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        inner = self.model.model
+        return inner.language_model if hasattr(inner, "language_model") else inner.text_model
 
     @property
     def end_tokens(self) -> set[int]:
@@ -208,6 +208,19 @@ def only_at(wanted: Tensor, mlp: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _inner_width(text: object) -> int:
+    """`TextShape.inner_width` of a text tower's configuration."""
+    experts = getattr(text, "num_experts", None)
+    if not experts:
+        return text.intermediate_size
+    # A third of what one layer was seen to hold for a token. transformers 5 computes the chosen experts, with an implementation that can be set;
+    # version 4 computes all of them and drops most of what they give.
+    hidden, inner = text.hidden_size, text.moe_intermediate_size
+    if hasattr(text, "_experts_implementation"):
+        return max(text.intermediate_size, text.num_experts_per_tok * (2 * inner + hidden + hidden // 2))
+    return max(text.intermediate_size, experts * (inner + hidden))
 
 
 def _in_a_row(features: Tensor | Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
@@ -19,10 +20,37 @@ from ..report import Progress, Report, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
-from .folder import check_sizes, check_tokenizer_files, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+from .folder import (
+    check_picture_files,
+    check_sizes,
+    check_tokenizer_files,
+    missing_files,
+    picture_statistics,
+    read_config,
+    system_prompt,
+    weight_shapes,
+)
+from .streaming import Streaming, check_budget
 
 QUANTISED_AS = ("bitsandbytes",)
 """Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
+
+_LINEAR = "computes most layers with linear attention, which has no attention maps"
+_WINDOWS = "attends in sliding windows in most layers and, in some models, to later tokens inside a picture"
+_BOTH_WAYS = "lets the tokens of pictures see later ones"
+_NO_ROLLOUT = {
+    "qwen3_5": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "qwen4_exp": _LINEAR,
+    "gemma3": _WINDOWS,
+    "gemma4": _WINDOWS,
+    "paligemma": _BOTH_WAYS,
+    "molmo2": _BOTH_WAYS,
+    "molmo": "needs Python code from its own folder, which is never run",
+    "mllama": "sees pictures through layers of cross-attention: they do not stand in the prompt, whose attention is followed",
+    "llama4": "attends within chunks of the prompt in most layers",
+}
+"""Well-known models that cannot be served as the others are, by the beginning of their `model_type`, and why."""
 
 
 @cache
@@ -38,13 +66,20 @@ def all_families() -> list[Family]:
 
 
 def load_mllm(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, progress: Progress | Report = silent
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    progress: Progress | Report = silent,
 ) -> MLLM:
     """Load a multimodal LLM from a local folder in the hub's format. Nothing is fetched and no code from the folder is run.
 
     Args:
         folder: holds config.json, *.safetensors and tokenizer files.
         dtype: of the weights; None takes what suits the device, see `decaf.devices.language_dtype`. Maps are float32 in any case.
+        memory_budget: bytes of the device that the model and its passes may take. Weights that do not fit stay in host memory and come to the
+            device layer by layer. None: all of them lie on the device.
 
     Raises DecafError for a folder that is missing, incomplete, damaged, text-only, or of a family that is not supported, and for a device
     that is not there.
@@ -52,14 +87,18 @@ def load_mllm(
     folder, device, report = Path(folder), usable_device(device), Report.of(progress)
     step = f"Loading {folder.name}"
     report.progress(0, 1, step)
+    check_budget(memory_budget, device)
     entries = read_config(folder)
-    family = _family_of(entries, folder)
+    family = _family_of(entries, folder).of_folder(entries, folder)
     told = system_prompt(entries, folder)
     _check_complete(folder)
     check_sizes(entries, folder)
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
     dtype = dtype or language_dtype(device)
+    quantised = _quantised_as(entries) is not None
+    if quantised and memory_budget is not None:
+        raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")
     if dtype not in family.dtypes:
         fine = " or ".join(str(one).removeprefix("torch.") for one in family.dtypes)
         raise DecafError(
@@ -67,6 +106,7 @@ def load_mllm(
             f"Choose {fine} as its dtype."
         )
     with _explained(folder, report):
+        _check_version(entries, folder)
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
         # Made from the cleaned entries: the file itself could choose another attention, which would be fetched or not be ours.
@@ -75,20 +115,34 @@ def load_mllm(
         vision = family.vision_shape(config)
         _check_total(config, shapes, folder)
     mean, std = picture_statistics(folder) or (family.mean, family.std)
+    cut = {"patch_size": vision.patch, "merge_size": vision.merge, "temporal_patch_size": vision.frames_per_slot}
+    check_picture_files(folder, {"side": vision.tile} if vision.tile else cut)
     report.progress(0, 1, step)
     with _explained(folder, report):
         # Weights of another shape are let through here to be named below.
         files = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         run_as = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
-        with _weight_by_weight(report, step):
+        if quantised:  # packed numbers cannot be moved later
+            run_as["device_map"] = {"": device}
+        with _weight_by_weight(report, step), torch.inference_mode(False):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
+        _check_numbers(folder, model)
         model.eval().requires_grad_(False)
         family.prepare(model)
-        mllm = MLLM(TransformersEngine(model.to(device)), tokenizer, family, folder.name, vision, mean, std, family.system if told is None else told)
+        streaming = Streaming(model, device) if memory_budget is not None else None
+        if streaming is None and not quantised:
+            model.to(device)
+        told = family.system if told is None else told
+        mllm = MLLM(TransformersEngine(model, device, dtype), tokenizer, family, folder.name, vision, mean, std, told, memory_budget, streaming)
         check_tokenizer(mllm)
     report.progress(1, 1, step)
     return mllm
+
+
+def is_quantised(folder: str | Path) -> bool:
+    """Whether the weights in this folder are quantised: they have to be loaded to the device that computes. DecafError: no readable config.json."""
+    return _quantised_as(read_config(Path(folder))) is not None
 
 
 @contextmanager
@@ -178,6 +232,12 @@ def _family_of(config: dict, folder: Path) -> Family:
     model_type = config["model_type"]
     family = registry().get(model_type)
     if family is None:
+        for beginning, why in _NO_ROLLOUT.items():
+            if model_type.startswith(beginning):
+                raise DecafError(
+                    f'The model in {folder} has the type "{model_type:.60}", which {why}; its attention rollout is not supported. Choose a model '
+                    "with plain causal attention in every layer, such as Qwen/Qwen3-VL-8B-Instruct."
+                )
         supported = ", ".join(f"{one.title} ({', '.join(one.model_types)})" for one in all_families())
         kind = "" if "vision_config" in config else " It is a text-only model: it cannot see pictures."
         raise DecafError(f'The model in {folder} has the type "{model_type:.60}", which is not supported.{kind} Supported are {supported}.')
@@ -190,20 +250,42 @@ def _family_of(config: dict, folder: Path) -> Family:
             raise DecafError(
                 f"The model in {folder} has a {tower} tower of the type {shown(named, 60)!r}; supported are {', '.join(known)}. Choose another model."
             )
-    quantised = config.get("quantization_config") or text.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-    if quantised is not None and method not in QUANTISED_AS:
+    method = _quantised_as(config)
+    if method is not None and method not in QUANTISED_AS:
         raise DecafError(
             f"The model in {folder} cannot be loaded: it is quantised as {shown(method, 60)!r}; supported are weights as published, and "
             f"{', '.join(QUANTISED_AS)}. Choose another version of the model."
         )
     layer_types = text.get("layer_types")
-    if isinstance(layer_types, list) and "sliding_attention" in layer_types:
+    others = [one for one in layer_types if one != "full_attention"] if isinstance(layer_types, list) else []
+    if others:
+        what = "sliding-window attention" if "sliding_attention" in others else f"attention of the type {shown(others[0], 60)!r}"
         raise DecafError(
-            f"The model in {folder} uses sliding-window attention in some layers; its attention rollout is not supported. "
+            f"The model in {folder} uses {what} in some layers; its attention rollout is not supported. "
             "Choose a model with full attention in every layer."
         )
     return family
+
+
+def _quantised_as(config: dict) -> object | None:
+    """The method by which the weights are quantised, whatever the configuration says there; None if they are not."""
+    text = config.get("text_config")
+    quantised = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if quantised is None:
+        return None
+    return quantised.get("quant_method") or "unnamed" if isinstance(quantised, dict) else quantised
+
+
+def _check_version(config: dict, folder: Path) -> None:
+    """transformers 4 overlooks how version 5 writes the rotary embedding, and would put a default in its place."""
+    import transformers
+
+    text = config.get("text_config", config)
+    if "rope_parameters" in text and "rope_theta" not in text and int(transformers.__version__.split(".")[0]) < 5:
+        raise DecafError(
+            f"The model in {folder} was saved for transformers 5, and {transformers.__version__} is installed. Update it: pip install --upgrade "
+            "transformers"
+        )
 
 
 def _check_complete(folder: Path) -> None:
@@ -259,3 +341,19 @@ def _check_loaded(folder: Path, info: dict) -> None:
             f"{len(shaped)} weights of the model in {folder} have another shape than its config.json asks for, first of all {shaped[0]}. "
             "Its files are not of one model; download it again."
         )
+
+
+def _check_numbers(folder: Path, model: nn.Module) -> None:
+    """Refuses weights that are not numbers: every norm and bias whole, and the middle row of every matrix.
+
+    To look at all of them would take longer than to load them, since that only maps the files. A few bad numbers elsewhere are told after the
+    first pictures, whose attention queries they spoil.
+    """
+    for name, weight in model.named_parameters():
+        row = weight
+        while row.ndim > 1:
+            row = row[len(row) // 2]
+        if row.is_floating_point() and not row.isfinite().all():
+            raise DecafError(
+                f"The model in {folder} is damaged: its weight {name} holds numbers that are not finite (NaN or infinite). Download it again."
+            )

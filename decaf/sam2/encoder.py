@@ -123,7 +123,7 @@ def _windows(tokens: Tensor, size: int, padding: Tensor | None = None) -> tuple[
         return tokens, 1, 1
     rows, cols = -(-height // size), -(-width // size)
     if padding is not None:
-        padded = padding.to(tokens.dtype).expand(1, rows * size, cols * size, -1).clone()
+        padded = padding.to(tokens).expand(1, rows * size, cols * size, -1).clone()
         padded[:, :height, :width] = tokens
         tokens = padded
     return tokens.view(rows, size, cols, size, -1).transpose(1, 2).flatten(0, 1), rows, cols

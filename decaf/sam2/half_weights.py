@@ -19,8 +19,9 @@ from ..devices import is_out_of_memory
 @contextmanager
 def half_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within it, the linear layers of `model`'s image encoder hold `dtype`, and afterwards what they held. In float32, or where there is no
-    memory for the second set, nothing is done."""
-    own = {} if dtype == torch.float32 else {(layer, name): layer._parameters[name] for layer in _layers(model) for name in ("weight", "bias")}
+    memory for the second set, nothing is done; nor to layers whose weights wait elsewhere, which whoever streams them knows by address."""
+    layers = [] if dtype == torch.float32 else [layer for layer in _layers(model) if layer.weight.device == model.device]
+    own = {(layer, name): layer._parameters[name] for layer in layers for name in ("weight", "bias")}
     try:
         try:
             for (layer, name), value in own.items():

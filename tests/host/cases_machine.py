@@ -48,14 +48,6 @@ def case_the_dtype_auto_is_bf16_or_fp32_and_never_fp16():
             assert host.model_dtype("fp16") == torch.float16, "who asks for it, gets it"
 
 
-def case_a_model_that_is_loaded_in_part_is_refused():
-    managed = run("LoadMLLM", model="tiny_qwen2_vl")[0]
-    with patch.object(mm, "load_models_gpu", lambda *_, **__: None), patch.object(managed.patcher, "load_device", torch.device("meta")):
-        message = error_of("ExtractRolloutAttention", mllm=managed, frames=images(1), query="it")
-    assert "tiny_qwen2_vl" in message and "--novram" in message and "on meta" in message and "stayed on cpu" in message
-    assert run("ExtractRolloutAttention", mllm=managed, frames=images(1), query="it", tokens_per_frame=16), "loaded whole, it runs"
-
-
 def case_the_log_of_the_host_names_the_model():
     assert mllm().patcher.model.__class__.__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert sam2().patcher.model.__class__.__name__ == type(sam2().value.model).__name__ != "_Holder"

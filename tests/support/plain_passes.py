@@ -23,6 +23,14 @@ def embedded(mllm, layout, frames, ids, mask):
     return embeds, encoded.deepstack
 
 
+def in_float64(mllm):
+    """Has the model compute in float64, its text tower with attention that can be looked at, and with experts that can do so."""
+    mllm.model.double()
+    mllm.engine.text_tower.set_attn_implementation("eager")
+    if hasattr(mllm.engine.text_tower, "set_experts_implementation"):  # since transformers 5
+        mllm.engine.text_tower.set_experts_implementation("eager")
+
+
 def forward(mllm, embeds, positions, mask, deepstack, **options):
     """What the text tower gives for prompts (B, L, width) at `positions` (axes, L), the first tokens of which are visual where `mask` says so."""
     positions = positions[:, None].expand(-1, len(embeds), -1)

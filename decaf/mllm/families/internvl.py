@@ -60,7 +60,14 @@ class InternVL(Family):
         return Layout("video", (len(seconds), side, side), (*parts, "</img>"), 1, len(seconds), rest="\n")
 
     def image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
-        side, (rows, cols) = shape.tile // shape.cell, choose_tiles(*frame_size, shape.tile)
+        return self._image_layout(shape, choose_tiles(*frame_size, shape.tile), batch)
+
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        return self._image_layout(shape, (1, 1), batch)  # a single tile, as in the video
+
+    @staticmethod
+    def _image_layout(shape: VisionShape, tiles: tuple[int, int], batch: int) -> Layout:
+        side, (rows, cols) = shape.tile // shape.cell, tiles
         # In the prompt all tokens of a tile come before those of the next; on the map they lie side by side.
         order = torch.arange(rows * cols * side * side).view(rows, cols, side, side).permute(0, 2, 1, 3).flatten()
         parts = ("<img>", rows * cols * side * side, "</img>")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DecafError
-from ..base import Layout, VisionShape
+from ..base import Layout, VisionShape, whole_number
+from ..folder import MOST_LAYERS
 from .qwen_vl import QwenVL
 
 START, END = "<|vision_start|>", "<|vision_end|>"
@@ -17,14 +18,15 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 class Qwen3VL(QwenVL):
     name = "Qwen3-VL"
     title = "Qwen3-VL"
-    model_types = ("qwen3_vl",)
-    text_types = ("qwen3_vl_text",)
-    vision_types = ("qwen3_vl", "qwen3_vl_vision")
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    text_types = ("qwen3_vl_text", "qwen3_vl_moe_text")
+    vision_types = ("qwen3_vl", "qwen3_vl_vision", "qwen3_vl_moe", "qwen3_vl_moe_vision")
     repositories = (
         "Qwen/Qwen3-VL-2B-Instruct",
         "Qwen/Qwen3-VL-4B-Instruct",
         "Qwen/Qwen3-VL-8B-Instruct",
         "Qwen/Qwen3-VL-32B-Instruct",
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
     )
     system = ""
     mean = (0.5, 0.5, 0.5)
@@ -32,14 +34,13 @@ class Qwen3VL(QwenVL):
 
     def vision_shape(self, config: object) -> VisionShape:
         shape = super().vision_shape(config)
-        depth, levels = config.vision_config.depth, config.vision_config.deepstack_visual_indexes
-        layers = config.get_text_config().num_hidden_layers
-        blocks = [level for level in levels if isinstance(level, int) and 0 <= level < depth] if isinstance(levels, list | tuple) else []
+        blocks = range(whole_number(config.vision_config, "depth", 1, MOST_LAYERS))
+        layers, levels = config.get_text_config().num_hidden_layers, config.vision_config.deepstack_visual_indexes
         # The model would leave out what has no block or no layer, without a word.
-        if not isinstance(levels, list | tuple) or len(set(blocks)) != len(levels) or len(levels) > layers:
+        if not isinstance(levels, list | tuple) or len(set(levels) & set(blocks)) != len(levels) or len(levels) > layers:
             raise DecafError(
-                f"The model's config.json gives {levels!r:.60} for deepstack_visual_indexes; these must be different blocks of a vision tower "
-                f"of {depth}, at most {layers} in all. Download the model again."
+                f"The model's config.json gives {levels!r:.60} for deepstack_visual_indexes; these must be different blocks of the vision "
+                f"tower's {len(blocks)}, at most {layers} of them. Download the model again."
             )
         return shape
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
 from ..pictures import fit_grid, normalised, resize
@@ -22,16 +21,16 @@ SECONDS_PER_SLOT = 1.0
 reference does)."""
 
 
-class _PatchProduct(nn.Module):
-    """A convolution whose kernel covers the whole patch, as the product that it is: PyTorch's 3D convolutions are several times slower."""
+def _as_product(convolution: nn.Conv3d) -> nn.Linear:
+    """A convolution whose kernel covers the whole patch, as the product that it is: PyTorch's 3D convolutions are several times slower.
 
-    def __init__(self, convolution: nn.Conv3d):
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(n, channels, frames, height, width) -> (n, width of the tower)."""
-        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+    It takes the same patches (n, channels, frames, height, width), and gives (n, width of the tower).
+    """
+    weight, bias = convolution.weight, convolution.bias
+    product = nn.Linear(weight[0].numel(), len(weight), bias is not None, device="meta")
+    product.weight, product.bias = nn.Parameter(weight.flatten(1), requires_grad=False), bias
+    product.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(1),))
+    return product
 
 
 class QwenVL(Family):
@@ -55,7 +54,7 @@ class QwenVL(Family):
 
     def prepare(self, model: nn.Module) -> None:
         patches = model.model.visual.patch_embed
-        patches.proj = _PatchProduct(patches.proj)
+        patches.proj = _as_product(patches.proj)
 
     def vision_shape(self, config: object) -> VisionShape:
         vision, timed = config.vision_config, config.model_type == "qwen2_5_vl"
@@ -76,6 +75,9 @@ class QwenVL(Family):
         # Exactly twice the video's grid, so that a video cell is four image cells.
         rows, cols = (2 * side for side in self._grid(shape, frame_size, max_tokens))
         return self._layout("image", (1, rows, cols), batch, batch)
+
+    def coarse_image_layout(self, shape: VisionShape, frame_size: tuple[int, int], batch: int, max_tokens: int) -> Layout:
+        return self._layout("image", (1, *self._grid(shape, frame_size, max_tokens)), batch, batch)
 
     @staticmethod
     def _grid(shape: VisionShape, frame_size: tuple[int, int], max_tokens: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Everything is drawn from the seed: two calls write the same bytes. Both transfor
 
 A module here for each family gives
     NAMES: of its models, each a `model_type` or a variant of one,
-    HUB_NAMES: see `writing.write_weights`,
+    HUB_NAMES, and where it has some, EXCHANGED: see `writing.write_weights`,
     write(folder, name, **shape): everything of a model folder but the weights; `shape` as in `write_files`,
     and where a version of transformers does not know the family, SINCE: the first one that does.
 """
@@ -39,7 +39,7 @@ FAMILIES = tuple(_OF)
 def make_mllm(folder, family: str, seed: int = 0, **shape) -> Path:
     """Writes a random model of `family` (one of FAMILIES) into `folder` and returns it. `shape`: arguments of `write_files`."""
     write_files(folder, family, **shape)
-    write_weights(Path(folder), _OF[family].HUB_NAMES, seed)
+    write_weights(Path(folder), _OF[family].HUB_NAMES, seed, getattr(_OF[family], "EXCHANGED", None))
     return Path(folder)
 
 

@@ -1,4 +1,4 @@
-"""Qwen3-VL."""
+"""Qwen3-VL, dense and mixture of experts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from .qwen_vl import visual_token_ids
 from .writing import QWEN_TOKENS, make_tokenizer, text_numbers, write_json, write_tokenizer
 
-NAMES = ("qwen3_vl",)
+NAMES = ("qwen3_vl", "qwen3_vl_moe")
 HUB_NAMES = ()
+EXCHANGED = r"\.experts\.(gate_up|down)_proj$"
 SINCE = "4.57"
 
 _CHAT = """\
@@ -44,10 +45,14 @@ def write(folder: Path, name: str, *, numbers: dict, text: dict, vision: dict, k
         "head_dim": 2 * numbers["hidden"] // numbers["heads"],
         **text,
     }
+    if name == "qwen3_vl_moe":
+        # No matrix is square, so that one that lies the wrong way round cannot pass.
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 3 * numbers["hidden"] // 4}
+        text = experts | {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True} | text
     half = text["head_dim"] // 2
     spatial = half * 5 // 16
     config = {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "architectures": [{"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}[name]],
         "model_type": name,
         **visual_token_ids(tokenizer),
         "text_config": {

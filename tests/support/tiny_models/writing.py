@@ -90,10 +90,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, tokens: Sequence[str], *
     write_json(folder / "generation_config.json", {"bos_token_id": padding, "pad_token_id": padding, "eos_token_id": [ends, padding]})
 
 
-def write_weights(folder: Path, hub_names: Sequence[tuple[str, str]], seed: int) -> None:
+def write_weights(folder: Path, hub_names: Sequence[tuple[str, str]], seed: int, exchanged: str | None = None) -> None:
     """Random weights for the model that config.json describes. `hub_names`: patterns of the names that transformers has for weights, and what
-    stands in their place in published files."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    stands in their place in published files. `exchanged`: pattern of weights whose last two axes stand the other way round in published
+    files than in transformers 5."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, __version__
 
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
@@ -102,6 +103,8 @@ def write_weights(folder: Path, hub_names: Sequence[tuple[str, str]], seed: int)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, parameter in sorted(model.state_dict().items()):
+        if exchanged and re.search(exchanged, name) and int(__version__.split(".")[0]) >= 5:
+            parameter = parameter.transpose(-1, -2)
         for pattern, hub_name in hub_names:
             name = re.sub(pattern, hub_name, name)
         tensors[name] = draw(name, parameter.shape, generator).to(torch.bfloat16)
@@ -111,12 +114,15 @@ def write_weights(folder: Path, hub_names: Sequence[tuple[str, str]], seed: int)
 def draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Weights that keep activations near 1 and make attention uneven, so that maps of random models have peaks and hollows."""
     noise = torch.randn(shape, generator=generator)
+    if re.search(r"post_(self_attn|mlp)_layernorm", name):  # norms of what a layer adds: at 1 a random model multiplies rounding errors
+        return 0.2 + 0.02 * noise
     if len(shape) == 1:
         return 1 + 0.1 * noise if name.endswith("weight") or "lambda" in name else 0.1 * noise
     if re.search(r"embed_tokens|position_embeddings|cls_token", name):
         return noise
     gain = 2.0 if re.search(r"\.(q_proj|k_proj|qkv)\.", name) else 1.0
-    return gain * noise / shape[1:].numel() ** 0.5
+    summed = shape[1] if ".experts." in name else shape[1:].numel()  # those of all experts lie in one tensor: (experts, in, out)
+    return gain * noise / summed**0.5
 
 
 def write_json(path: Path, content: dict) -> None:
