@@ -190,7 +190,7 @@ def test_what_does_not_fit_host_memory_is_computed_again(mllm_folder, monkeypatc
     text = mllm.engine.shape
     per_token = (2 * text.kv_heads * text.layers + text.heads * (text.layers - text.layers // 2)) * text.head_width * 4
     for size, (kv, qk) in zip(sizes, kept, strict=True):
-        held = {tensor.data_ptr(): tensor.nbytes for part in (kv.keys, kv.values, qk.queries, qk.keys) for tensor in part.values()}
+        held = {tensor.data_ptr(): tensor.nbytes for part in (kv.k, kv.v, qk.q, qk.k) for tensor in part.values()}
         assert sum(held.values()) == size * per_token
     for fitting in (4, 2, 0):
         kept.clear()

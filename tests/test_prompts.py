@@ -3,12 +3,11 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from packaging.version import parse as version
-from PIL import Image
+from published_prompts import FPS, QUESTION, chat, pictures, published
 from tiny_models import FAMILIES
 from transformers import AutoProcessor
 
@@ -16,29 +15,11 @@ from decaf.demo import MLLM_FOLDER
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 
-QUESTION = "Which object is 最大的 thing here?"
-
 
 @pytest.fixture(params=[*FAMILIES, "bundled"])
 def both(request, mllm_folder):
     folder = MLLM_FOLDER if request.param == "bundled" else mllm_folder(request.param)
     return load_mllm(folder), AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def pictures(count, height, width):
-    return [torch.from_numpy(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)) for seed in range(count)]
-
-
-def published(processor, kind, frames):
-    """What the model's processor makes of the question and pictures that need no resizing. A video has two frames a second."""
-    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTION}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if kind == "image":
-        return processor(text=[text], images=[Image.fromarray(frames[0].numpy())], do_resize=False, return_tensors="pt")
-    video = torch.stack(frames).permute(0, 3, 1, 2)
-    times = {"fps": 2.0, "frames_indices": list(range(len(frames))), "total_num_frames": len(frames)}
-    options = {"do_resize": False, "do_sample_frames": False, "video_metadata": [times]}
-    return processor(text=[text], videos=[video], **options, return_tensors="pt")
 
 
 def prompt_of_the_release(processor, kind, ids):
@@ -53,8 +34,8 @@ def prompt_of_the_release(processor, kind, ids):
     return [one for place, one in enumerate(ids) if place not in (starts[0], ends[-1])] if around else ids
 
 
-PACKED_OTHERWISE = ("llava_onevision",)
-"""Families whose pictures lie as in the paper's reference, not as their processors put them: see their own test files."""
+PACKED_OTHERWISE = ("llava_onevision", "smolvlm")
+"""Families whose pictures lie as in the paper's reference, without a shrunk whole one: their own test files compare all that is alike."""
 
 
 @pytest.mark.parametrize("both", [name for name in [*FAMILIES, "bundled"] if name not in PACKED_OTHERWISE], indirect=True)
@@ -63,9 +44,9 @@ def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
     mllm, processor = both
     family, size = mllm.family, (mllm.vision.tile or 4 * mllm.vision.cell,) * 2  # a tile of 4 x 4 tokens, or so many of them
     frames = pictures(count, *size)
-    expected = published(processor, kind, frames)
+    expected = published(mllm, processor, kind, frames)
     if kind == "video":
-        layout = family.video_layout(mllm.vision, size, [0.5 * index for index in range(count)], 16)
+        layout = family.video_layout(mllm.vision, size, [index / FPS for index in range(count)], 16)
     else:
         layout = family.image_layout(mllm.vision, size, 1, 4)  # images are twice as fine as the video of so many tokens
     assert layout.grid[1:] == (4, 4)
@@ -91,8 +72,7 @@ def test_several_images_are_those_of_one_after_the_other(both):
 
 def test_a_prompt_without_pictures(both):
     mllm, processor = both
-    text = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False)
-    assert mllm.question_ids(None, QUESTION).tolist() == processor.tokenizer(text)["input_ids"]
+    assert mllm.question_ids(None, QUESTION).tolist() == processor.tokenizer(chat(mllm, processor, QUESTION))["input_ids"]
 
 
 def test_words_of_a_question_make_no_visual_tokens(both):
@@ -112,7 +92,7 @@ def test_control_tokens_in_a_question_are_refused(both, listed, monkeypatch):
     mllm, _ = both
     tokens = {*mllm.family.visual_tokens.values()}
     if listed != "not at all":
-        tokens |= {"<|im_end|>"} | set(mllm.tokenizer.all_special_tokens)
+        tokens |= {mllm.tokenizer.eos_token} | set(mllm.tokenizer.all_special_tokens)
     harmless = ["<0.2 seconds>", "a < b > c", "<unknown>", "<|", "pad"]
     expected = {text: mllm.question_ids(None, text).tolist() for text in harmless}
     if listed != "special":

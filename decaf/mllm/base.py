@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -91,13 +92,24 @@ class Family(ABC):
     """`model_type` of the towers' own configurations, where they name one. Others would build code that nobody has looked at."""
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
+    rank: int = 9
+    """Place in lists: families whose models most people have come first."""
 
+    start: str = ""
+    """What every prompt begins with."""
     system: str = ""
     """What the models were told before the chat; a folder may say otherwise (see `decaf.mllm.folder.system_prompt`)."""
+    system_turn: str = "<|im_start|>system\n{}<|im_end|>\n"
+    """How that stands in the prompt, at {}."""
     opening: str
     """The user's turn up to the pictures, or to the question where there are none."""
+    before_text: str = ""
+    """What stands between that and a question without pictures."""
     closing: str
     """The prompt after the question, up to the answer."""
+    answer_opening: str = ""
+    """What is put behind the published prompt in models that think before they answer: an empty thought. Without it their next token is
+    not the answer's first one: it would say nothing about yes or no, and would not look for the object."""
     visual_tokens: Mapping[str, str]
     """The visual token's text by the kind of prompt."""
     mean: tuple[float, float, float]
@@ -105,6 +117,11 @@ class Family(ABC):
     """By which colours 0..1 are normalised, where the model's folder does not say."""
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     """What its models can be computed in. Not float16 where activations pass its largest number, as in all that is built on Qwen's."""
+
+    def of_folder(self, entries: Mapping[str, object], folder: Path) -> Family:
+        """The family itself, or that variant of it which the models of a folder are, where their `model_type` does not tell. `entries`: of
+        config.json. Only names are read."""
+        return self
 
     @abstractmethod
     def vision_shape(self, config: object) -> VisionShape:
@@ -244,8 +261,8 @@ class MLLM:
         for token in self._control_tokens():
             if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        before = self._opening if layout is None else layout.rest
-        ids = self._ids(before + question + self.family.closing)
+        before = self._opening + self.family.before_text if layout is None else layout.rest
+        ids = self._ids(before + question + self.family.closing + self.family.answer_opening)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
                 f"A question has {len(ids):,} tokens for {self.name}; at most {LONGEST_QUESTION_TOKENS:,} are asked. Shorten the query or the "
@@ -254,16 +271,16 @@ class MLLM:
         return torch.tensor(ids)
 
     def _control_tokens(self) -> set[str]:
-        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in angle brackets;
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in brackets;
         what does not, such as runs of spaces, is ordinary text."""
         added = getattr(self.tokenizer, "get_added_vocab", dict)()
-        bracketed = {token for token in added if token[:1] == "<" and token[-1:] == ">"}
+        bracketed = {token for token in added if token[:1] + token[-1:] in ("<>", "[]")}
         return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
 
     @property
     def _opening(self) -> str:
-        told = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
-        return told + self.family.opening
+        told = self.family.system_turn.replace("{}", self.system) if self.system else ""
+        return self.family.start + told + self.family.opening
 
     def visual_token_id(self, kind: str) -> int:
         """Id of the token that stands for a cell of a picture. DecafError if the tokenizer has none."""

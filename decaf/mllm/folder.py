@@ -238,3 +238,39 @@ def picture_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ..
         return numbers[0], numbers[1]
     except ValueError as error:
         raise DecafError(f"{path} is damaged ({error}). Download the model again, or remove that file.") from error
+
+
+def processor_classes(folder: Path) -> set[str]:
+    """Names of the classes that the folder's files give for what prepares text, pictures and videos. They are compared, never imported."""
+    found = set()
+    for file in ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"):
+        try:
+            given = read_json(folder / file, LARGEST_INDEX)
+        except ValueError:  # not there, or damaged: whoever needs it says so
+            continue
+        if isinstance(given, dict):
+            found |= {str(given.get(name)) for name in ("processor_class", "image_processor_type", "video_processor_type")}
+    return found
+
+
+def check_picture_files(folder: Path, expected: Mapping[str, int]) -> None:
+    """Refuses descriptions of a picture processor that were made for another model: their numbers by which pictures are cut are not those of
+    config.json, so the colours that are read there are another model's as well. `expected`: numbers by their names in these files; `side`:
+    of square pictures. DecafError names file and numbers."""
+    for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        try:
+            given = read_json(folder / file)
+        except ValueError:  # not there, or damaged: `picture_statistics` says so
+            continue
+        if not isinstance(given, dict):
+            continue
+        size = given.get("size")
+        sides = {size.get(name) for name in ("height", "width")} if isinstance(size, dict) else set()
+        for name, number in expected.items():
+            found = sides - {None} if name == "side" else {given.get(name)} - {None}
+            if found - {number}:
+                what = "pictures of" if name == "side" else f"a {name} of"
+                raise DecafError(
+                    f"{folder / file} is that of another model: it gives {what} {shown(str(sorted(found, key=str)[0]), 30)}, and config.json "
+                    f"{number}. Download the model again."
+                )

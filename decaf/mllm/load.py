@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..devices import is_device_failure, is_out_of_memory, language_dtype, usable_device
 from ..errors import DecafError, shown
@@ -19,7 +20,16 @@ from ..report import Progress, Report, silent
 from . import families
 from .base import MLLM, Family
 from .engine import TransformersEngine
-from .folder import check_sizes, check_tokenizer_files, missing_files, picture_statistics, read_config, system_prompt, weight_shapes
+from .folder import (
+    check_picture_files,
+    check_sizes,
+    check_tokenizer_files,
+    missing_files,
+    picture_statistics,
+    read_config,
+    system_prompt,
+    weight_shapes,
+)
 from .streaming import Streaming, check_budget
 
 QUANTISED_AS = ("bitsandbytes",)
@@ -51,8 +61,8 @@ def registry() -> dict[str, Family]:
 
 
 def all_families() -> list[Family]:
-    """Every family once, in the order of their titles, the one with the most models first."""
-    return sorted(dict.fromkeys(registry().values()), key=lambda family: (-len(family.repositories), family.title))
+    """Every family once, in the order of their ranks and titles."""
+    return sorted(dict.fromkeys(registry().values()), key=lambda family: (family.rank, family.title))
 
 
 def load_mllm(
@@ -79,7 +89,7 @@ def load_mllm(
     report.progress(0, 1, step)
     check_budget(memory_budget, device)
     entries = read_config(folder)
-    family = _family_of(entries, folder)
+    family = _family_of(entries, folder).of_folder(entries, folder)
     told = system_prompt(entries, folder)
     _check_complete(folder)
     check_sizes(entries, folder)
@@ -96,6 +106,7 @@ def load_mllm(
             f"Choose {fine} as its dtype."
         )
     with _explained(folder, report):
+        _check_version(entries, folder)
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
 
         # Made from the cleaned entries: the file itself could choose another attention, which would be fetched or not be ours.
@@ -104,6 +115,8 @@ def load_mllm(
         vision = family.vision_shape(config)
         _check_total(config, shapes, folder)
     mean, std = picture_statistics(folder) or (family.mean, family.std)
+    cut = {"patch_size": vision.patch, "merge_size": vision.merge, "temporal_patch_size": vision.frames_per_slot}
+    check_picture_files(folder, {"side": vision.tile} if vision.tile else cut)
     report.progress(0, 1, step)
     with _explained(folder, report):
         # Weights of another shape are let through here to be named below.
@@ -114,6 +127,7 @@ def load_mllm(
         with _weight_by_weight(report, step), torch.inference_mode(False):
             model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **files, **run_as)
         _check_loaded(folder, info)
+        _check_numbers(folder, model)
         model.eval().requires_grad_(False)
         family.prepare(model)
         streaming = Streaming(model, device) if memory_budget is not None else None
@@ -262,6 +276,18 @@ def _quantised_as(config: dict) -> object | None:
     return quantised.get("quant_method") or "unnamed" if isinstance(quantised, dict) else quantised
 
 
+def _check_version(config: dict, folder: Path) -> None:
+    """transformers 4 overlooks how version 5 writes the rotary embedding, and would put a default in its place."""
+    import transformers
+
+    text = config.get("text_config", config)
+    if "rope_parameters" in text and "rope_theta" not in text and int(transformers.__version__.split(".")[0]) < 5:
+        raise DecafError(
+            f"The model in {folder} was saved for transformers 5, and {transformers.__version__} is installed. Update it: pip install --upgrade "
+            "transformers"
+        )
+
+
 def _check_complete(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():  # transformers would load the base model that it names instead
         raise DecafError(
@@ -315,3 +341,19 @@ def _check_loaded(folder: Path, info: dict) -> None:
             f"{len(shaped)} weights of the model in {folder} have another shape than its config.json asks for, first of all {shaped[0]}. "
             "Its files are not of one model; download it again."
         )
+
+
+def _check_numbers(folder: Path, model: nn.Module) -> None:
+    """Refuses weights that are not numbers: every norm and bias whole, and the middle row of every matrix.
+
+    To look at all of them would take longer than to load them, since that only maps the files. A few bad numbers elsewhere are told after the
+    first pictures, whose attention queries they spoil.
+    """
+    for name, weight in model.named_parameters():
+        row = weight
+        while row.ndim > 1:
+            row = row[len(row) // 2]
+        if row.is_floating_point() and not row.isfinite().all():
+            raise DecafError(
+                f"The model in {folder} is damaged: its weight {name} holds numbers that are not finite (NaN or infinite). Download it again."
+            )

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(why_no_gpu() is not None, reason=why_no_gpu() or
 
 
 def on_gpu(rows):
-    return rollout.CapturedQK(rows.scale, *({layer: x.to("cuda") for layer, x in kind.items()} for kind in (rows.queries, rows.keys)))
+    return rollout.CapturedQK(rows.scale, *({layer: x.to("cuda") for layer, x in kind.items()} for kind in (rows.q, rows.k)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

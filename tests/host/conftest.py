@@ -22,7 +22,7 @@ def host():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A base directory for ComfyUI: models/LLM and models/sam2 with tiny models, input with a clip and a picture."""
+    """A base directory for ComfyUI: models/LLM, models/text_encoders and models/sam2 with tiny models, input with a clip and a picture."""
     return make_base(tmp_path_factory.mktemp("comfy"))
 
 

@@ -18,6 +18,7 @@ def make_base(base: Path) -> Path:
     for family in tiny_models.FAMILIES:
         tiny_models.make_mllm(base / "models" / "LLM" / f"tiny_{family}", family)
     small_core.make_all(base / "models")
+    small_core.make_pack(base / "custom_nodes", base / "models")
     (base / "models" / "sam2").mkdir()
     tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
     (base / "input").mkdir()

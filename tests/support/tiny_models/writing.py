@@ -114,6 +114,8 @@ def write_weights(folder: Path, hub_names: Sequence[tuple[str, str]], seed: int,
 def draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Weights that keep activations near 1 and make attention uneven, so that maps of random models have peaks and hollows."""
     noise = torch.randn(shape, generator=generator)
+    if re.search(r"post_(self_attn|mlp)_layernorm", name):  # norms of what a layer adds: at 1 a random model multiplies rounding errors
+        return 0.2 + 0.02 * noise
     if len(shape) == 1:
         return 1 + 0.1 * noise if name.endswith("weight") or "lambda" in name else 0.1 * noise
     if re.search(r"embed_tokens|position_embeddings|cls_token", name):
