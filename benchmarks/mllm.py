@@ -63,12 +63,14 @@ _SMALL = {"layers": 12, "heads": 12, "kv_heads": 2, "hidden": 768, "frame_size":
 SHAPES = {
     "3b": Shape({"intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True}, _TOWER, 36, 16, 2, 2048),
     "7b": Shape({"intermediate_size": 18944, "vocab_size": 152064}, _TOWER),
+    "0.5b": Shape({"intermediate_size": 4864, "vocab_size": 32768, "tie_word_embeddings": True}, _SMALL_TOWER, 24, 14, 2, 896),
     "100m, 100 tokens": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=100, **_SMALL),
     "100m, 28 tokens": Shape({"intermediate_size": 2304, "vocab_size": 4096}, _SMALL_TOWER, tokens_per_frame=28, **_SMALL),
 }
 
 
-def build(shape: Shape, device: str, attention: str) -> MLLM:
+def build(shape: Shape, device: str, attention: str, dtype: torch.dtype | None = None) -> MLLM:
+    """With weights that are drawn on the device; on the device "meta" without any. `dtype`: None takes bfloat16 on a GPU, else float32."""
     templates = Templates()
     words = " ".join([QUERY, templates.object, templates.background, templates.choose])
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +81,7 @@ def build(shape: Shape, device: str, attention: str) -> MLLM:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
     family = registry()[config.model_type]

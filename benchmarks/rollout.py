@@ -46,8 +46,8 @@ def prepare_rows(device: str, shape: Shape, tokens: int, questions: int) -> tupl
     for length in (tokens - SUFFIX, *[SUFFIX] * questions):
         rows = CapturedQK(shape.width**-0.5)
         for layer in range(shape.rolled):
-            rows.queries[layer] = torch.randn(1, shape.heads, length, shape.width, device=device).mul_(1.2).to(_dtype(device))
-            rows.keys[layer] = torch.randn(1, shape.key_heads, length, shape.width, device=device).mul_(1.2).to(_dtype(device))
+            rows.q[layer] = torch.randn(1, shape.heads, length, shape.width, device=device).mul_(1.2).to(_dtype(device))
+            rows.k[layer] = torch.randn(1, shape.key_heads, length, shape.width, device=device).mul_(1.2).to(_dtype(device))
         pieces.append(rows)
     visual = torch.ones(tokens - SUFFIX, dtype=torch.bool)
     visual[:20] = False
@@ -61,9 +61,9 @@ def streamed(prefix: CapturedQK, suffixes: list[CapturedQK], visual: Tensor) -> 
 def dense(prefix: CapturedQK, suffixes: list[CapturedQK], visual: Tensor) -> list[float]:
     """The formula as it stands: per layer H x L x L attention in float32, and the L x L product of all layers."""
     rollout = None
-    for layer in sorted(prefix.queries):
-        queries = torch.cat([prefix.queries[layer], suffixes[0].queries[layer]], 2)
-        keys = torch.cat([prefix.keys[layer], suffixes[0].keys[layer]], 2)
+    for layer in sorted(prefix.q):
+        queries = torch.cat([prefix.q[layer], suffixes[0].q[layer]], 2)
+        keys = torch.cat([prefix.k[layer], suffixes[0].k[layer]], 2)
         mixed = dense_layer(queries, keys, prefix.scale, visual)
         rollout = mixed if rollout is None else mixed @ rollout
     return rollout[0, -1].tolist()

@@ -1,4 +1,4 @@
-"""Which devices there are, what room they have, and what it looks like when there is none left."""
+"""Which devices there are, how much memory is free, and how errors say that there is none left."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def empty_caches() -> None:
     """Hands back the memory that PyTorch keeps for later, on every device that has some."""
     for device in (torch.cuda, getattr(torch, "xpu", None)):
         if device is not None and device.is_initialized():
-            with suppress(RuntimeError):  # of the launch that failed: a driver tells of it again in the next call, which is this one
+            with suppress(RuntimeError):  # of the launch that failed: a driver reports it again in the next call, which is this one
                 device.synchronize()
             device.empty_cache()
     if torch.backends.mps.is_available():

@@ -30,7 +30,7 @@ class MaskStore:
         self.length, self.frame_size = length, tuple(frame_size)
         self._spans = np.zeros((objects, length, 2), np.int64)  # first byte and number of bytes; none for an empty mask
         self._file = tempfile.SpooledTemporaryFile(max_size=held)
-        self._one_at_a_time = threading.Lock()  # the file has one position
+        self._lock = threading.Lock()  # the file has one position
 
     def put(self, index: int, frame: int, mask: Tensor) -> None:
         """Keeps the mask, on any device, of object `index`. DecafError: the disk is full."""
@@ -39,7 +39,7 @@ class MaskStore:
             self._spans[index, frame] = 0
             return
         data = zlib.compress(packed, 1)
-        with self._one_at_a_time:
+        with self._lock:
             try:
                 start = self._file.seek(0, os.SEEK_END)
                 self._file.write(data)
@@ -74,7 +74,7 @@ class MaskStore:
 
     def _packed(self, index: int, frame: int) -> np.ndarray:
         start, size = self._spans[index, frame].tolist()
-        with self._one_at_a_time:
+        with self._lock:
             self._file.seek(start)
             data = self._file.read(size)
         return np.frombuffer(zlib.decompress(data), np.uint8).reshape(self.frame_size[0], -1)

@@ -26,7 +26,7 @@ class Report:
 
         report = Report(callback)
         extract_attention(mllm, clip, "the dog", progress=report)
-        print(report.counts["forward_passes"], report.seconds["attention"])
+        report.counts["forward_passes"], report.seconds["attention"]
 
     Args:
         callback: called with every progress. What it raises cancels the work, whatever exception that is.
@@ -92,7 +92,7 @@ class Report:
 
 
 @contextmanager
-def ticking(model: nn.Module, check_cancelled: Callable[[], None]) -> Iterator[None]:
+def checked_per_block(model: nn.Module, check_cancelled: Callable[[], None]) -> Iterator[None]:
     """Within it, `check_cancelled` is called before every block of `model`. It may raise, so that a long forward pass can be cancelled
     halfway."""
     from torch import nn

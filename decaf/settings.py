@@ -21,6 +21,16 @@ MOST_TOKENS_PER_FRAME = 16384
 """Visual tokens of a frame that can be asked for; the paper shows 400."""
 
 
+STYLES = {
+    "spotlight": "the rest dark and grey, the objects as they are",
+    "tint": "each object in its colour, half transparent",
+    "outline": "lines alone",
+    "checkerboard": "the objects cut out, on a checkerboard",
+    "matte": "the objects white on black",
+}
+"""How objects can be shown in a frame, and what each style shows (see `decaf.pictures.styles`)."""
+
+
 @dataclass(frozen=True)
 class AttentionSettings:
     """How a clip is shown to the language model and its attention rolled out (paper, section 3).

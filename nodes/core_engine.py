@@ -89,7 +89,7 @@ class CoreEngine:
         return self.patcher.load_device
 
     def free_memory(self) -> int | None:
-        if self.device.type == "cpu":
+        if self.device.type in ("cpu", "mps"):
             return None
         # ComfyUI also counts weights that it would move out for a tensor of ours.
         told = getattr(self.patcher, "get_free_memory", mm.get_free_memory)
@@ -153,7 +153,7 @@ class CoreEngine:
 
 @contextmanager
 def as_expected(what: str) -> Iterator[None]:
-    """Within it only ComfyUI's own code can fail: what it raises beside a cancel and a lack of memory is due to another version of it."""
+    """Within it ComfyUI's own code runs: what it raises, beside a cancel and a lack of memory, comes of another version of it."""
     try:
         yield
     except (DecafError, mm.InterruptProcessingException):

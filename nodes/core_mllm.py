@@ -16,7 +16,7 @@ from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM
 from ..decaf.mllm.load import check_tokenizer, registry
 from . import host
-from .core_engine import CoreEngine, changed
+from .core_engine import COMFYUI_VERSION, CoreEngine, changed
 from .core_trial import try_out
 from .text_encoders import WORKS, TextEncoderFile, read_text_encoder
 
@@ -131,8 +131,9 @@ def _find_transformer(clip, file: TextEncoderFile | None) -> tuple[nn.Module, _K
             return part, kind
     if file is not None and file.usable:
         raise DecafError(
-            f"{file.path.name} was loaded with a type that leaves out its vision tower. Choose another type in Load CLIP, for example "
-            "qwen_image (not flux2), or choose the file in Load Multimodal LLM."
+            f"{file.path.name} was loaded with a type that leaves out its vision tower, or by a ComfyUI that does not know it (this is "
+            f"{COMFYUI_VERSION}). Choose another type in Load CLIP, for example qwen_image (not flux2), or choose the file in Load Multimodal LLM; "
+            "if that does not help, update ComfyUI."
         )
     names = {cls.__name__ for part in parts for cls in type(part).__mro__ if cls.__module__.startswith("comfy.")}
     names.discard("Llama2_")  # the decoder of many models

@@ -124,7 +124,7 @@ def test_the_attention_is_ours_whatever_the_configuration_says(model, choice):
             **{place + "output_attentions": True, place + "output_hidden_states": True, place + "use_kernels": True},
         )
     mllm = load_mllm(model)
-    tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
+    tower = next(getattr(mllm.model.model, name) for name in ("visual", "vision_tower", "vision_model") if hasattr(mllm.model.model, name))
     assert tower.config._attn_implementation == "sdpa" and mllm.engine.text_tower.config._attn_implementation == ATTENTION
     assert equal(asked(mllm), expected)
 

@@ -11,9 +11,7 @@ import time
 
 import pytest
 from forks import Forks
-from PIL import Image
-from safetensors import safe_open
-from short_runs import FRAMES, masks, read
+from short_runs import check_whole, read
 
 from decaf.clips import open_clip
 
@@ -29,21 +27,6 @@ def outcome(out):
         result.pop(name)
     files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")}
     return result, files, len(open_clip(out / "overlay.mp4")), sorted(path.name for path in out.iterdir())
-
-
-def check_whole(out):
-    """Whatever bears its final name is whole, and nothing says that the run was finished unless it was."""
-    for path in out.rglob("[!.]*"):
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                image.load()
-        elif path.suffix == ".mp4":
-            assert len(open_clip(path)) == FRAMES
-        elif path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                assert all(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (not a dict)
-        elif path.suffix == ".json":
-            assert len(masks(out / "masks")) == read(out)["clip"]["frames"]
 
 
 def test_killed_and_taken_up_again(line, tmp_path, request):

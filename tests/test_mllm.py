@@ -166,7 +166,7 @@ def test_tokens_lie_where_the_picture_is(mllm, kind):
     # Where frames are squeezed to a tile, a cell is the tile's share; a token of a video may be pooled from several of an image.
     cell = mllm.vision.tile // rows if mllm.vision.tile and kind == "video" else mllm.vision.cell
     # One layer deep: random deeper layers would mix all places, which says nothing about the order.
-    tower = mllm.model.model.visual if hasattr(mllm.model.model, "visual") else mllm.model.model.vision_tower
+    tower = next(getattr(mllm.model.model, name) for name in ("visual", "vision_tower", "vision_model") if hasattr(mllm.model.model, name))
     for block in [one for group in tower.modules() if isinstance(group, torch.nn.ModuleList) for one in group]:
         for weights in block.parameters():
             weights.data.zero_()

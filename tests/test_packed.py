@@ -40,9 +40,9 @@ def test_each_question_gets_what_a_prompt_of_its_own_would_give(mllm, kind):
         alone = forward(mllm, embeds, positions, mask, deepstack).last_hidden_state[:, -1]
         for found in (together, later):
             torch.testing.assert_close(found.last[:, index], alone, rtol=1e-4, atol=1e-5)
-            for layer, queries in found.attention.questions[index].queries.items():
-                torch.testing.assert_close(queries, together.attention.questions[index].queries[layer], rtol=1e-4, atol=1e-5)
-    assert not later.attention.shared.queries, "the pictures were not run again"
+            for layer, queries in found.attention.questions[index].q.items():
+                torch.testing.assert_close(queries, together.attention.questions[index].q[layer], rtol=1e-4, atol=1e-5)
+    assert not later.attention.shared.q, "the pictures were not run again"
 
 
 @torch.inference_mode()
@@ -77,11 +77,11 @@ def test_queries_beyond_their_budget_go_to_host_memory(monkeypatch, budget, move
         attention(layer, one, one, one, 0.5)
     assert [layer for layer, one in enumerate(states) if any(one.data_ptr() == other.data_ptr() for other in gone)] == moved
     for layer, one in enumerate(states):
-        assert torch.equal(attention.shared.queries[layer], one[:, :, :32])
+        assert torch.equal(attention.shared.q[layer], one[:, :, :32])
         (question,) = attention.questions
-        assert torch.equal(question.queries[layer], one[:, :, 32:])
+        assert torch.equal(question.q[layer], one[:, :, 32:])
         # A view would keep the whole tensor on the device.
-        assert (question.queries[layer].data_ptr() == one[:, :, 32:].data_ptr()) == (layer not in moved)
+        assert (question.q[layer].data_ptr() == one[:, :, 32:].data_ptr()) == (layer not in moved)
 
 
 @pytest.mark.parametrize(

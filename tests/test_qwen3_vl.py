@@ -123,7 +123,7 @@ def test_the_times_are_those_of_the_key_frames(mllm, monkeypatch):
     clip = clip_of(30)
     clip.fps = Fraction(10)
     extract_attentions(mllm, clip, ["it"], max_key_frames=3, tokens_per_frame=20)
-    assert given == [[0.0, 1.4, 2.9]]
+    assert given[-1] == [0.0, 1.4, 2.9]  # the estimate of memory asks before, without times
 
 
 @torch.inference_mode()

@@ -117,7 +117,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "sam2": "rf-sam-2", "hydra": "hydra-core"}
 
 NOT_OURS = {
     "triton": "comes with PyTorch where PyTorch has it; imported only then",
-    **dict.fromkeys(["comfy", "comfy_api", "comfy_execution", "folder_paths"], "ComfyUI, for the nodes"),
+    **dict.fromkeys(["comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths"], "ComfyUI, for the nodes"),
 }
 
 

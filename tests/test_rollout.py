@@ -27,7 +27,7 @@ def test_only_captured_layers_are_rolled_out():
     visual = torch.arange(20) >= 8
     whole = last_row_rollout(prefix, suffixes, visual)[0]
     for rows in (prefix, *suffixes):
-        del rows.queries[0], rows.keys[0]
+        del rows.q[0], rows.k[0]
     upper = last_row_rollout(prefix, suffixes, visual)[0]
     assert relative(upper, dense_rows(prefix, suffixes[0], visual)) < 1e-5
     assert relative(upper, whole) > 1e-3

@@ -1,4 +1,4 @@
-"""The fused rollout kernel: its numbers, and what happens where it cannot be used."""
+"""The fused rollout kernel: its numbers in Triton's interpreter, and what happens where it cannot be used. On a GPU: tests/gpu."""
 
 import json
 import logging
@@ -13,9 +13,6 @@ from dense_rollout import dense_rows, random_rows, relative
 from decaf.attention import rollout
 
 SCRIPT = Path(__file__).parent / "support" / "interpreted_rollout.py"
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs an NVIDIA GPU of compute capability 8.0"
-)
 
 
 @pytest.fixture
@@ -43,49 +40,6 @@ def test_numbers_under_the_interpreter():
     assert [name for name, agrees in result["trials"].items() if agrees] == ["right"] and len(result["trials"]) > 4
     assert len(errors) > 5 and len(errors["nine questions"]) == 9
     assert {name: worst for name, relative_errors in errors.items() if not (worst := max(relative_errors)) < 2e-6} == {}
-
-
-def on_gpu(rows):
-    return rollout.CapturedQK(rows.scale, *({layer: x.to("cuda") for layer, x in kind.items()} for kind in (rows.queries, rows.keys)))
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "batch, heads, groups, lengths, width",
-    [
-        (1, 28, 4, (1500, 40, 33), 128),
-        (1, 4, 4, (37, 9), 16),
-        (3, 6, 2, (300, 20, 31), 64),
-        (1, 4, 1, (333, *range(1, 10)), 80),
-        (2, 4, 2, (200, 150, 7), 32),
-        (1, 2, 1, (130, 5, 5), 256),
-    ],
-)
-def test_numbers_on_a_gpu(monkeypatch, dtype, batch, heads, groups, lengths, width):
-    from decaf.attention import rollout_triton as rollout_kernel
-
-    carried = []
-    carry = rollout_kernel._pass_layer
-    monkeypatch.setattr(rollout_kernel, "_pass_layer", lambda *args: carried.append(None) or carry(*args))
-    prefix, suffixes = random_rows(batch, heads, groups, lengths, width, dtype, layers=2)
-    visual = torch.zeros(lengths[0], dtype=torch.bool)
-    visual[[*range(5, 15), *range(18, 28), *range(33, lengths[0] - 2)]] = True
-    questions = [on_gpu(suffix) for suffix in suffixes]
-    rows = rollout.last_row_rollout(on_gpu(prefix), questions, visual)
-    assert len(carried) == 2 and not rollout_kernel.broken
-    for row, suffix in zip(rows, suffixes, strict=True):
-        assert row.is_cuda and relative(row.cpu(), dense_rows(prefix, suffix, visual)) < 1e-5
-    for row, other in zip(rows, rollout.last_row_rollout(prefix, questions, visual), strict=True):
-        assert torch.equal(row, other), "a prefix in host memory gives the same"
-
-
-@needs_gpu
-def test_results_repeat_to_the_last_bit():
-    prefix, suffixes = random_rows(1, 8, 2, (700, 40, 33), 128, torch.bfloat16)
-    prefix, suffixes = on_gpu(prefix), [on_gpu(suffix) for suffix in suffixes]
-    first, second = (rollout.last_row_rollout(prefix, suffixes, torch.arange(700) > 9) for _ in range(2))
-    assert all(map(torch.equal, first, second))
 
 
 def test_which_devices_get_the_kernel(monkeypatch):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from decaf.pictures.drawing import OBJECT_COLOURS
-from decaf.pictures.styles import STYLES, show_objects
+from decaf.pictures.styles import show_objects
+from decaf.settings import STYLES
 
 GREY = torch.full((60, 80, 3), 100, dtype=torch.uint8)
 CASING = 14, 14, 18

@@ -16,6 +16,7 @@ VISUAL = {
     "internvl": ("<IMG_CONTEXT>",) * 2,
     "internvl3_5": ("<IMG_CONTEXT>",) * 2,
     "llava_onevision": ("<image>", "<video>"),
+    "smolvlm": ("<image>", "<image>"),
 }
 CELL = {"qwen3_vl": 32, "qwen3_vl_moe": 32}
 """Side of a visual token in pixels, 28 for the others."""
@@ -44,13 +45,17 @@ def test_video_prompt(loaded):
     family, model, processor = loaded
     cell = CELL.get(family, 28)
     video = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 3 * cell, 4 * cell), dtype=np.uint8))
-    text, inputs = ask(processor, "video", videos=[video], do_sample_frames=False)
-    assert text.endswith("the red object<|im_end|>\n<|im_start|>assistant\n")
+    text, inputs = ask(processor, "video", videos=[[video] if family == "smolvlm" else video], do_sample_frames=False)
+    ending = "<end_of_utterance>\nAssistant:" if family == "smolvlm" else "<|im_end|>\n<|im_start|>assistant\n"
+    assert text.endswith("the red object" + ending)
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][1])).sum()
     prompt = processor.tokenizer.decode(inputs["input_ids"][0])
     if family == "llava_onevision":  # and one token behind the last frame
         assert visual == 4 * 16 + 1
         assert prompt.startswith("<|im_start|>user\n<video><video>") and "<video>\nthe red object<|im_end|>\n" in prompt
+    elif family == "smolvlm":
+        assert visual == 4 * 4
+        assert "series of four frames" in prompt and prompt.count("Frame from 00:00:<fake_token_around_image><global-img><image>") == 4
     elif family.startswith("internvl"):
         assert visual == 4 * 16
         assert text.startswith("<|im_start|>user\n<video>\nthe red")
@@ -81,7 +86,9 @@ def test_image_prompt(loaded):
     _, inputs = ask(processor, "image", images=[image], **options)
     visual = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(VISUAL[family][0])).sum()
     # InternVL: 2 x 3 tiles and the thumbnail. LLaVA-OneVision: the thumbnail, and rows of 3 x 8 tokens with one behind each.
-    assert visual == {"internvl": 7 * 16, "internvl3_5": 7 * 16, "llava_onevision": 64 + 16 * 25}.get(family, 8 * 12)
+    # SmolVLM2: 3 x 4 tiles and the thumbnail.
+    expected = {"internvl": 7 * 16, "internvl3_5": 7 * 16, "llava_onevision": 64 + 16 * 25, "smolvlm": 13 * 4}
+    assert visual == expected.get(family, 8 * 12)
     with torch.inference_mode():
         assert torch.isfinite(model(**inputs).logits).all()
 

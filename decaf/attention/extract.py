@@ -18,7 +18,7 @@ from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
-from ..report import Progress, Report, silent, ticking
+from ..report import Progress, Report, checked_per_block, silent
 from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import QUESTION_TOKENS_PER_PASS, QUESTIONS_PER_ROLLOUT, Batches, image_layout, memory_needed
 from .presence import presence_score, yes_and_no
@@ -209,7 +209,7 @@ class _Extraction:
         every frame. With `answer`, the questions are answered, and what is needed to ask more is kept if there is room."""
         yes, no = yes_and_no(self.mllm)
         present = present if layout.kind == "video" and yes and no and self.mllm.engine.has_head else []
-        with ticking(self.mllm.model, self.report.check_cancelled):
+        with checked_per_block(self.mllm.model, self.report.check_cancelled):
             encoded = self.mllm.family.encode(self.mllm, layout, self.mllm.family.pixels(self.mllm, layout, frames))
         self.report.count(f"frames_encoded_{layout.kind}", layout.frames)
         self.report.count("visual_tokens_encoded", layout.tokens * layout.batch)
@@ -223,12 +223,12 @@ class _Extraction:
 
     def _put_aside(self, kept: KeptKV, shared: CapturedQK) -> tuple[KeptKV, CapturedQK] | None:
         """The same in host memory, None if it has no room."""
-        size = sum(tensor.nbytes for part in (kept.keys, kept.values, shared.queries) for tensor in part.values())
+        size = sum(tensor.nbytes for part in (kept.k, kept.v, shared.q) for tensor in part.values())
         if self._kept_bytes + size > MOST_KEPT_BYTES:
             return None
-        kept, q = kept.cpu(), CapturedQK(shared.scale, shared.queries).cpu()
+        kept, q = kept.cpu(), CapturedQK(shared.scale, shared.q).cpu()
         self._kept_bytes += size
-        return kept, replace(q, keys={layer: kept.keys[layer] for layer in shared.keys})  # the same keys: held once
+        return kept, replace(q, k={layer: kept.k[layer] for layer in shared.k})  # the same keys: held once
 
     def ask_again(
         self, layout: Layout, frames: Sequence[Tensor], kept: tuple[KeptKV, CapturedQK] | None, asked: list[str]
@@ -314,7 +314,7 @@ class _Extraction:
 
     def _check_finite(self, shared: CapturedQK) -> None:
         """float16 overflows in some models; then all that follows is NaN, and would be found out minutes later."""
-        if not shared.queries[self.mllm.layers - 1].isfinite().all():
+        if not shared.q[self.mllm.layers - 1].isfinite().all():
             raise DecafError(
                 f"{self.mllm.name} gives numbers that are not finite in {str(self.mllm.engine.dtype).removeprefix('torch.')}. Choose bfloat16 or "
                 "float32 as its dtype; if it is one of these, its weights are damaged: download it again."

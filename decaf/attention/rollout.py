@@ -83,7 +83,7 @@ def last_row_rollout(
     Returns:
         Per suffix the row (B, P + n) in float32. Not normalised: rows of weighted attention do not sum to one.
     """
-    device = next(iter(suffixes[0].queries.values())).device
+    device = next(iter(suffixes[0].q.values())).device
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     if (kernel := fused_kernel(device)) and kernel.agrees(prefix, suffixes, _by_blocks):
@@ -101,21 +101,21 @@ def _by_blocks(
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """`last_row_rollout` in PyTorch, without a fused kernel."""
-    layers = sorted(prefix.queries, reverse=True)
-    batch, heads, length, _ = prefix.queries[layers[0]].shape
-    device = suffixes[0].queries[layers[0]].device
+    layers = sorted(prefix.q, reverse=True)
+    batch, heads, length, _ = prefix.q[layers[0]].shape
+    device = suffixes[0].q[layers[0]].device
     runs = visual_runs(visual)
     rows = []
     for suffix in suffixes:
-        row = torch.zeros(batch, length + suffix.queries[layers[0]].shape[2], device=device)
+        row = torch.zeros(batch, length + suffix.q[layers[0]].shape[2], device=device)
         row[:, -1] = 1
         rows.append(row)
 
     for layer in layers:
-        k = prefix.keys[layer].to(device).float().transpose(2, 3)
+        k = prefix.k[layer].to(device).float().transpose(2, 3)
         # For the rows of the prefix: numerators of V-Max's mean, and the products v A.
         weight, product = _pass_rows(
-            prefix.queries[layer].to(device),
+            prefix.q[layer].to(device),
             k,
             0,
             prefix.scale,
@@ -125,9 +125,9 @@ def _by_blocks(
             check_cancelled,
         )
         for i, suffix in enumerate(suffixes):
-            suffix_k = torch.cat([k, suffix.keys[layer].float().transpose(2, 3)], 3)
+            suffix_k = torch.cat([k, suffix.k[layer].float().transpose(2, 3)], 3)
             suffix_weight, suffix_product = _pass_rows(
-                suffix.queries[layer], suffix_k, length, suffix.scale, rows[i][:, None, length:], runs, block_bytes, check_cancelled
+                suffix.q[layer], suffix_k, length, suffix.scale, rows[i][:, None, length:], runs, block_bytes, check_cancelled
             )
             suffix_product = suffix_product[:, :, 0]
             suffix_product[:, :, :length] += product[:, :, i]

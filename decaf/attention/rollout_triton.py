@@ -217,7 +217,7 @@ def agrees(prefix, suffixes: Sequence, oracle: Callable) -> bool:
     Each compiled kernel is checked once, on a few hundred random rows. This takes milliseconds, far less than compiling. It is needed because
     there are many GPUs, drivers and compilers, and a wrong map looks like any other.
     """
-    query, key = (next(iter(kind.values())) for kind in (suffixes[0].queries, suffixes[0].keys))
+    query, key = (next(iter(kind.values())) for kind in (suffixes[0].q, suffixes[0].k))
     like = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], _vectors(len(suffixes)))
     if like not in _agreed:
         trial, *questions = (_random_rows(type(prefix), query, key, length) for length in (300, 40, 9, 5, 1)[: 1 + _vectors(len(suffixes))])
@@ -266,19 +266,19 @@ def roll_out(prefix, suffixes: Sequence, visual: Tensor, check_cancelled: Callab
     Raises:
         torch.OutOfMemoryError: as PyTorch does.
     """
-    layers = sorted(prefix.queries, reverse=True)
+    layers = sorted(prefix.q, reverse=True)
     packed = _Packed(
-        suffixes[0].queries[layers[0]].device,
-        prefix.queries[layers[0]],
-        [suffix.queries[layers[0]].shape[2] for suffix in suffixes],
+        suffixes[0].q[layers[0]].device,
+        prefix.q[layers[0]],
+        [suffix.q[layers[0]].shape[2] for suffix in suffixes],
         visual,
     )
     rows = packed.last_rows()
     for layer in layers:
         check_cancelled()
         try:
-            q = packed.join([prompt.queries[layer] for prompt in (prefix, *suffixes)])
-            k = packed.join([prompt.keys[layer] for prompt in (prefix, *suffixes)])
+            q = packed.join([prompt.q[layer] for prompt in (prefix, *suffixes)])
+            k = packed.join([prompt.k[layer] for prompt in (prefix, *suffixes)])
             rows = _pass_layer(q, k, rows, packed, prefix.scale)
         except Exception as error:  # errors of compiler and driver have no common base class
             if isinstance(error, torch.OutOfMemoryError):

@@ -60,12 +60,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     _check(arguments)
     transformers_logging.disable_progress_bar()
     with progress_bars(arguments.quiet) as progress:
-        told, doubts = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
+        summary, warnings = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
     if not arguments.quiet:
-        say(sys.stdout, told)
+        say(sys.stdout, summary)
     else:
-        for doubt in doubts:
-            say(sys.stderr, f"decaf: {doubt}")
+        for warning in warnings:
+            say(sys.stderr, f"decaf: {warning}")
     return 0
 
 
@@ -74,7 +74,7 @@ _MOST = 1_000_000
 
 
 def _check(arguments) -> None:
-    """What is wrong with the options is told before anything is made or loaded."""
+    """What is wrong with the options is reported before anything is made or loaded."""
     from ..errors import DecafError, shown
     from ..paths import look_at
     from .outputs import prepare_folder
@@ -94,7 +94,7 @@ def _check(arguments) -> None:
 
 
 def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
-    """The closing summary, and what of it must not go unnoticed."""
+    """The closing summary, and the warnings in it."""
     import torch
     from PIL import Image
 
@@ -128,8 +128,8 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
         if known is not None:
             truth = torch.from_numpy(scene.truth(known))
             outputs.write_masks(folder / "truth", iter(truth), len(truth))
-        told = command.run(options, progress, locks)
-        lines = [f'Clip {arguments.seed}, "{query}"', told.summary]
+        outcome = command.run(options, progress, locks)
+        lines = [f'Clip {arguments.seed}, "{query}"', outcome.summary]
         if known is None:
             lines.append("The truth of this query is not known; of these it is: " + "; ".join(one.text for one in scene.queries) + ".")
         else:
@@ -137,7 +137,7 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
             lines.append(_score(masks, truth))
             lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
     lines.append(f"Look at {folder / outputs.SHEET} and {folder / outputs.OVERLAY}.")
-    return "\n".join(lines), told.doubts
+    return "\n".join(lines), outcome.warnings
 
 
 def _frames(clip):
@@ -178,10 +178,10 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     if arguments.json is not None:
         asked = {"scenes": arguments.evaluate, "seed": arguments.seed, "frames": arguments.frames, "detail": arguments.detail}
         write_json(arguments.json, asked | found)
-    return report(found), ()
+    return tables(found), ()
 
 
-def report(found: dict) -> str:
+def tables(found: dict) -> str:
     """The figures of `evaluate` as tables."""
     lines = []
     for setting, table in found["settings"].items():

@@ -18,8 +18,7 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..pictures.styles import STYLES
-from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
+from ..settings import DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
 from .arguments import DETAIL_HELP, size_in_bytes, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
@@ -89,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
-        help="folder of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or InternVL3 model, or its repository id, which is downloaded if it is not there "
+        help="folder of a model of Qwen2-VL to Qwen3-VL, InternVL3, GLM-4.1V, LLaVA-OneVision or SmolVLM2, or its repository id, which is "
+        "downloaded if it is not there "
         'yet; "bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
     needed.add_argument(
@@ -172,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
         help="instead of progress bars, a line every ten seconds with what is done and, on Linux, the memory held",
     )
     output.add_argument(
-        "--quiet", action="store_true", help="no progress bars, no closing summary; errors and that nothing was found are still told"
+        "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
     add_demo(commands, _Help)
     return top
@@ -273,10 +273,10 @@ def _segment(arguments) -> int:
     }
     logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)
     with progress_bars(arguments.quiet or arguments.verbose) as progress:
-        told = command.run(command.Options(**options), progress)
+        outcome = command.run(command.Options(**options), progress)
     if not arguments.quiet:
-        say(sys.stdout, told.summary)
+        say(sys.stdout, outcome.summary)
     else:  # masks that are empty must not go unnoticed
-        for doubt in told.doubts:
-            say(sys.stderr, f"decaf: {doubt}")
+        for warning in outcome.warnings:
+            say(sys.stderr, f"decaf: {warning}")
     return 0

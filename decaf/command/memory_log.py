@@ -15,7 +15,7 @@ _BETWEEN_SAMPLES = 0.2
 
 
 def resident_bytes() -> int | None:
-    """Bytes of RAM that this process holds now. None where the system does not tell without another package: anywhere but on Linux."""
+    """Bytes of RAM that this process holds now. None anywhere but on Linux."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -27,7 +27,7 @@ class MemoryLog:
     """Watches the memory of this process in a thread while it is entered, and passes on the progress that it is called with.
 
     `peaks`: step -> most resident bytes seen during it, five times a second and when it began. `every`: seconds between two lines in the
-    log, which say what is being done and, where the system tells, how much is held.
+    log, which say what is being done and, on Linux, how much is held.
     """
 
     def __init__(self, progress: Progress = silent, *, every: float = 10.0):

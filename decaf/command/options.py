@@ -1,4 +1,4 @@
-"""The options of `decaf segment`, and what can be told about them before anything is opened, made or loaded."""
+"""The options of `decaf segment`, and what can be checked of them before anything is opened, made or loaded."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _HIGHEST = {"max_key_frames": MOST_KEY_FRAMES, "tokens_per_frame": MOST_TOKENS_P
 
 
 def check_models(mllm: str, sam2: Path) -> None:
-    """DecafError if what --mllm or --sam2 names is evidently no model. Opens nothing."""
+    """DecafError if what --mllm or --sam2 names is plainly no model. Opens nothing."""
     look_at(os.path.expanduser(mllm), "--mllm")
     found = look_at(sam2, "--sam2")
     if found != "file":
-        told = "is a folder. Give the checkpoint file in it." if found else "does not exist. Check the path."
-        raise DecafError(f"--sam2 {shown(sam2)} {told}")
+        problem = "is a folder. Give the checkpoint file in it." if found else "does not exist. Check the path."
+        raise DecafError(f"--sam2 {shown(sam2)} {problem}")
 
 
 def check_options(options: Options) -> None:
@@ -75,7 +75,7 @@ def check_options(options: Options) -> None:
 
 
 def check_start_layer(start: int | None, mllm: Path) -> None:
-    """DecafError, told from the model's configuration, before its weights are loaded. One that says nothing is left to the loader."""
+    """DecafError if the model's config.json has no such layer, before its weights are loaded. A file without the number is left to the loader."""
     layers = layer_count(mllm) if start is not None else None
     if layers is not None and start >= layers:
         raise DecafError(f"--start-layer {start} is no layer of {shown(mllm)}, which has layers 0 to {layers - 1}. The middle is usual.")
@@ -91,17 +91,17 @@ def layer_count(mllm: Path) -> int | None:
         return None
 
 
-def check_places(options: Options, folders: list[Path]) -> None:
+def check_paths(options: Options, folders: list[Path]) -> None:
     """DecafError if there is no clip, or if results in `folders` would come to lie in it or over it."""
     if look_at(options.clip, "CLIP") is None:
         raise DecafError(f"CLIP {shown(options.clip)} does not exist. Check the path.")
     clip = real_path(options.clip)
     try:
         # Results of other queries in --out go at the end: the clip must not be among those either.
-        places = {folder: outputs.replaced(folder) for folder in {options.out, *folders, *outputs.query_folders(options.out)}}
+        overwritten = {folder: outputs.replaced(folder) for folder in {options.out, *folders, *outputs.query_folders(options.out)}}
     except OSError as error:
         raise DecafError(f"--out {shown(options.out)} cannot be looked into ({reason(error)}). Give another folder.") from error
-    for folder, replaced in places.items():
+    for folder, replaced in overwritten.items():
         if clip == real_path(folder):
             raise DecafError(
                 f"--out {shown(folder)} is the clip itself; results would mix with its frames. Give another folder, outside the clip."

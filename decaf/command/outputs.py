@@ -60,10 +60,10 @@ def prepare_folder(folder: Path, name: str = "--out") -> None:
 
 def replaced(folder: Path) -> set[Path]:
     """What a run may overwrite in the folder, resolved, and the folder itself: results among a clip's images would be frames of it."""
-    places = {folder, *(folder / name for name in (MASKS, OBJECTS, OVERLAY, SHEET))}
+    paths = {folder, *(folder / name for name in (MASKS, OBJECTS, OVERLAY, SHEET))}
     for masks in (folder / MASKS, *_object_folders(folder)):
-        places |= {masks, *_numbered(masks)}
-    return {real_path(place) for place in places}
+        paths |= {masks, *_numbered(masks)}
+    return {real_path(path) for path in paths}
 
 
 def stamp(path: Path) -> dict:
@@ -204,7 +204,7 @@ def union_masks(tracks: Tracks) -> Iterator[Tensor]:
 
 
 def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
-    """The mask of the object at place `index`, frame by frame: (H, W) bool."""
+    """The mask of the object of that index, frame by frame: (H, W) bool."""
     return (tracks.masks(index, frame, frame + 1)[0] for frame in range(tracks.length))
 
 

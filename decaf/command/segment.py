@@ -36,7 +36,7 @@ from . import outputs
 from .attention_file import load_attention, save_attention
 from .folder_lock import FolderLocks
 from .memory_log import MemoryLog
-from .options import Options, check_options, check_places, check_start_layer, sam2_file
+from .options import Options, check_options, check_paths, check_start_layer, sam2_file
 
 DEFAULT_FPS = Fraction(24)
 """Of the overlay video of a clip without a frame rate: a folder of images."""
@@ -44,7 +44,7 @@ DEFAULT_FPS = Fraction(24)
 
 @dataclass(frozen=True)
 class _Job:
-    """One query and the folder of its results. `attention_from`, `made_from`: what they come from, so that a later run can tell."""
+    """One query and the folder of its results. `attention_from`, `made_from`: what they come from, which a later run compares with its own."""
 
     query: str
     folder: Path
@@ -70,15 +70,15 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a run says at its end. `summary`: in a few lines; `doubts`: the sentences in it about queries for which nothing, or only a best
+class Outcome:
+    """What a run prints at its end. `summary`: a few lines. `warnings`: those sentences of it that say of a query that nothing, or only a best
     guess, was found."""
 
     summary: str
-    doubts: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def run(options: Options, progress: Progress, locks: FolderLocks | None = None) -> Told:
+def run(options: Options, progress: Progress, locks: FolderLocks | None = None) -> Outcome:
     """Runs the command. `locks`: of the caller, who has something of its own to write into --out; else the run locks it for itself.
 
     Raises DecafError for every input that cannot be used, and if another run writes into --out.
@@ -90,13 +90,13 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
         return _run(options, memory, locks)
 
 
-def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
+def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     queries = split_queries(options.queries)
     options.templates.check(queries, options.attention.setting)
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
     check_options(options)
-    check_places(options, folders)
+    check_paths(options, folders)
     device = choose_device(options.device)
     check_budget(options.memory_budget, device)
     sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
@@ -121,12 +121,12 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
     earlier = {job.folder: outputs.finished(job.folder, job.made_from) if options.resume else None for job in jobs}
     left = [job for job in jobs if earlier[job.folder] is None]
     messages = {job.folder: earlier[job.folder]["message"] for job in jobs if job not in left}
-    told = []
+    lines = []
     if left:
         shared = _Run(options, settings | {"device": str(device)}, memory, report)
         with shared.stage("open clip", report):
             clip = open_clip(options.clip, progress=report)
-        # SAM 2 loads in a second: a wrong file is told before the language model takes its minutes.
+        # SAM 2 loads in a second: a wrong file is reported before the language model takes its minutes.
         with shared.stage("load SAM 2", report):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
@@ -134,12 +134,12 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Told:
         for job, (attention, record) in zip(left, attentions, strict=True):
             tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
-            told.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+            lines.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
     else:
-        told.append(f"Already finished in {options.out}; nothing to do.")
-        told += filter(None, messages.values())
+        lines.append(f"Already finished in {options.out}; nothing to do.")
+        lines += filter(None, messages.values())
     _clear_stale(options.out, stale, locks)
-    return Told("\n".join(told), tuple(message for job in jobs if (message := messages[job.folder])))
+    return Outcome("\n".join(lines), tuple(message for job in jobs if (message := messages[job.folder])))
 
 
 def _claim(out: Path, folders: list[Path], locks: FolderLocks) -> list[Path]:
@@ -169,8 +169,8 @@ def _attentions(
     """Per job (object, background) attention and {"seconds", "counts", "earlier"}: of the earlier run with --resume, else asked for now,
     all queries on the same passes over the pictures."""
     options = run.options
-    found = {job.folder: _earlier(options, job, clip) if options.resume else None for job in jobs}
-    missing = [job for job in jobs if not found[job.folder]]
+    earlier = {job.folder: _earlier(options, job, clip) if options.resume else None for job in jobs}
+    missing = [job for job in jobs if not earlier[job.folder]]
     if missing:
         with run.stage("load MLLM", run.report):
             mllm = load_mllm(folder, device=device, dtype=dtype, memory_budget=options.memory_budget, progress=run.report)
@@ -189,12 +189,12 @@ def _attentions(
     else:
         attentions, record = [], {}
     for job in jobs:
-        if found[job.folder]:  # it may come from another folder: the queries were in another order then
-            save_attention(job.folder / outputs.ATTENTION, found[job.folder][0], job.attention_from, found[job.folder][1])
+        if earlier[job.folder]:  # it may come from another folder: the queries were in another order then
+            save_attention(job.folder / outputs.ATTENTION, earlier[job.folder][0], job.attention_from, earlier[job.folder][1])
     asked = iter(attentions)
     return [
-        (found[job.folder][0], found[job.folder][1] | {"earlier": True})
-        if found[job.folder]
+        (earlier[job.folder][0], earlier[job.folder][1] | {"earlier": True})
+        if earlier[job.folder]
         else (next(asked), record | {"earlier": False})
         for job in jobs
     ]
@@ -279,7 +279,7 @@ def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iter
     # One object needs no number.
     numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
     for index in range(len(clip)):
-        masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
+        masks = [tracks.masks(number, index, index + 1)[0] for number in range(len(tracks.tracks))]
         yield show_objects(clip[index], masks, style, numbers=numbers)
         progress(index + 1, len(clip), "Writing the overlay")
 
@@ -305,5 +305,5 @@ def _summary(folder: Path, tracks: Tracks, filled: int) -> str:
     if not tracks.tracks:
         return f"{tracks.message} The masks in {folder} are empty."
     many = f"{len(tracks.tracks)} object" + "s" * (len(tracks.tracks) != 1)
-    told = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {folder}."
-    return f"{told}\n{tracks.message} Look at {outputs.SHEET}." if tracks.message else told
+    summary = f"{many}, masked in {filled} of {tracks.length} frames. Results are in {folder}."
+    return f"{summary}\n{tracks.message} Look at {outputs.SHEET}." if tracks.message else summary

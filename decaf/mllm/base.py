@@ -104,6 +104,8 @@ class Family(ABC):
     """`model_type` of the towers' own configurations, where they name one. Others would build code that nobody has looked at."""
     repositories: tuple[str, ...]
     """Published models that are offered for download."""
+    rank: int = 9
+    """Place in lists: families whose models most people have come first."""
 
     start: str = ""
     """What every prompt begins with."""
@@ -113,6 +115,8 @@ class Family(ABC):
     """How that stands in the prompt, at {}."""
     opening: str
     """The user's turn up to the pictures, or to the question where there are none."""
+    before_text: str = ""
+    """What stands between that and a question without pictures."""
     closing: str
     """The prompt after the question, up to the answer."""
     answer_opening: str = ""
@@ -256,7 +260,7 @@ class MLLM:
         for token in self._control_tokens():
             if token in question:
                 raise DecafError(f"The query contains {token}, a control token of {self.name}. Remove it.")
-        before = self._opening if layout is None else layout.rest
+        before = self._opening + self.family.before_text if layout is None else layout.rest
         ids = self._ids(before + question + self.family.closing + self.family.answer_opening)
         if len(ids) > LONGEST_QUESTION_TOKENS:
             raise DecafError(
@@ -266,10 +270,10 @@ class MLLM:
         return torch.tensor(ids)
 
     def _control_tokens(self) -> set[str]:
-        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in angle brackets;
+        """Texts that the tokenizer makes one token of wherever they stand. Some of them are not listed as special, but stand in brackets;
         what does not, such as runs of spaces, is ordinary text."""
         added = getattr(self.tokenizer, "get_added_vocab", dict)()
-        bracketed = {token for token in added if token[:1] == "<" and token[-1:] == ">"}
+        bracketed = {token for token in added if token[:1] + token[-1:] in ("<>", "[]")}
         return {token for token in self.tokenizer.all_special_tokens if token} | set(self.family.visual_tokens.values()) | bracketed
 
     @property

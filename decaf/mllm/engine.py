@@ -127,7 +127,8 @@ class TransformersEngine:
 
     @property
     def text_tower(self) -> nn.Module:
-        return self.model.model.language_model
+        inner = self.model.model
+        return inner.language_model if hasattr(inner, "language_model") else inner.text_model
 
     @property
     def end_tokens(self) -> set[int]:

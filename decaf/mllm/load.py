@@ -62,8 +62,8 @@ def registry() -> dict[str, Family]:
 
 
 def all_families() -> list[Family]:
-    """Every family once, in the order of their titles, the one with the most models first."""
-    return sorted(dict.fromkeys(registry().values()), key=lambda family: (-len(family.repositories), family.title))
+    """Every family once, in the order of their ranks and titles."""
+    return sorted(dict.fromkeys(registry().values()), key=lambda family: (family.rank, family.title))
 
 
 def load_mllm(

@@ -24,36 +24,36 @@ SHARED = 0
 class CapturedQK:
     """Attention queries and keys of consecutive prompt positions, per decoder layer.
 
-    `queries[l]` is (B, H, n, D), `keys[l]` is (B, KV, n, D) with H a multiple of KV, both after the rotary embedding and in the model's dtype.
+    `q[l]` is (B, H, n, D), `k[l]` is (B, KV, n, D) with H a multiple of KV, both after the rotary embedding and in the model's dtype.
     Those of shared tokens may lie in host memory: the rollout fetches them a layer at a time.
     """
 
     scale: float = 1.0
-    queries: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
+    q: dict[int, Tensor] = field(default_factory=dict)
+    k: dict[int, Tensor] = field(default_factory=dict)
 
     def cpu(self) -> CapturedQK:
         """The same in host memory."""
-        moved = [{layer: _on_its_own(tensor) for layer, tensor in part.items()} for part in (self.queries, self.keys)]
+        moved = [{layer: _on_its_own(tensor) for layer, tensor in part.items()} for part in (self.q, self.k)]
         return CapturedQK(self.scale, *moved)
 
 
 @dataclass
 class KeptKV:
-    """Keys and values (B, KV, n, D) of earlier tokens, per layer, and the segment (n,) of each token. They may lie in host memory."""
+    """Keys `k` and values `v` (B, KV, n, D) of earlier tokens, per layer, and the segment (n,) of each token. They may lie in host memory."""
 
     segments: Tensor
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    k: dict[int, Tensor] = field(default_factory=dict)
+    v: dict[int, Tensor] = field(default_factory=dict)
 
     def shared(self) -> KeptKV:
         """What belongs to the shared tokens alone."""
         n = int((self.segments == SHARED).sum())
-        return KeptKV(self.segments[:n], *({layer: one[:, :, :n] for layer, one in part.items()} for part in (self.keys, self.values)))
+        return KeptKV(self.segments[:n], *({layer: one[:, :, :n] for layer, one in part.items()} for part in (self.k, self.v)))
 
     def cpu(self) -> KeptKV:
         """The same in host memory."""
-        return KeptKV(self.segments, *({layer: _on_its_own(one) for layer, one in part.items()} for part in (self.keys, self.values)))
+        return KeptKV(self.segments, *({layer: _on_its_own(one) for layer, one in part.items()} for part in (self.k, self.v)))
 
 
 class PackedAttention:
@@ -100,9 +100,9 @@ class PackedAttention:
         if n:
             parts.append(_attend(q[:, :, :n], k[:, :, :n], v[:, :, :n], scale, is_causal=True))
         if self._past is not None:
-            k, v = (torch.cat([old[layer].to(new.device), new], 2) for old, new in ((self._past.keys, k), (self._past.values, v)))
+            k, v = (torch.cat([old[layer].to(new.device), new], 2) for old, new in ((self._past.k, k), (self._past.v, v)))
         if self.kept is not None:
-            self.kept.keys[layer], self.kept.values[layer] = k, v
+            self.kept.k[layer], self.kept.v[layer] = k, v
         if q.shape[2] > n:
             self._mask = self._mask.to(q.device)
             parts.append(_attend(q[:, :, n:], k, v, scale, attn_mask=self._mask))
@@ -116,12 +116,12 @@ class PackedAttention:
             aside = self._budget < 0
         if n:
             self.shared.scale = scale
-            self.shared.queries[layer], self.shared.keys[layer] = q[:, :, :n].cpu() if aside else q[:, :, :n], k[:, :, :n]
+            self.shared.q[layer], self.shared.k[layer] = q[:, :, :n].cpu() if aside else q[:, :, :n], k[:, :, :n]
         for span, captured in zip(self._spans, self.questions, strict=True):
             captured.scale = scale
             # A view would keep the whole tensor on the device.
-            captured.queries[layer] = q[:, :, span].clone() if aside else q[:, :, span]
-            captured.keys[layer] = k[:, :, span]
+            captured.q[layer] = q[:, :, span].clone() if aside else q[:, :, span]
+            captured.k[layer] = k[:, :, span]
 
 
 def _on_its_own(tensor: Tensor) -> Tensor:

@@ -12,15 +12,6 @@ from torch import Tensor
 from .drawing import OBJECT_COLOURS, fit_mask, line_width
 from .lettering import font_for
 
-STYLES = {
-    "spotlight": "the rest dark and grey, the objects as they are",
-    "tint": "each object in its colour, half transparent",
-    "outline": "lines alone",
-    "checkerboard": "the objects cut out, on a checkerboard",
-    "matte": "the objects white on black",
-}
-"""What each style shows."""
-
 _CASING = torch.tensor([14, 14, 18], dtype=torch.uint8)
 _SQUARES = (96, 144)
 """Greys of the checkerboard."""
@@ -33,7 +24,7 @@ def show_objects(
 
     Args:
         masks: (h, w) of any size: bool, or float 0..1 with soft edges. Later ones lie on top.
-        style: one of STYLES.
+        style: one of `decaf.settings.STYLES`.
         opacity: 0..1, how strongly the style shows: at 0 the frame stays as it is, but for lines and numbers.
         numbers: of each object, written at it; None writes none.
     """

@@ -28,6 +28,23 @@ _DYNAMIC_MULTIMASK = {
 }
 
 
+HOW_IT_RUNS = {
+    "sigmoid_scale_for_mem_enc": 20.0,
+    "sigmoid_bias_for_mem_enc": -10.0,
+    "use_mask_input_as_output_without_sam": True,
+    "directly_add_no_mem_embed": True,
+    "multimask_output_in_sam": True,
+    "multimask_min_pt_num": 0,
+    "multimask_max_pt_num": 1,
+    "multimask_output_for_tracking": True,
+    "use_multimask_token_for_obj_ptr": True,
+    "iou_prediction_use_sigmoid": True,
+    "use_obj_ptrs_in_encoder": True,
+    "only_obj_ptrs_in_the_past_for_eval": True,
+}
+"""Arguments of `SAM2Base` that no weight tells, the same in all released models: those of Meta's configurations."""
+
+
 def load_sam2(
     path: str | Path,
     *,
@@ -101,29 +118,18 @@ def build_model(weights: Mapping[str, Tensor], architecture: Architecture) -> nn
         memory_encoder=_memory_encoder(weights),
         num_maskmem=weights["maskmem_tpos_enc"].shape[0],
         image_size=settings.image_size,
-        sigmoid_scale_for_mem_enc=20.0,
-        sigmoid_bias_for_mem_enc=-10.0,
         binarize_mask_from_pts_for_mem_enc=True,
-        use_mask_input_as_output_without_sam=True,
-        directly_add_no_mem_embed=True,
         use_high_res_features_in_sam="sam_mask_decoder.conv_s0.weight" in weights,
-        multimask_output_in_sam=True,
-        multimask_min_pt_num=0,
-        multimask_max_pt_num=1,
-        multimask_output_for_tracking=True,
-        use_multimask_token_for_obj_ptr=True,
-        iou_prediction_use_sigmoid=True,
-        use_obj_ptrs_in_encoder=True,
         add_tpos_enc_to_obj_ptrs="obj_ptr_tpos_proj.weight" in weights,
         proj_tpos_enc_in_obj_ptrs="obj_ptr_tpos_proj.weight" in weights,
         use_signed_tpos_enc_to_obj_ptrs="obj_ptr_tpos_proj.weight" in weights,
-        only_obj_ptrs_in_the_past_for_eval=True,
         pred_obj_scores="sam_mask_decoder.obj_score_token.weight" in weights,
         pred_obj_scores_mlp="sam_mask_decoder.pred_obj_score_head.layers.0.weight" in weights,
         fixed_no_obj_ptr="no_obj_ptr" in weights,
         use_mlp_for_obj_ptr_proj="obj_ptr_proj.layers.0.weight" in weights,
         no_obj_embed_spatial="no_obj_embed_spatial" in weights,
         sam_mask_decoder_extra_args=_DYNAMIC_MULTIMASK,
+        **HOW_IT_RUNS,
     )
     # SAM2Base fixes the sizes of the decoder's hidden layers; a reduced model may have others.
     model.sam_mask_decoder = _mask_decoder(weights, settings.decoder_heads)
@@ -140,9 +146,14 @@ def _image_encoder(weights: Mapping[str, Tensor], architecture: Architecture) ->
         window_pos_embed_bkg_spatial_size=tuple(weights["image_encoder.trunk.pos_embed"].shape[-2:]),
         window_spec=architecture.settings.window_spec,
     )
-    d_model = weights["image_encoder.neck.convs.0.conv.weight"].shape[0]
+    return with_neck(trunk, weights["image_encoder.neck.convs.0.conv.weight"].shape[0])
+
+
+def with_neck(trunk: nn.Module, d_model: int) -> nn.Module:
+    """The image encoder of a trunk: three levels of `d_model` channels, of which the lowest also sees the one below it."""
+    sam2 = sam2_package()
     neck = sam2.FpnNeck(
-        position_encoding=_sine(d_model),
+        position_encoding=sine(d_model),
         d_model=d_model,
         backbone_channel_list=trunk.channel_list,
         fpn_top_down_levels=[2, 3],
@@ -151,7 +162,8 @@ def _image_encoder(weights: Mapping[str, Tensor], architecture: Architecture) ->
     return sam2.ImageEncoder(trunk=trunk, neck=neck, scalp=1)
 
 
-def _sine(channels: int) -> nn.Module:
+def sine(channels: int) -> nn.Module:
+    """Positional encodings of a map."""
     return sam2_package().PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000, warmup_cache=False)
 
 
@@ -203,7 +215,7 @@ def _memory_encoder(weights: Mapping[str, Tensor]) -> nn.Module:
     return sam2.MemoryEncoder(
         in_dim=dim,
         out_dim=weights["maskmem_tpos_enc"].shape[-1],
-        position_encoding=_sine(weights["maskmem_tpos_enc"].shape[-1]),
+        position_encoding=sine(weights["maskmem_tpos_enc"].shape[-1]),
         mask_downsampler=sam2.MaskDownSampler(embed_dim=dim, kernel_size=kernel, stride=stride, padding=(kernel - stride + 1) // 2),
         fuser=sam2.Fuser(
             layer=sam2.CXBlock(

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..report import ticking
+from ..report import checked_per_block
 from .encoder import encoder_bytes
 from .fast_steps import FastSteps
 from .half_weights import half_bytes, half_weights
@@ -51,7 +51,7 @@ class SAM2:
     def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
         """This library's way, or the package's own if a trial at the model's first use says that they differ."""
         steps = FastSteps if fast_steps_agree(self.model, self.name, check_cancelled) else PackageSteps
-        with ticking(self.model, check_cancelled), half_weights(self.model, self.dtype):
+        with checked_per_block(self.model, check_cancelled), half_weights(self.model, self.dtype):
             yield steps(self.model, self.dtype, check_cancelled)
 
     def feature_bytes(self) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..devices import is_device_failure, is_out_of_memory
 from ..errors import DecafError, reason
-from ..report import ticking
+from ..report import checked_per_block
 from ..tracking.segmenter import MemoryBank, Outputs
 from .encoder import Features
 from .fast_steps import FastSteps
@@ -65,7 +65,7 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
     small = min(model.image_size, max(64, model.image_size // 128 * 32))  # as a picture of full size takes half of a trial's time
     picture, _ = _scene(small)
     _, mask = _scene(model.image_size)
-    with ticking(model, check):
+    with checked_per_block(model, check):
         try:
             theirs = PackageSteps(model, check_cancelled=check)
             small_features = theirs.encode(picture)

@@ -89,7 +89,7 @@ class FrameEncoder:
         return len(self._frames)
 
     def encode(self, frame: int, *, keep: bool = False, then: int | None = None) -> Features:
-        """Features of `frame`; with `keep` they stay, if there is room, until the frame is asked for again. `then`: the frame that will be
+        """Features of `frame`; with `keep` they stay, if the budget allows, until the frame is asked for again. `then`: the frame that will be
         asked for next, to be read meanwhile."""
         index = self._index(frame)
         features = self._cache.take(index)

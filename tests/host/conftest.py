@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import small_core
-import tiny_models
-import tiny_sam2
+from comfy_base import make_base
 from comfy_host import HostBroken, PackBroken, Server, check_requirements, find_host, running
 from comfy_page import chromium, open_browser
-from make_workflows import red_square
-from PIL import Image
-
-from decaf.clips import write_video
 
 
 @pytest.fixture(scope="session")
@@ -28,18 +22,8 @@ def host():
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """A base directory for ComfyUI: models/LLM and models/sam2 with tiny models, input with a clip and a picture."""
-    base = tmp_path_factory.mktemp("comfy")
-    for family in tiny_models.FAMILIES:
-        tiny_models.make_mllm(base / "models" / "LLM" / f"tiny_{family}", family)
-    small_core.make_all(base / "models")
-    (base / "models" / "sam2").mkdir()
-    tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
-    (base / "input").mkdir()
-    clip = red_square(12, 72, 96)
-    write_video(base / "input" / "clip.mp4", clip, 12, (72, 96))
-    Image.fromarray(clip[0].numpy()).save(base / "input" / "example.png")
-    return base
+    """A base directory for ComfyUI: models/LLM, models/text_encoders and models/sam2 with tiny models, input with a clip and a picture."""
+    return make_base(tmp_path_factory.mktemp("comfy"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ sys.path.append(str(Path(settings["pack"]) / "tests" / "support"))
 
 from comfy.cli_args import args  # noqa: E402
 
-args.cpu = True
+args.cpu = not settings.get("gpu")
+for flag in settings.get("flags", ()):  # as they are called in comfy.cli_args
+    setattr(args, flag, True)
 args.base_directory = settings["base"]
 
 import torch  # noqa: E402

@@ -1,7 +1,7 @@
 """Memory of a server that runs for long: it stays where it is from one run to the next, and a long clip leaves nothing when it is gone.
 
 Resident memory of the whole process is what is measured, so that it does not matter who holds what stays: this pack, ComfyUI, or the C library.
-40 runs by default, 300 with --long.
+40 runs by default, 300 with --long; models are exchanged 5 times, 20 with --long.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_models
 from comfy_host import Server
 from make_workflows import red_square
 
@@ -37,10 +38,10 @@ def resident(server: Server) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MB
 
 
-def prompt(query: str, clip: str = "clip.mp4") -> dict:
+def prompt(query: str, clip: str = "clip.mp4", model: str = "tiny_qwen2_5_vl", dtype: str = "fp32") -> dict:
     graph = {
         "video": ("LoadVideo", {"file": clip}),
-        "mllm": ("LoadMLLM", {"model": "tiny_qwen2_5_vl", "dtype": "fp32"}),
+        "mllm": ("LoadMLLM", {"model": model, "dtype": dtype}),
         "sam2": ("DecAFLoadSAM2", {"model": "tiny_sam2.safetensors"}),
         "extract": (
             "ExtractRolloutAttention",
@@ -103,3 +104,20 @@ def test_runs_take_no_more_memory_than_the_runs_before_them(own_server, request)
     start, end = (sorted(series[run - 10 : run])[5] for run in (first, last))
     print(f"run {first}: {start:.0f} MB, run {last}: {end:.0f} MB")
     assert end - start < rise, [round(one) for one in series[::5]]
+
+
+def test_models_that_take_turns_give_their_memory_back(own_server, base, request):
+    """Load, run, unload, another model: one of 180 MB in float32, the other converted to fp8, so that one that stays shows at once."""
+    cycles = 20 if request.config.getoption("--long") else 5
+    models = {"wide_qwen2_5_vl": "fp32", "wide_internvl": "fp8"}
+    for name in models:
+        tiny_models.make_mllm(base / "models" / "LLM" / name, name.removeprefix("wide_"), hidden=1152, heads=12)
+    held, left = [], []
+    for number in range(cycles):
+        for name, dtype in models.items():
+            own_server.run(prompt(f"square {number}", model=name, dtype=dtype))
+            held.append(resident(own_server))
+        left.append(free(own_server, left[1] + 10 if number > 1 else 0, seconds=10 if number > 1 else 4))
+    print(f"after each cycle: {[round(one) for one in left]} MB, with a model: {max(held):.0f}")
+    assert max(held[4:]) - left[1] > 100, "the models were held, or this test says nothing"
+    assert max(left[2:]) - left[1] < 50, [round(one) for one in left]

@@ -104,12 +104,14 @@ def running(server: Server, bare: Path):
 
 @dataclass
 class Server:
-    """ComfyUI's server on a free port over a folder of its own: `base`/models, input, output, temp and custom_nodes with this pack."""
+    """ComfyUI's server on a free port over a folder of its own: `base`/models, input, output, temp and custom_nodes with this pack.
+    `device`: the argument that says where it computes; empty for where it finds best."""
 
     host: Host
     base: Path
     arguments: tuple[str, ...] = ()
     with_pack: bool = True
+    device: tuple[str, ...] = ("--cpu",)
     port: int = 0
     process: subprocess.Popen | None = field(default=None, repr=False)
 
@@ -133,7 +135,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [self.host.python, "main.py", "--cpu", "--base-directory", self.base, "--port", self.port, "--disable-auto-launch"]
+        command = [self.host.python, "main.py", *self.device, "--base-directory", self.base, "--port", self.port, "--disable-auto-launch"]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self.arguments]
         with (self.base / "server.log").open("w") as log:
             self.process = subprocess.Popen(

@@ -31,8 +31,8 @@ def random_rows(batch, heads, groups, lengths, dim=16, dtype=torch.float32, laye
     for length in lengths:
         rows = CapturedQK(dim**-0.5)
         for layer in range(layers):
-            rows.queries[layer] = (torch.randn(batch, heads, length, dim) * 2).to(dtype)
-            rows.keys[layer] = (torch.randn(batch, groups, length, dim) * 2).to(dtype)
+            rows.q[layer] = (torch.randn(batch, heads, length, dim) * 2).to(dtype)
+            rows.k[layer] = (torch.randn(batch, groups, length, dim) * 2).to(dtype)
         pieces.append(rows)
     return pieces[0], pieces[1:]
 
@@ -41,11 +41,11 @@ def dense_rows(prefix, suffix, visual, start=0):
     """What `last_row_rollout` should give for one prompt."""
     attentions = {
         layer: dense_attention(
-            torch.cat([prefix.queries[layer], suffix.queries[layer]], 2),
-            torch.cat([prefix.keys[layer], suffix.keys[layer]], 2),
+            torch.cat([prefix.q[layer], suffix.q[layer]], 2),
+            torch.cat([prefix.k[layer], suffix.k[layer]], 2),
             prefix.scale,
         )
-        for layer in prefix.queries
+        for layer in prefix.q
     }
     length = next(iter(attentions.values())).shape[-1]
     seen = torch.cat([visual, torch.zeros(length - len(visual), dtype=torch.bool)])

@@ -64,7 +64,7 @@ def trials() -> dict[str, bool]:
     prefix, suffixes = random_rows(1, 2, 1, (61, 5, 3), 32, FLOAT, 1)
 
     def swapped(rows, change):
-        return rollout.CapturedQK(rows.scale, {layer: change(x) for layer, x in rows.queries.items()}, rows.keys)
+        return rollout.CapturedQK(rows.scale, {layer: change(x) for layer, x in rows.q.items()}, rows.k)
 
     oracles = {
         "right": rollout._by_blocks,

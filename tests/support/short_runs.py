@@ -5,6 +5,7 @@ import json
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 FRAMES, SIZE, KEYS = 9, (96, 128), 4
 
@@ -23,6 +24,25 @@ def read(folder):
 
 def masks(folder):
     return [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+
+
+def check_whole(out):
+    """Every file that bears its final name is whole, and nothing says that the run was finished unless it was."""
+    from decaf.clips import open_clip
+    from decaf.command.attention_file import load_attention
+
+    for path in out.rglob("[!.]*"):
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.load()
+        elif path.suffix == ".mp4":
+            assert len(open_clip(path)) == FRAMES
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                made_from = json.loads(file.metadata()["made_from"])
+            assert load_attention(path, made_from) is not None
+        elif path.suffix == ".json":
+            assert len(masks(out / "masks")) == read(out)["clip"]["frames"]
 
 
 class Meter:

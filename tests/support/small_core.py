@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 SHAPES = {
-    "qwen2_5_vl": {"layers": 3, "heads": 8, "kv_heads": 4, "hidden": 1024, "text": {"intermediate_size": 128}},
+    "qwen2_5_vl": {"layers": 4, "heads": 8, "kv_heads": 4, "hidden": 1024, "text": {"intermediate_size": 128}},
     "qwen3_vl_4b": {"layers": 3, "heads": 4, "kv_heads": 2, "hidden": 2560, "text": {"intermediate_size": 64, "head_dim": 128}},
     "qwen3_vl_8b": {"layers": 4, "heads": 4, "kv_heads": 2, "hidden": 256, "text": {"head_dim": 128}},
 }
@@ -56,6 +56,15 @@ def make_all(models: Path) -> None:
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         # ComfyUI computes some of Qwen3-VL's position embeddings in the format that they are stored in.
         save_file({name: tensor.float() for name, tensor in tensors.items()}, models / "text_encoders" / FILES[name])
+
+
+def make_pack(custom_nodes: Path, models: Path) -> None:
+    """A pack for ComfyUI's server that shrinks its classes when it starts."""
+    pack = custom_nodes / "small_core_for_tests"
+    pack.mkdir(parents=True, exist_ok=True)
+    folders = [str(models / "LLM" / folder_of(name)) for name in SHAPES if (models / "LLM" / folder_of(name)).exists()]
+    lines = ("import sys", f"sys.path.append({str(Path(__file__).parent)!r})", "from small_core import shrink", f"shrink(*{folders!r})")
+    (pack / "__init__.py").write_text("\n".join((*lines, "NODE_CLASS_MAPPINGS = {}", "")), encoding="utf-8")
 
 
 @contextmanager
@@ -125,13 +134,15 @@ def _qwen2_5_vl(config: dict, folder: Path) -> list:
 
 
 def _qwen3_vl(config: dict, folder: Path) -> list:
-    from comfy.text_encoders import qwen3vl
+    from comfy.text_encoders import llama, qwen3vl
 
     tower, text = config["vision_config"], config["text_config"]
     name = "qwen3vl_4b" if config["tie_word_embeddings"] else "qwen3vl_8b"
     own = {key: tower[key] for key in ("hidden_size", "intermediate_size", "depth", "deepstack_visual_indexes")}
     common = {key: tower[key] for key in ("num_heads", "num_position_embeddings")}
+    text_only = name.replace("qwen3vl_", "Qwen3_").replace("b", "B") + "Config"  # what the type flux2 makes of the file
     return [
+        patch.object(llama, text_only, _other_defaults(getattr(llama, text_only), **_text(text))),
         patch.dict(qwen3vl.QWEN3VL_CONFIGS, {name: _other_defaults(qwen3vl.QWEN3VL_CONFIGS[name], **_text(text))}),
         patch.dict(qwen3vl.QWEN3VL_VISION, {name: own}),
         patch.dict(qwen3vl.QWEN3VL_VISION_COMMON, common),

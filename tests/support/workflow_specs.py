@@ -146,6 +146,44 @@ WORKFLOWS = {
             "create.VIDEO > masks.video",
         ),
     ),
+    "decaf_your_text_encoder": Workflow(
+        "The text encoder you already have",
+        "# The text encoder you already have\n\nThe text encoder of an image or video model can be a multimodal LLM. Then it finds your object as "
+        "well: no second download, and ComfyUI loads it as usual, quantised and in parts where the GPU is small.\n\n"
+        "1. Load Video: choose your clip\n2. Load CLIP: choose one of\n   - **qwen_2.5_vl_7b...** (Qwen-Image, HunyuanVideo 1.5)\n   - "
+        "**qwen3vl_4b...** (Krea 2, Mage-Flow)\n   - **qwen3vl_8b...** (Ideogram 4, Boogu, JoyImage)\n\n   The *type* may stay qwen_image\n"
+        f"3. {SAM2}\n4. Extract Rollout Attention: write the *query*\n5. Press **Run**\n\n"
+        "The loader of a GGUF pack in the place of Load CLIP works the same way.",
+        {
+            "1 · Clip and models": {
+                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
+                "mllm": Node("CLIPLoader", {"clip_name": None, "type": "qwen_image"}),
+                "sam2": Node("DecAFLoadSAM2", {"model": CHOOSE}),
+            },
+            **_attention("the dog that gets the ball first"),
+            "4 · Points, then masks": {
+                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 430)),
+                "report": Node("PreviewAny", {}, (340, 150)),
+            },
+            "5 · Save": {
+                "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
+            },
+        },
+        (
+            "clip.VIDEO > extract.frames",
+            "mllm.CLIP > extract.mllm",
+            *_ATTENTION_LINKS[1:],
+            "clip.VIDEO > preview.frames",
+            "fused.fused > prompts.fused",
+            "prompts.prompts > preview.prompts",
+            "sam2.sam2 > segment.sam2",
+            "clip.VIDEO > segment.frames",
+            "prompts.prompts > segment.prompts",
+            "segment.report > report.source",
+            "segment.overlay > overlay.video",
+        ),
+    ),
     "decaf_image_to_mask": Workflow(
         "Image to mask",
         "# Image to mask\n\nThe same for one picture: an image is a clip of one frame.\n\n"

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from decaf.sam2.build import HOW_IT_RUNS, sine, with_neck
 from decaf.sam2.checkpoint import METADATA_KEY
 from decaf.sam2.package import sam2_package
 
@@ -31,13 +32,7 @@ def build(image_size: int = IMAGE_SIZE) -> nn.Module:
         window_pos_embed_bkg_spatial_size=(4, 4),
         window_spec=(8, 4, 8, 4),
     )
-    neck = sam2.FpnNeck(
-        position_encoding=_sine(DIM),
-        d_model=DIM,
-        backbone_channel_list=trunk.channel_list,
-        fpn_top_down_levels=[2, 3],
-        fpn_interp_model="nearest",
-    )
+    image_encoder = with_neck(trunk, DIM)
     side = image_size // 16
     rope = {"rope_theta": 10000.0, "feat_sizes": (side, side), "embedding_dim": DIM, "num_heads": 1, "downsample_rate": 2, "dropout": 0.0}
     layer = sam2.MemoryAttentionLayer(
@@ -54,46 +49,31 @@ def build(image_size: int = IMAGE_SIZE) -> nn.Module:
     memory_encoder = sam2.MemoryEncoder(
         in_dim=DIM,
         out_dim=MEMORY_DIM,
-        position_encoding=_sine(MEMORY_DIM),
+        position_encoding=sine(MEMORY_DIM),
         mask_downsampler=sam2.MaskDownSampler(embed_dim=DIM, kernel_size=3, stride=2, padding=1),
         # At the package's 1e-6 the fuser's blocks would need far more steps than this model gets to take part at all.
         fuser=sam2.Fuser(sam2.CXBlock(dim=DIM, layer_scale_init_value=0.1), num_layers=2),
     )
     model = sam2.SAM2Base(
-        image_encoder=sam2.ImageEncoder(trunk, neck, scalp=1),
+        image_encoder=image_encoder,
         memory_attention=sam2.MemoryAttention(d_model=DIM, pos_enc_at_input=True, layer=layer, num_layers=2),
         memory_encoder=memory_encoder,
         num_maskmem=MEMORIES,
         image_size=image_size,
-        sigmoid_scale_for_mem_enc=20.0,
-        sigmoid_bias_for_mem_enc=-10.0,
-        use_mask_input_as_output_without_sam=True,
-        directly_add_no_mem_embed=True,
         no_obj_embed_spatial=True,
         use_high_res_features_in_sam=True,
-        multimask_output_in_sam=True,
-        multimask_min_pt_num=0,
-        multimask_max_pt_num=1,
-        multimask_output_for_tracking=True,
-        use_multimask_token_for_obj_ptr=True,
-        iou_prediction_use_sigmoid=True,
-        use_obj_ptrs_in_encoder=True,
         add_tpos_enc_to_obj_ptrs=True,
         proj_tpos_enc_in_obj_ptrs=True,
         use_signed_tpos_enc_to_obj_ptrs=True,
-        only_obj_ptrs_in_the_past_for_eval=True,
         pred_obj_scores=True,
         pred_obj_scores_mlp=True,
         fixed_no_obj_ptr=True,
         use_mlp_for_obj_ptr_proj=True,
+        **HOW_IT_RUNS,
     )
     _mark_places(model)
     _look_at_same_place(model)
     return model
-
-
-def _sine(channels: int) -> nn.Module:
-    return sam2_package().PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000)
 
 
 # (x, y) waves per half picture whose sines and cosines the mask decoder's position heads compare: slow ones, so that far places differ,
@@ -158,7 +138,7 @@ def _look_at_same_place(model: nn.Module, strength: float = 3.5) -> None:
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Writes the weights in half precision, with what their shapes cannot tell, as `decaf.tracking.load_sam2` reads it."""
+    """Writes the weights in half precision, with what their shapes cannot tell, as `decaf.sam2.load_sam2` reads it."""
     weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     settings = {"image_size": IMAGE_SIZE, "num_heads": 1, "window_spec": [8, 4, 8, 4], "global_att_blocks": [4, 5], "decoder_heads": 8}
     save_file(weights, path, metadata={METADATA_KEY: json.dumps(settings), "format": "pt"})

@@ -24,6 +24,7 @@ MOST_TOKENS_OF_A_TILE = 4096
 class InternVL(Family):
     name = "InternVL3"
     title = "InternVL3 and InternVL3.5"
+    rank = 3
     model_types = ("internvl",)
     text_types = ("qwen2", "qwen3")
     vision_types = ("internvl_vision",)

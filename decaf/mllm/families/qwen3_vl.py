@@ -18,6 +18,7 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 class Qwen3VL(QwenVL):
     name = "Qwen3-VL"
     title = "Qwen3-VL"
+    rank = 2
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     text_types = ("qwen3_vl_text", "qwen3_vl_moe_text")
     vision_types = ("qwen3_vl", "qwen3_vl_vision", "qwen3_vl_moe", "qwen3_vl_moe_vision")

@@ -36,6 +36,7 @@ def _as_product(convolution: nn.Conv3d) -> nn.Linear:
 class QwenVL(Family):
     name = "Qwen2-VL"
     title = "Qwen2-VL and Qwen2.5-VL"
+    rank = 1
     model_types = ("qwen2_vl", "qwen2_5_vl")
     text_types = ("qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text")
     vision_types = ("qwen2_vl", "qwen2_5_vl", "qwen2_vl_vision", "qwen2_5_vl_vision")
