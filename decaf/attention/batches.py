@@ -37,8 +37,8 @@ values of the pictures."""
 CLOSING_TOKENS = 5
 """Of the chat's words behind a question, as the tokenizers of published models have them."""
 
-TEXT_TOKENS_OF_A_QUERY = 192
-"""Tokens of a query's three questions and a share of the chat's own words, where the tokenizer is not asked."""
+TEXT_TOKENS_OF_A_QUESTION = 64
+"""Tokens of a question and a share of the chat's own words, where the tokenizer is not asked."""
 
 
 def image_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: AttentionSettings) -> Layout:
@@ -69,13 +69,16 @@ def memory_needed(
     start = mllm.layers // 2 if settings.start_layer is None else min(settings.start_layer, mllm.layers - 1)
     shown, keep = min(frames, settings.shown_key_frames), settings.setting != MODES[0]
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
-    text = _text_tokens(mllm, queries, templates or Templates(), everything=not keep)
+    templates = templates or Templates()
+    asked = [templates.ask_object] if keep else [templates.ask_object, templates.ask_background]
+    of_images = _text_tokens(mllm, queries, asked)
+    of_video = _text_tokens(mllm, queries, [*asked, templates.ask_presence])
     image = image_layout(mllm, frame_size, 1, settings)
-    at_once = min(shown, _at_once(video, image, text, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
-    images = image_layout(mllm, frame_size, at_once, settings)
-    needed = max(pass_bytes(mllm, layout, text, start, len(queries), keep=keep, device=device) for layout in (video, images))
+    at_once = min(shown, _at_once(video, image, of_images, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
+    passes = (video, of_video), (image_layout(mllm, frame_size, at_once, settings), of_images)
+    needed = max(pass_bytes(mllm, layout, text, start, len(queries), keep=keep, device=device) for layout, text in passes)
     if keep and device.type == "cpu":  # what waits in host memory for the background question is in the same memory
-        tokens = video.tokens + text + (shown - at_once) * (image.tokens + text)
+        tokens = video.tokens + of_video + (shown - at_once) * (image.tokens + of_images)
         needed += kept_bytes(mllm, tokens, start, keep=True) + query_bytes(mllm, tokens, start)
     return needed
 
@@ -90,13 +93,12 @@ def pass_bytes(mllm: MLLM, layout: Layout, text: int, start: int, queries: int, 
     return max(seeing_bytes(mllm, layout, device) + seen, held + passing_bytes(mllm, tokens), held + rolling)
 
 
-def _text_tokens(mllm: MLLM, queries: Sequence[str], templates: Templates, *, everything: bool) -> int:
-    """Of the questions in one pass, and of the chat's words before the pictures. `everything`: also the background questions."""
+def _text_tokens(mllm: MLLM, queries: Sequence[str], asked: Sequence[Callable[[str], str]]) -> int:
+    """Of the questions of one pass, which `asked` makes of each query, and of the chat's words before the pictures."""
     if mllm.tokenizer is None:
-        return TEXT_TOKENS_OF_A_QUERY * len(queries)
-    asking = [templates.ask_object, templates.ask_presence, *([templates.ask_background] if everything else [])]
+        return TEXT_TOKENS_OF_A_QUESTION * len(asked) * len(queries)
     chat = len(mllm.question_ids(None, ""))  # the opening once, and the closing behind every question
-    tokens = sum(len(mllm.question_ids(None, ask(query))) - chat + CLOSING_TOKENS for query in queries for ask in asking)
+    tokens = sum(len(mllm.question_ids(None, ask(query))) - chat + CLOSING_TOKENS for query in queries for ask in asked)
     return min(chat + tokens, QUESTION_TOKENS_PER_PASS)
 
 

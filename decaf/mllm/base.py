@@ -307,7 +307,7 @@ class MLLM:
 
 def in_gb(size: int) -> str:
     """Bytes for people."""
-    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def whole_number(config: object, name: str, low: int, high: int) -> int:
