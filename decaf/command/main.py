@@ -19,7 +19,7 @@ from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
 from ..settings import DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
-from .arguments import DETAIL_HELP, stage_settings
+from .arguments import DETAIL_HELP, size_in_bytes, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
-        help="folder of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or InternVL3 model, or its repository id, which is downloaded if it is not there "
+        help="folder of a model of Qwen2-VL to Qwen3-VL, InternVL3, GLM-4.1V, LLaVA-OneVision or SmolVLM2, or its repository id, which is "
+        "downloaded if it is not there "
         'yet; "bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
     needed.add_argument(
@@ -144,7 +145,11 @@ def parser() -> argparse.ArgumentParser:
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
     compute.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="of the language model's weights; auto is float32 on a CPU, else bfloat16",
+        help="of the language model's weights; auto is bfloat16, but on a CPU float32 unless that has AMX and the weights are stored so",
+    )  # fmt: skip
+    compute.add_argument(
+        "--memory-budget", metavar="SIZE", type=size_in_bytes,
+        help="GPU memory that may be taken, such as 10GB; weights that do not fit wait in the computer's memory and come layer by layer",
     )  # fmt: skip
     compute.add_argument(
         "--sam2-dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",

@@ -27,6 +27,7 @@ from .folder import (
     missing_files,
     picture_statistics,
     read_config,
+    stored_dtype,
     system_prompt,
     weight_shapes,
 )
@@ -61,8 +62,8 @@ def registry() -> dict[str, Family]:
 
 
 def all_families() -> list[Family]:
-    """Every family once, in the order of their titles, the one with the most models first."""
-    return sorted(dict.fromkeys(registry().values()), key=lambda family: (-len(family.repositories), family.title))
+    """Every family once, in the order of their ranks and titles."""
+    return sorted(dict.fromkeys(registry().values()), key=lambda family: (family.rank, family.title))
 
 
 def load_mllm(
@@ -95,7 +96,7 @@ def load_mllm(
     check_sizes(entries, folder)
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
-    dtype = dtype or language_dtype(device)
+    dtype = dtype or language_dtype(device, stored_dtype(folder))
     quantised = _quantised_as(entries) is not None
     if quantised and memory_budget is not None:
         raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")

@@ -17,6 +17,7 @@ class GLM4V(QwenVL):
 
     name = "GLM-4.1V"
     title = "GLM-4.1V and GLM-4.6V-Flash"
+    rank = 9
     model_types = ("glm4v", "glm46v")
     text_types = ("glm4v_text",)
     vision_types = ("glm4v_vision", "glm4v")  # transformers 4 wrote the latter

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DecafError
-from ..base import Layout, VisionShape, whole_number
+from ..base import Layout, TowerLayer, VisionShape, whole_number
 from ..folder import MOST_LAYERS
 from .qwen_vl import QwenVL
 
@@ -18,6 +18,7 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 class Qwen3VL(QwenVL):
     name = "Qwen3-VL"
     title = "Qwen3-VL"
+    rank = 2
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     text_types = ("qwen3_vl_text", "qwen3_vl_moe_text")
     vision_types = ("qwen3_vl", "qwen3_vl_vision", "qwen3_vl_moe", "qwen3_vl_moe_vision")
@@ -29,6 +30,7 @@ class Qwen3VL(QwenVL):
         "Qwen/Qwen3-VL-30B-A3B-Instruct",
     )
     system = ""
+    tower_layer = TowerLayer(attending=10, attending_in_half=18, feeding=3, inner=2)
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
 
