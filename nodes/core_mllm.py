@@ -22,6 +22,9 @@ from .text_encoders import WORKS, TextEncoderFile, read_text_encoder
 
 log = logging.getLogger(__name__)
 
+MASK_BYTES = 256 << 20
+"""ComfyUI makes a square mask for every pass, which nobody reads here: of 11,000 tokens in bf16."""
+
 _tried: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """Transformers that have been tried out -> ComfyUI's number for the patches that were on them."""
 
@@ -83,7 +86,7 @@ class ManagedClip(host.Managed):
     def load(self, memory: int) -> MLLM:
         """The record, with `memory` bytes free on the device beside the weights, or those of them that ComfyUI keeps there.
         DecafError: ComfyUI runs the model in another way than is known, or its weights are damaged."""
-        mm.load_models_gpu([self.patcher], memory_required=memory)
+        mm.load_models_gpu([self.patcher], memory_required=memory + MASK_BYTES)
         engine, patches = self.value.engine, getattr(self.patcher, "patches_uuid", None)
         if engine.model not in _tried or _tried[engine.model] != patches:
             try_out(engine, self.value.name)

@@ -17,7 +17,7 @@ COS_AND_SIN = 2
 def seeing_bytes(mllm: MLLM, layout: Layout, device: torch.device) -> int:
     """Of the vision tower with the pictures of `layout`: pixels, and the layer that holds the most. On a CPU the float32 pixels, and what they are
     made from, count too."""
-    width, size = mllm.engine.vision_width, mllm.engine.dtype.itemsize
+    width, size = mllm.engine.vision_width, getattr(mllm.engine, "vision_dtype", mllm.engine.dtype).itemsize
     patches = layout.batch * layout.tokens * mllm.vision.merge**2
     pixels = patches * 3 * mllm.vision.frames_per_slot * mllm.vision.patch**2
     layer, inner = mllm.family.tower_layer, getattr(mllm.engine, "vision_inner_width", 4 * width)

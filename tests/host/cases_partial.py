@@ -45,8 +45,8 @@ def card(memory, state=mm.VRAMState.NORMAL_VRAM):
         stack.enter_context(patch.object(mm, "minimum_inference_memory", lambda: 0))
         stack.enter_context(patch.object(mm, "extra_reserved_memory", lambda: 0))
         stack.enter_context(patch.object(mm, "soft_empty_cache", lambda *_: None))
-        stack.enter_context(patch.object(pack("nodes.attention"), "memory_needed", lambda *_: 0))
-        stack.enter_context(patch.object(pack("nodes.segmentation"), "memory_needed", lambda *_: 0))
+        stack.enter_context(patch.object(pack("nodes.attention"), "memory_needed", lambda *_, **__: 0))
+        stack.enter_context(patch.object(pack("nodes.segmentation"), "memory_needed", lambda *_, **__: 0))
         try:
             yield
         finally:
