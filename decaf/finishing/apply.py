@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -63,7 +63,7 @@ def apply_mask(
     check_masks(clip, masks)
     frames = _frames(clip, masks, settings, objects, background, report)
     if not path.suffix:
-        _write_pictures(path, frames)
+        write_pictures(path, frames, len(clip))
         return "The pictures carry no sound." if sound is not None else ""
     alpha = has_alpha(settings)
     kind = format_of(path, alpha, clip.frame_size)
@@ -130,10 +130,12 @@ def _same_time(clip: Clip, other: Clip, index: int) -> int:
     return index % len(other)
 
 
-def _write_pictures(folder: Path, frames: Iterator[np.ndarray]) -> None:
+def write_pictures(folder: Path, frames: Iterable[np.ndarray], total: int, progress: Progress = silent) -> None:
+    """Writes `00000.png`, `00001.png`, ... of (H, W, 3) or (H, W, 4) uint8. DecafError: see `check_folder`, or the disk is full."""
     check_folder(folder)
     for index, pixels in enumerate(frames):
         write_image(folder / f"{index:05d}.png", Image.fromarray(pixels), compress_level=3)
+        progress(index + 1, total, "Writing pictures")
 
 
 def check_folder(folder: Path) -> None:

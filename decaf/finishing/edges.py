@@ -89,7 +89,7 @@ def without_holes_and_specks(mask: np.ndarray, holes: int, specks: int) -> np.nd
     box = box_of(mask)
     if box is None or not (holes or specks):
         return mask
-    label = _label()
+    label = part_finder()
     part = np.pad(mask[box], 1)
     if specks:
         numbers, _ = label(part, np.ones((3, 3), bool))
@@ -107,8 +107,9 @@ def without_holes_and_specks(mask: np.ndarray, holes: int, specks: int) -> np.nd
     return changed
 
 
-def _label():
-    """scipy's `ndimage.label`. ComfyUI brings scipy; the command does without it, which is as large as all else that it needs together."""
+def part_finder():
+    """scipy's `ndimage.label`; DecafError if it is not installed. ComfyUI brings scipy. The command does without: it is as large as all else
+    that the command needs."""
     try:
         from scipy.ndimage import label
     except ImportError as error:

@@ -15,24 +15,26 @@ from ..data import Tracks
 from ..errors import DecafError
 from ..masks import Masks
 from ..settings import REFINE_RANGES, RefineSettings
-from .edges import box_of, extended_to_border, feathered, grown, without_holes_and_specks
+from .edges import box_of, extended_to_border, feathered, grown, part_finder, without_holes_and_specks
 
 
 def refine(tracks: Tracks, settings: RefineSettings) -> Tracks:
     """The same objects with finished masks. The work is done frame by frame, whenever masks are asked for.
 
-    DecafError: a setting is out of its range.
+    DecafError: a setting is out of its range, or scipy, which finds holes and specks, is not installed.
     """
     check_refine(settings)
     return replace(tracks, store=RefinedMasks(tracks.store, len(tracks.tracks), settings))
 
 
 def check_refine(settings: RefineSettings) -> None:
-    """DecafError: a setting is out of its range."""
+    """DecafError as in `refine`."""
     for field in fields(settings):
         value, (low, high) = getattr(settings, field.name), REFINE_RANGES[field.name]
         if not low <= value <= high:  # never true of NaN
             raise DecafError(f"'{field.name}' is {value:g}, which is not between {low:g} and {high:g}. Give such a number.")
+    if settings.holes or settings.specks:
+        part_finder()  # now, not half way through a clip
 
 
 class RefinedMasks:
