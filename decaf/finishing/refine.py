@@ -129,8 +129,8 @@ class RefinedMasks:
 def majority(mask: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     """The pixels that most of these masks have, `mask` and those of frames around it; where they are even, those of `mask`.
 
-    Each of the others is first moved by whole pixels to where the object is in `mask`, if it then fits better, so that what moves fast keeps
-    its shape. In a frame that lost the object, the others decide.
+    Each of the others is first moved to where the object is in `mask`, so that what moves fast keeps its shape. In a frame that lost the object,
+    the others decide.
     """
     boxes = [box for one in (mask, *others) if (box := box_of(one)) is not None]
     if not boxes:
@@ -148,19 +148,28 @@ def majority(mask: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _moved_to(other: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`other`, moved so that the centres of both lie on each other if they overlap better then."""
+    """`other`, moved by whole pixels to where it has most in common with `mask`.
+
+    Searched for from where it is and from where the centres of both lie on each other, in steps that get smaller: a part that is missing in
+    one of the two moves its centre, but not the best place.
+    """
     if not other.any() or not mask.any():
         return other
-    by = [round(float(_centre(mask, axis) - _centre(other, axis))) for axis in (0, 1)]
-    if by == [0, 0]:
-        return other
+    centre = tuple(round(float(_centre(mask, axis) - _centre(other, axis))) for axis in (0, 1))
+    best = max(((0, 0), centre), key=lambda by: _common(other, mask, by))
+    most = _common(other, mask, best)
+    step = 4
+    while step:
+        tried = [(best[0] + y * step, best[1] + x * step) for y, x in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+        common = [_common(other, mask, by) for by in tried]
+        if max(common) > most:
+            best, most = tried[common.index(max(common))], max(common)
+        else:
+            step //= 2
     moved = np.zeros_like(other)
-    into, out_of = (
-        tuple(slice(max(sign * one, 0), max(size + min(sign * one, 0), 0)) for one, size in zip(by, mask.shape, strict=True))
-        for sign in (1, -1)
-    )
+    into, out_of = _slices(best, mask.shape)
     moved[into] = other[out_of]
-    return moved if _overlap(moved, mask) > _overlap(other, mask) else other
+    return moved
 
 
 def _centre(mask: np.ndarray, axis: int) -> float:
@@ -168,5 +177,14 @@ def _centre(mask: np.ndarray, axis: int) -> float:
     return (counts * np.arange(len(counts))).sum() / counts.sum()
 
 
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    return np.count_nonzero(first & second) / np.count_nonzero(first | second)
+def _common(other: np.ndarray, mask: np.ndarray, by: tuple[int, int]) -> int:
+    """Pixels of `mask` that `other` has when it is moved."""
+    into, out_of = _slices(by, mask.shape)
+    return np.count_nonzero(mask[into] & other[out_of])
+
+
+def _slices(by: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The part of the frame into which something comes that is moved, and the part that it comes from."""
+    into = tuple(slice(min(max(one, 0), size), max(size + min(one, 0), 0)) for one, size in zip(by, shape, strict=True))
+    out_of = tuple(slice(min(max(-one, 0), size), max(size + min(-one, 0), 0)) for one, size in zip(by, shape, strict=True))
+    return into, out_of

@@ -115,7 +115,7 @@ class _OfFile(Sound):
 
     def add_to(self, output, suffix, origin):
         window = self._source.window
-        if window is None and self._stream.codec_context.name in _COPIED[suffix]:
+        if window is None and self._stream.codec.canonical_name in _COPIED[suffix]:
             self._output, self._origin = output, origin
             self._copy = output.add_stream_from_template(self._stream)
             self._packets = self._demuxed()
