@@ -39,7 +39,7 @@ class VideoFormat:
 
 
 _PRORES = {"profile": "4444", "vendor": "apl0", "alpha_bits": "16", "qscale": "4"}
-_VP9 = {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "auto-alt-ref": "0"}
+_VP9 = {"crf": "14", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "auto-alt-ref": "0"}
 
 FORMATS = {
     ".mp4": VideoFormat("H.264", "mp4", "libx264", {"crf": "16", "preset": "veryfast"}, "yuv420p", even=True),

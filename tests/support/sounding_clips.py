@@ -27,7 +27,7 @@ def write_clip(
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         audio = file.add_stream(sound, rate=samples, layout="stereo") if sound else None
         for index in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered(index, size), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(numbered(index % 200, size), format="rgb24").reformat(format="yuv420p")
             if times:
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             file.mux(stream.encode(frame))
