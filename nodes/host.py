@@ -59,14 +59,17 @@ def offload_device() -> torch.device:
     return mm.unet_offload_device()
 
 
-def model_dtype(name: str) -> torch.dtype:
-    """The dtype of a combo value. "auto": bf16 where the device can compute in it at all, else fp32.
+def model_dtype(name: str) -> torch.dtype | None:
+    """The dtype of a combo value. "auto": bf16 where the device can compute in it at all, else fp32. On a CPU it is None: see
+    `decaf.devices.language_dtype`.
 
     Never fp16 by itself: the activations of Qwen's models pass its largest number. GPUs before Ampere only emulate bf16, slowly, but in fp32
     the weights would take twice the memory, which those cards have not got.
     """
     if name in DTYPES:
         return DTYPES[name]
+    if mm.get_torch_device().type == "cpu":
+        return None
     bf16 = mm.should_use_bf16(mm.get_torch_device(), prioritize_performance=False, manual_cast=True)  # that is: also emulated
     return torch.bfloat16 if bf16 else torch.float32
 

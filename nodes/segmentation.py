@@ -146,7 +146,9 @@ class SAM2VideoPropagate(io.ComfyNode):
         clip = host.clip_of(frames)
         report = host.progress()
         with host.returning_memory():
-            needed = memory_needed(sam2.value, host.compute_device(), len(clip))
+            needed = memory_needed(
+                sam2.value, host.compute_device(), len(clip), points=max(1, len(prompts.key)), frame_size=clip.frame_size
+            )
             tracks = segment(sam2.load(needed), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
         fps = host.frame_rate(frames, clip, preview_fps)
         mask = host.tracks_mask(tracks, report)

@@ -371,6 +371,7 @@ def test_memory_is_flat(tmp_path, request):
     lengths, size = ((200, 640), (720, 1280)) if request.config.getoption("--long") else ((40, 160), (144, 256))
     peaks = {}
     for length in lengths:
+        write_clip(tmp_path / f"{length}.mp4", length, size=size, rate=Fraction(25))
         made = subprocess.run(
             [sys.executable, "-c", PROCESS, str(tmp_path), str(length), *map(str, size)], capture_output=True, text=True, check=False,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -384,18 +385,16 @@ def test_memory_is_flat(tmp_path, request):
 
 PROCESS = """
 import sys
-from fractions import Fraction
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
-from sounding_clips import write_clip
 from decaf.clips import open_clip
 from decaf.data import Track, Tracks
 from decaf.finishing import SoundFile, apply_mask, refine
 from decaf.masks import MaskStore
 from decaf.settings import EffectSettings, RefineSettings
 folder, length, size = Path(sys.argv[1]), int(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4]))
-source = write_clip(folder / f"{length}.mp4", length, size=size, rate=Fraction(25))
+source = folder / f"{length}.mp4"
 store = MaskStore(1, length, size)
 ys, xs = np.mgrid[:size[0], :size[1]]
 for index in range(length):

@@ -15,6 +15,7 @@ from decaf.clips.base import Clip, clip_from_images
 from decaf.demo.scenes import make_scene
 from decaf.mllm import MLLM
 from decaf.mllm.engine import ATTENTION
+from decaf.mllm.footprint import kept_bytes, passing_bytes, query_bytes
 from decaf.settings import MODES, AttentionSettings
 from decaf.tracking import memory_needed as tracking_memory_needed
 
@@ -101,7 +102,8 @@ def attention_promises(name: str, toy: bool) -> dict[str, Promise]:
         "seconds over those of the prefill": Promise(OVER_PREFILL, TOLD if toy else AT_MOST, "times", "1.13 on a CPU"),
     }
     for setting in MODES:
-        per_token = mllm.bytes_per_token(mllm.layers // 2, keep=setting != MODES[0])
+        start = mllm.layers // 2
+        per_token = passing_bytes(mllm, 1) + query_bytes(mllm, 1, start) + kept_bytes(mllm, 1, start, keep=setting != MODES[0])
         found |= {
             f"{setting}: peak beside the weights, in the room that is asked for": Promise(
                 attention_needed(mllm, shape, setting), estimate, "bytes", "decaf.attention.batches.memory_needed"

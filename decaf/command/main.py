@@ -19,7 +19,7 @@ from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
 from ..settings import CUT_OUTS, DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
-from .arguments import DETAIL_HELP, refine_settings, stage_settings
+from .arguments import DETAIL_HELP, refine_settings, size_in_bytes, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -152,7 +152,11 @@ def parser() -> argparse.ArgumentParser:
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
     compute.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="of the language model's weights; auto is float32 on a CPU, else bfloat16",
+        help="of the language model's weights; auto is bfloat16, but on a CPU float32 unless that has AMX and the weights are stored so",
+    )  # fmt: skip
+    compute.add_argument(
+        "--memory-budget", metavar="SIZE", type=size_in_bytes,
+        help="GPU memory that may be taken, such as 10GB; weights that do not fit wait in the computer's memory and come layer by layer",
     )  # fmt: skip
     compute.add_argument(
         "--sam2-dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",

@@ -37,6 +37,7 @@ class Options:
     device: str
     dtype: str
     sam2_dtype: str
+    memory_budget: int | None
     objects: bool
     overlay: bool
     style: str

@@ -25,6 +25,8 @@ from ..errors import DecafError
 from ..files import write_image, write_json
 from ..finishing import SoundFile, apply_mask, refine
 from ..mllm import find_mllm, load_mllm
+from ..mllm.folder import stored_dtype
+from ..mllm.streaming import check_budget
 from ..pictures.contact_sheet import contact_sheet
 from ..pictures.styles import show_objects
 from ..pipeline import Result, segment_attention
@@ -101,11 +103,12 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     check_options(options)
     check_paths(options, folders)
     device = choose_device(options.device)
-    dtype = language_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    check_budget(options.memory_budget, device)
     sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
     stale = _claim(options.out, folders, locks)
     report = Report(memory)
     mllm = mllm_folder(options.mllm, report)
+    dtype = language_dtype(device, stored_dtype(mllm)) if options.dtype == "auto" else getattr(torch, options.dtype)
     check_start_layer(options.attention.start_layer, mllm)
 
     settings = {
@@ -133,7 +136,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
         with shared.stage("load SAM 2", report):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
-        features = feature_cache(sam2, shared=len(left) > 1)
+        features = feature_cache(sam2, shared=len(left) > 1, budget=options.memory_budget)
         for job, (attention, record) in zip(left, attentions, strict=True):
             tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
@@ -176,7 +179,7 @@ def _attentions(
     missing = [job for job in jobs if not earlier[job.folder]]
     if missing:
         with run.stage("load MLLM", run.report):
-            mllm = load_mllm(folder, device=device, dtype=dtype, progress=run.report)
+            mllm = load_mllm(folder, device=device, dtype=dtype, memory_budget=options.memory_budget, progress=run.report)
         report = Report(run.memory)
         attentions = extract_attentions(
             mllm, clip, [job.query for job in missing],
