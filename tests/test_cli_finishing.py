@@ -36,7 +36,7 @@ def test_a_cut_out(line, tmp_path, kind):
     for picture, mask in zip(pictures, wanted, strict=True):
         alpha = picture[..., 3].astype(int)
         if kind == "webm":  # VP9 loses a little, at the edges
-            assert np.abs(alpha - mask).mean() < 3 and ((alpha >= 128) == (mask >= 128)).mean() > 0.98
+            assert np.abs(alpha - mask).mean() < 3 and np.abs(alpha - mask).max() < 40
         else:
             assert np.abs(alpha - mask).max() <= (kind == "mov")
     if kind != "mov":
