@@ -6,7 +6,7 @@ A frame has two numbers: its *clip index* (0..T-1, in the clip) and, if it is a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -96,9 +96,10 @@ class Track:
     Attributes:
         frame: clip index of its prompt frame.
         xy: its point, 0..1.
-        predicted_iou: SAM 2's own estimate of its mask.
+        predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given.
         attention: fused attention at the point, 0..1.
-        consistency: attention consistency, at most 1. `score` is the mean of the three.
+        consistency: attention consistency, at most 1. `score` is the mean of the three. An object that no sentence found has 0 for both.
+        corrected: clip indices, ascending, of the frames on which somebody has marked the object (see `decaf.tracking.correct`).
     """
 
     id: int
@@ -107,6 +108,7 @@ class Track:
     predicted_iou: float
     attention: float
     consistency: float
+    corrected: tuple[int, ...] = ()
 
     @property
     def score(self) -> float:
@@ -121,11 +123,13 @@ class Tracks:
         store: masks of N objects on T frames.
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
+        clip: the clip that they were made of; None if it is not known.
     """
 
     store: MaskStore
     tracks: tuple[Track, ...]
     message: str = ""
+    clip: ClipInfo | None = None
 
     @property
     def length(self) -> int:
@@ -134,6 +138,11 @@ class Tracks:
     @property
     def frame_size(self) -> tuple[int, int]:
         return self.store.frame_size
+
+    def picked(self, indices: Sequence[int]) -> Tracks:
+        """Those with these indices, in this order. Each keeps its number."""
+        store = MaskStore.joined([(self.store, index) for index in indices], self.length, self.frame_size)
+        return replace(self, store=store, tracks=tuple(self.tracks[index] for index in indices))
 
     def masks(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Masks of object `index`: (stop - start, H, W) bool."""

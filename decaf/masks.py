@@ -38,7 +38,9 @@ class MaskStore:
         if not packed.any():
             self._spans[index, frame] = 0
             return
-        data = zlib.compress(packed, 1)
+        self._write(index, frame, zlib.compress(packed, 1))
+
+    def _write(self, index: int, frame: int, data: bytes) -> None:
         with self._lock:
             try:
                 start = self._file.seek(0, os.SEEK_END)
@@ -63,9 +65,25 @@ class MaskStore:
                 mask[:] = np.unpackbits(np.bitwise_or.reduce(found), axis=-1, count=width).view(bool)
         return torch.from_numpy(masks)
 
+    @classmethod
+    def joined(cls, objects: Sequence[tuple[MaskStore, int]], length: int, frame_size: tuple[int, int]) -> MaskStore:
+        """A store of these objects, each given as its store of that length and frame size and its index there. Their bytes are copied as
+        they are."""
+        store = cls(len(objects), length, frame_size)
+        for index, (other, place) in enumerate(objects):
+            for frame in range(length):
+                if other._spans[place, frame, 1]:
+                    store._write(index, frame, other._read(place, frame))
+        return store
+
     def any(self) -> bool:
         """Whether any mask has a pixel."""
         return bool(self._spans.any())
+
+    @property
+    def objects(self) -> int:
+        """N."""
+        return len(self._spans)
 
     @property
     def nbytes(self) -> int:
@@ -73,11 +91,13 @@ class MaskStore:
         return int(self._spans[..., 1].sum())
 
     def _packed(self, index: int, frame: int) -> np.ndarray:
+        return np.frombuffer(zlib.decompress(self._read(index, frame)), np.uint8).reshape(self.frame_size[0], -1)
+
+    def _read(self, index: int, frame: int) -> bytes:
         start, size = self._spans[index, frame].tolist()
         with self._lock:
             self._file.seek(start)
-            data = self._file.read(size)
-        return np.frombuffer(zlib.decompress(data), np.uint8).reshape(self.frame_size[0], -1)
+            return self._file.read(size)
 
 
 def pack_bits(masks: Tensor) -> Tensor:
