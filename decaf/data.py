@@ -144,6 +144,16 @@ class Tracks:
         store = MaskStore.joined([(self.store, index) for index in indices], self.length, self.frame_size)
         return replace(self, store=store, tracks=tuple(self.tracks[index] for index in indices))
 
+    def best(self, score_threshold: float | None = None, most: int | None = None) -> Tracks:
+        """Those that score above the threshold, and at most so many, the best ones, in their order. What somebody has marked passes every
+        threshold and comes before all others."""
+        rank = [(not track.corrected, -track.score, index) for index, track in enumerate(self.tracks)]
+        kept = sorted(each for each in rank if score_threshold is None or not each[0] or -each[1] > score_threshold)[:most]
+        if len(kept) == len(self.tracks):
+            return self
+        message = self.message if kept else f"No object scores above {score_threshold:g}."
+        return replace(self.picked(sorted(index for *_, index in kept)), message=message)
+
     def masks(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Masks of object `index`: (stop - start, H, W) bool."""
         return self.union(start, stop, [index])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..data import ClipInfo
+from ..data import ClipInfo, Tracks
 from ..errors import DecafError
 from .base import Clip
 
@@ -57,6 +57,14 @@ def check_same_clip(clip: Clip, info: ClipInfo, made: str = "attention was taken
             f"{clip.name} is not the clip that the {made} from: {int((similarity < MIN_SIMILARITY).sum())} of its {len(similarity)} key "
             f"frames show something else; give the same frames to {users}."
         )
+
+
+def check_tracks(clip: Clip, tracks: Tracks) -> None:
+    """Refuses a clip that is evidently not the one that the tracks were made from, by `DecafError`."""
+    if tracks.clip is not None:
+        check_same_clip(clip, tracks.clip, "tracks were made", "both")
+    elif len(clip) != tracks.length:
+        raise DecafError(f"The tracks have {tracks.length} frames, but {clip.name} has {len(clip)}. Give the clip that they were made from.")
 
 
 def _thumbnail(frame: Tensor) -> Tensor:

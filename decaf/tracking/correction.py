@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..clips.base import Clip
-from ..clips.identity import check_same_clip
+from ..clips.identity import check_tracks
 from ..data import Track, Tracks
 from ..errors import DecafError
 from ..masks import MaskStore
@@ -118,10 +118,7 @@ def _object(tracks: Tracks, number: int | None) -> tuple[Track | None, int | Non
 def _check(clip: Clip, tracks: Tracks, marks: Marks, mode: str) -> None:
     if mode not in CORRECTIONS:
         raise DecafError(f"There is no correction '{mode}'. Choose one of {', '.join(CORRECTIONS)}.")
-    if tracks.clip is not None:
-        check_same_clip(clip, tracks.clip, "tracks were made", "both")
-    elif len(clip) != tracks.length:
-        raise DecafError(f"The tracks have {tracks.length} frames, but {clip.name} has {len(clip)}. Give the clip that they were made from.")
+    check_tracks(clip, tracks)
     if not 0 <= marks.frame < tracks.length:
         raise DecafError(f"There is no frame {marks.frame} to correct: the clip has frames 0 to {tracks.length - 1}.")
     height, width = tracks.frame_size
