@@ -22,7 +22,7 @@ from .inputs import checked
 from .interop import box_of, points_of
 from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input
 
-_SHOWN_SIDE = 768
+_SHOWN_SIDE = 640
 """Pixels of the longer side of what a node shows."""
 
 _MOST = 9999
@@ -64,7 +64,7 @@ def drawn_frame(
     """(*size, 3) uint8."""
     picture = clip[index]
     if tuple(picture.shape[:2]) != tuple(size):
-        picture = torch.from_numpy(np.array(Image.fromarray(picture.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0)))
+        picture = torch.from_numpy(np.array(Image.fromarray(picture.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=1.0)))
     masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
     return show_objects(picture, masks, style, opacity=opacity, numbers=[track.id for track in tracks.tracks] if numbers else None)
 
@@ -267,7 +267,8 @@ class DecAFCorrectObjects(io.ComfyNode):
                     placeholder='[{"x": 200, "y": 90}]',
                     tooltip="Points on what is masked and does not belong to the object.",
                 ),
-                BoundingBox.Input("box", optional=True, tooltip="A box around the object."),
+                # Without a widget: the page's own holds a box of 512 x 512 pixels from the beginning.
+                BoundingBox.Input("box", optional=True, tooltip="A box around the object.", extra_dict={"forceInput": True}),
                 io.Mask.Input(
                     "mask",
                     optional=True,

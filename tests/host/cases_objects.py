@@ -99,7 +99,7 @@ def case_a_large_clip_is_shown_small_and_given_whole():
     tracks = type(whole)(pack("decaf.masks").MaskStore(0, 2, (600, 1601)), ())
     result = run("DecAFShowObjects", frames=clip, tracks=tracks)
     shown = Path(SETTINGS["base"]) / "temp" / result.ui.as_dict()["images"][0]["filename"]
-    assert pack("decaf.clips").open_clip(shown).frame_size == (288, 768) and result[0].get_dimensions() == (1602, 600)
+    assert pack("decaf.clips").open_clip(shown).frame_size == (240, 640) and result[0].get_dimensions() == (1602, 600)
 
 
 def case_tracks_of_another_clip_are_told():

@@ -108,6 +108,37 @@ def _executed(page, server) -> set[str]:
     return {node["class_type"] for key, node in prompt.items() if key not in cached}
 
 
+def test_a_correction_runs_only_what_is_behind_it(browser, server):
+    """In the quick start: Correct Objects between the objects and what shows them, a point typed into it, then another style and a pick."""
+    with open_page(browser, server.url) as page:
+        load_workflow(page, WORKFLOWS / f"{QUICK}.json")
+        assert press_run(page) == []
+        page.evaluate(
+            """() => {
+                const {app, LiteGraph} = window, node = type => app.graph._nodes.find(node => node.type === type)
+                const link = (from, output, to, input) =>
+                    from.connect(from.findOutputSlot(output), to, to.findInputSlot(input))
+                for (const type of ['DecAFCorrectObjects', 'DecAFTracksToMask']) app.graph.add(LiteGraph.createNode(type))
+                const correct = node('DecAFCorrectObjects'), pick = node('DecAFTracksToMask'), show = node('DecAFShowObjects')
+                link(node('DecAFLoadSAM2'), 'sam2', correct, 'sam2')
+                link(node('DecAFSampleClip'), 'images', correct, 'frames')
+                link(node('SAM2VideoPropagate'), 'tracks', correct, 'tracks')
+                link(correct, 'tracks', pick, 'tracks')
+                link(pick, 'tracks', show, 'tracks')
+            }"""
+        )
+        set_widgets(page, {"DecAFCorrectObjects": {"object": -1, "frame": 3, "positive_points": '[{"x": 150, "y": 120}]'}})
+        assert _executed(page, server) == {"DecAFCorrectObjects", "DecAFTracksToMask", "DecAFShowObjects"}
+        set_widgets(page, {"DecAFTracksToMask": {"max_objects": 1}})
+        assert _executed(page, server) == {"DecAFTracksToMask", "DecAFShowObjects"}
+        set_widgets(page, {"DecAFShowObjects": {"style": "tint"}})
+        assert _executed(page, server) == {"DecAFShowObjects"}
+        assert _executed(page, server) == set()
+        set_widgets(page, {"DecAFCorrectObjects": {"frame": 999}})
+        said = press_run(page)
+        assert len(said) == 1 and "DecAFCorrectObjects" in said[0] and "There is no frame 999" in said[0], said
+
+
 def test_a_workflow_of_version_0_1_0_opens_and_runs(browser, server):
     with open_page(browser, server.url) as page:
         load_workflow(page, HERE / "saved" / "decaf_video_to_mask_0.1.0.json")
