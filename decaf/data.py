@@ -6,11 +6,11 @@ A frame has two numbers: its *clip index* (0..T-1, in the clip) and, if it is a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .masks import Masks
+from .masks import Masks, PickedMasks
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,10 @@ class Track:
     Attributes:
         frame: clip index of its prompt frame.
         xy: its point, 0..1.
-        predicted_iou: SAM 2's own estimate of its mask.
+        predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given.
         attention: fused attention at the point, 0..1.
-        consistency: attention consistency, at most 1. `score` is the mean of the three.
+        consistency: attention consistency, at most 1. `score` is the mean of the three. An object that no sentence found has 0 for both.
+        corrected: clip indices, ascending, of the frames on which somebody has marked the object (see `decaf.tracking.correct`).
     """
 
     id: int
@@ -107,6 +108,7 @@ class Track:
     predicted_iou: float
     attention: float
     consistency: float
+    corrected: tuple[int, ...] = ()
 
     @property
     def score(self) -> float:
@@ -121,11 +123,13 @@ class Tracks:
         store: masks of N objects on T frames: as they were tracked, or refined (`decaf.finishing`).
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
+        clip: the clip that they were made of; None if it is not known.
     """
 
     store: Masks
     tracks: tuple[Track, ...]
     message: str = ""
+    clip: ClipInfo | None = None
 
     @property
     def length(self) -> int:
@@ -134,6 +138,20 @@ class Tracks:
     @property
     def frame_size(self) -> tuple[int, int]:
         return self.store.frame_size
+
+    def picked(self, indices: Sequence[int]) -> Tracks:
+        """Those with these indices, in this order. Each keeps its number."""
+        return replace(self, store=PickedMasks(self.store, indices), tracks=tuple(self.tracks[index] for index in indices))
+
+    def best(self, score_threshold: float | None = None, most: int | None = None) -> Tracks:
+        """Those that score above the threshold, and at most so many, the best ones, in their order. What somebody has marked passes every
+        threshold and comes before all others."""
+        rank = [(not track.corrected, -track.score, index) for index, track in enumerate(self.tracks)]
+        kept = sorted(each for each in rank if score_threshold is None or not each[0] or -each[1] > score_threshold)[:most]
+        if len(kept) == len(self.tracks):
+            return self
+        message = self.message if kept else f"No object scores above {score_threshold:g}."
+        return replace(self.picked(sorted(index for *_, index in kept)), message=message)
 
     def masks(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Masks of object `index`: (stop - start, H, W) bool."""

@@ -31,6 +31,14 @@ STYLES = {
 """How objects can be shown in a frame, and what each style shows (see `decaf.pictures.styles`)."""
 
 
+CORRECTIONS = {
+    "refine": "what is marked changes the object's mask on this frame; it is tracked anew from here and from the frames marked before",
+    "add": "the same, and the frame on which the sentence found it stays a key frame beside them",
+    "replace": "what is marked alone says what the object is; all that it was before is forgotten",
+}
+"""How marks change an object (see `decaf.tracking.correct`)."""
+
+
 @dataclass(frozen=True)
 class AttentionSettings:
     """How a clip is shown to the language model and its attention rolled out (paper, section 3).

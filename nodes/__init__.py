@@ -5,9 +5,10 @@ from comfy_api.latest import ComfyExtension, io
 from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFusion
 from .finishing import DecAFApplyMask, DecAFRefineMask, DecAFSaveCutOut
 from .load import DecAFLoadSAM2, LoadMLLM
+from .objects import DecAFCorrectObjects, DecAFShowObjects, DecAFTracksToMask
 from .preview import DecAFAttentionPreview
 from .sample import DecAFSampleClip
-from .segmentation import AttentionToSAM2Prompts, DecAFTracksToMask, SAM2VideoPropagate
+from .segmentation import AttentionToSAM2Prompts, SAM2VideoPropagate
 
 NODES: list[type[io.ComfyNode]] = [
     DecAFSampleClip,
@@ -19,6 +20,8 @@ NODES: list[type[io.ComfyNode]] = [
     AttentionToSAM2Prompts,
     DecAFLoadSAM2,
     SAM2VideoPropagate,
+    DecAFShowObjects,
+    DecAFCorrectObjects,
     DecAFTracksToMask,
     DecAFRefineMask,
     DecAFApplyMask,

@@ -18,13 +18,14 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import InputImpl, io, ui
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..decaf.clips import Clip, clip_from_images, open_clip, open_window
 from ..decaf.data import Tracks
 from ..decaf.errors import DecafError, reason, shown
 from ..decaf.finishing import SoundFile, SoundWave
 from ..decaf.report import Progress
+from .drawn_video import DrawnVideo
+from .kept import KeptClip
 from .managed import Managed  # noqa: F401, the other nodes have it from here
 
 Cancelled = mm.InterruptProcessingException
@@ -105,11 +106,6 @@ def progress() -> Progress:
     return report
 
 
-def blocked(reason: str) -> ExecutionBlocker:
-    """In the place of an output that could not be made: the nodes behind it are not run, and show `reason`."""
-    return ExecutionBlocker(reason)
-
-
 @cache
 def _malloc_trim() -> Callable[[int], int]:
     """The C library's function of that name, where it has one: glibc's."""
@@ -157,16 +153,14 @@ def clip_of(frames) -> Clip:
     """
     if isinstance(frames, torch.Tensor):
         return clip_from_images(frames)
-    # A video in memory would be encoded only to be decoded again.
-    told = isinstance(frames, InputImpl.VideoFromFile) and hasattr(frames, "get_active_trim_window")
-    source = frames.get_stream_source() if told else None
-    if not isinstance(source, str):
+    if isinstance(frames, DrawnVideo):
+        return open_clip(frames.get_stream_source(), progress=progress())
+    stamp = file_stamp(frames)
+    if stamp is None:  # a video in memory would be encoded only to be decoded again
         return clip_from_images(_read(frames, frames.get_components).images)
-    if not os.path.isfile(source):
-        return open_clip(source)  # which says so
-    start, duration = _read(frames, frames.get_active_trim_window)
-    state = os.stat(source)
-    stamp = source, state.st_mtime_ns, state.st_size
+    source, start, duration, *changed = stamp
+    if not changed:
+        return open_clip(source)  # which says that there is no such file
     if _opened.get(frames, (None,))[0] != stamp:
         if frames not in _opened:
             # Registered before the entry, and hence called after the frames went with it.
@@ -181,6 +175,25 @@ def clip_of(frames) -> Clip:
             clip = open_window(source, start, start + duration if duration else None, progress=progress())
         _opened[frames] = stamp, clip
     return _opened[frames][1]
+
+
+def file_stamp(frames) -> tuple | None:
+    """Which part of which file a VIDEO is: path, start, duration, and, if the file is there, when it changed and its size. None of what is no
+    file."""
+    # Others than ComfyUI's own do not say whether they are trimmed.
+    told = isinstance(frames, InputImpl.VideoFromFile) and hasattr(frames, "get_active_trim_window")
+    source = frames.get_stream_source() if told else None
+    if not isinstance(source, str):
+        return None
+    if not os.path.isfile(source):
+        return source, 0.0, 0.0
+    state = os.stat(source)
+    return source, *_read(frames, frames.get_active_trim_window), state.st_mtime_ns, state.st_size
+
+
+def kept_of(model: Managed, frames) -> KeptClip:
+    """What a segmenter has made of the clip in earlier runs."""
+    return model.kept.of(frames, file_stamp(frames), model.value, mm.get_free_memory(torch.device("cpu")))
 
 
 def frame_rate(frames, clip: Clip, otherwise: float) -> Fraction:
@@ -221,6 +234,7 @@ def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None 
         report(frame, tracks.length, "filling the mask")
         mask[frame] = tracks.alpha(frame, frame + 1, objects)[0]
         mask[frame] /= 255
+    report(tracks.length, tracks.length, "filling the mask")
     return mask
 
 
@@ -273,6 +287,11 @@ def temp_file(suffix: str) -> tuple[Path, ui.SavedResult]:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name, ui.SavedResult(name, "", io.FolderType.temp)
+
+
+def drawn_video(draw: Callable[[Path], None], path: Path | None = None) -> DrawnVideo:
+    """A VIDEO that `draw` writes when somebody reads it, unless it is at `path` already; else in a new file of ComfyUI's folder for previews."""
+    return DrawnVideo(path or temp_file(".mp4")[0], draw)
 
 
 def shown_images(images: torch.Tensor) -> ui.PreviewImage:

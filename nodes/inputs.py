@@ -20,6 +20,7 @@ from ..decaf.mllm.base import MLLM as LoadedMLLM
 from ..decaf.sam2 import SAM2 as LoadedSAM2
 from . import host, sockets
 from .core_mllm import is_clip
+from .interop import brief
 
 
 class _Socket(NamedTuple):
@@ -47,6 +48,8 @@ _SOCKETS = {
     sockets.FusedAttention.io_type: _Socket(_record(data.FusedAttention), "a fused attention", "Fuse Video and Frame Attention"),
     sockets.Prompts.io_type: _Socket(_record(data.SAM2Prompts), "prompts", "Turn Attention into Prompts"),
     sockets.Tracks.io_type: _Socket(_record(data.Tracks), "tracks", "Propagate with SAM 2"),
+    io.Mask.io_type: _Socket(_record(torch.Tensor), "a mask", "a node that makes masks"),
+    io.BoundingBox.io_type: _Socket(_record(dict | list | tuple), "a box", "a node that makes a box"),
     f"{io.Image.io_type},{io.Video.io_type}": _Socket(
         lambda value: isinstance(value, torch.Tensor) or _is_video(value), "images or a video", "a node that loads images or a video"
     ),
@@ -105,6 +108,7 @@ def _problem(item: io.Input, value: object, left_to_node: set[str]) -> str | Non
         return None if fits else f"which takes a {'whole ' * whole}number from {item.min:g} to {item.max:g}. Give such a number."
     if isinstance(item, io.Boolean.Input):
         return None if isinstance(value, bool) else "which takes true or false. Give one of them."
+        return None if isinstance(value, bool) else "which takes yes or no (true or false). Give one of them."
     if not isinstance(value, str):
         return "which takes a text. Give one."
     if isinstance(item, io.Combo.Input) and item.id not in left_to_node and value not in item.options:
@@ -129,9 +133,3 @@ def shown(value: object) -> str:
     if isinstance(value, host.Managed):
         return f"the model {value.value.name}"
     return f"something else ({type(value).__name__})"
-
-
-def brief(value: object) -> str:
-    """A value of JSON as it is written in Python, cut, and without letters that a log could not hold."""
-    text = repr(value) if not isinstance(value, str) or value.isprintable() else ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..decaf.attention.fusion import coarse_masks
 from ..decaf.data import FusedAttention, SAM2Prompts
+from ..decaf.errors import DecafError
 
 
 def points_json(prompts: SAM2Prompts, key: int) -> str:
@@ -20,6 +21,37 @@ def points_json(prompts: SAM2Prompts, key: int) -> str:
     height, width = prompts.fused.clip.frame_size
     xy = prompts.xy[prompts.key == key].double() * torch.tensor([width, height])
     return json.dumps([{"x": int(x), "y": int(y)} for x, y in xy.tolist()])
+
+
+def points_of(text: str, name: str, frame_size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Points of JSON such as a points editor gives it, (x, y) as parts of the frame's width and height; none of an empty text. `name`: of the
+    input. DecafError: it is something else."""
+    if not text.strip():
+        return []
+    height, width = frame_size
+    try:
+        return [(float(point["x"]) / width, float(point["y"]) / height) for point in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        raise DecafError(
+            f"'{name}' holds {brief(text)}, which are no points. Connect a points editor, or write points in pixels of the frame, for example "
+            '[{"x": 120, "y": 80}].'
+        ) from None
+
+
+def box_of(box: object, frame_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) as parts of the frame's width and height, of a BOUNDING_BOX: one, or a list that holds just one.
+    DecafError: it is something else."""
+    height, width = frame_size
+    one = box
+    while isinstance(one, list | tuple) and len(one) == 1:
+        one = one[0]
+    try:
+        left, top, wide, high = (float(one[key]) for key in ("x", "y", "width", "height"))
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise DecafError(
+            f"'box' holds {brief(box)}; give one box with x, y, width and height in pixels of the frame."
+        ) from None
+    return left / width, top / height, (left + wide) / width, (top + high) / height
 
 
 def attention_boxes(prompts: SAM2Prompts) -> list[list[dict[str, int]]]:
@@ -84,3 +116,9 @@ def connected_to(mask: Tensor, seeds: Tensor) -> Tensor:
 
 def _only(fused: FusedAttention, key: int) -> FusedAttention:
     return FusedAttention(map=fused.map[key : key + 1], clip=fused.clip, query=fused.query)
+
+
+def brief(value: object) -> str:
+    """A value of JSON as it is written in Python, cut, and without letters that a log could not hold."""
+    text = repr(value) if not isinstance(value, str) or value.isprintable() else ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"

@@ -14,7 +14,8 @@ from ..decaf.mllm.load import all_families, is_quantised, load_mllm
 from ..decaf.sam2 import load_sam2
 from . import host
 from .core_mllm import ManagedClip
-from .inputs import brief, checked
+from .inputs import checked
+from .interop import brief
 from .sockets import CATEGORY, MLLM, SAM2
 from .text_encoders import load_text_encoder, text_encoder_problem, text_encoders
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -14,6 +14,7 @@ from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM
 from ..decaf.report import Progress, silent
 from .casting import FLOAT8, bytes_on, make_streamable, resident_bytes, settle, store_as_float8
+from .kept import Kept
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,13 @@ def _holder_class(name: str) -> type[_Holder]:
 
 class Managed:
     """A model of decaf that ComfyUI loads, unloads and counts, whole or in part. `value`: the record around the module, which is `value.model`.
-    `patcher`: ComfyUI's own, None for a model that must not be moved."""
+    `patcher`: ComfyUI's own, None for a model that must not be moved. `kept`: what a segmenter has made of its latest clip."""
 
     def __init__(self, value, *, float8: bool = False, progress: Progress = silent):
         """`float8`: keep the weights of a multimodal LLM's decoder in float8. DecafError: it cannot be kept so."""
         self.value = value
         self.patcher = None
+        self.kept = Kept()
         self._told = None
         if is_fixed(value.model):
             if float8:
@@ -54,7 +56,7 @@ class Managed:
         # Read when it is used: ComfyUI puts another class in its place where memory is dynamic.
         kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.patcher = kind(holder, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
-        self.patcher.add_callback(CallbacksMP.ON_DETACH, _leave)
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, partial(_leave, self.kept))
 
     def load(self, memory: int):
         """The record, ready to compute on the device with `memory` bytes free beside its weights; those that do not fit are streamed."""
@@ -91,9 +93,12 @@ class Managed:
         self._told = where
 
 
-def _leave(patcher, unpatch_all: bool) -> None:
-    """Takes along what dynamic memory leaves on the device when a model is unloaded."""
+def _leave(kept: Kept, patcher, unpatch_all: bool) -> None:
+    """Takes along what dynamic memory leaves on the device when a model is unloaded; and what was kept of a clip, if that is in the memory
+    which is to be freed."""
     if unpatch_all:
+        if patcher.load_device.type == "cpu":
+            kept.drop()
         settle(patcher.model, patcher.offload_device)
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
-import torch
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io
 
 from ..decaf.attention import points
-from ..decaf.clips import write_video
-from ..decaf.data import Tracks as TracksRecord
-from ..decaf.errors import DecafError
-from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import PointSettings, TrackingSettings
 from ..decaf.tracking import memory_needed, segment
 from . import host
 from .inputs import checked
 from .interop import attention_boxes, points_json
+from .objects import describe, overlay_of
 from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
 
-log = logging.getLogger(__name__)
 
 class AttentionToSAM2Prompts(io.ComfyNode):
     @classmethod
@@ -130,8 +123,15 @@ class SAM2VideoPropagate(io.ComfyNode):
             ],
             outputs=[
                 io.Mask.Output("mask", tooltip="Union of all kept objects, one mask per frame of the clip. Empty when nothing was found."),
-                Tracks.Output("tracks", tooltip="Each kept object by itself, with its scores; see Pick Objects as Mask."),
-                io.Video.Output("overlay", tooltip="The clip with the objects in a spotlight and numbered, silent, ready for Save Video."),
+                Tracks.Output(
+                    "tracks",
+                    tooltip="Each kept object by itself, with its number and scores, for Show Objects, Pick Objects as Mask and Correct Objects.",
+                ),
+                io.Video.Output(
+                    "overlay",
+                    tooltip="The clip with the objects in a spotlight, silent, for Save Video. Drawn only if a node reads it; Show Objects has "
+                    "other styles.",
+                ),
                 io.Float.Output(
                     "fps", tooltip="Frames per second, for Create Video: those of a video; with images, which have none, just preview_fps."
                 ),
@@ -149,89 +149,18 @@ class SAM2VideoPropagate(io.ComfyNode):
             needed = memory_needed(
                 sam2.value, host.compute_device(), len(clip), points=max(1, len(prompts.key)), frame_size=clip.frame_size
             )
-            tracks = segment(sam2.load(needed), clip, prompts, nms_iou=nms_iou, score_threshold=score_threshold, progress=report)
-        fps = host.frame_rate(frames, clip, preview_fps)
-        mask = host.tracks_mask(tracks, report)
-        told = describe(tracks)
-        try:
-            with host.returning_memory():
-                overlay, shown = _overlay(clip, tracks, fps, report)
-        except host.Cancelled:
-            raise
-        except Exception as error:  # whatever it is: a picture for people must not cost the masks
-            problem = f"The overlay could not be made: {str(error).rstrip('.') or type(error).__name__}. The masks are whole."
-            log.warning(problem)
-            again = "To have it made again, give preview_fps another value."
-            overlay, shown, told = host.blocked(f"{problem} {again}"), None, f"{told}\n{problem} {again}"
-        return io.NodeOutput(mask, tracks, overlay, float(fps), told, ui=shown)
-
-
-def _overlay(clip, tracks: TracksRecord, fps, report):
-    """The clip with its objects coloured, as VIDEO over a file of ComfyUI's temporary folder, and what the node shows of it."""
-
-    numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None  # one object needs none
-
-    def frame(index: int) -> torch.Tensor:
-        report(index, len(clip), "drawing")
-        masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
-        return show_objects(clip[index], masks, numbers=numbers)
-
-    path, saved = host.temp_file(".mp4")
-    write_video(path, (frame(index) for index in range(len(clip))), fps, clip.frame_size)
-    shown = ui.PreviewVideo([saved]) if len(clip) > 1 else host.shown_images(host.as_image(frame(0))[None])
-    return InputImpl.VideoFromFile(str(path)), shown
-
-
-def describe(tracks: TracksRecord) -> str:
-    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
-    lines = [
-        f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
-        f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"
-        for track in tracks.tracks
-    ]
-    return "\n".join(filter(None, [*lines, tracks.message]))
-
-
-class DecAFTracksToMask(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="DecAFTracksToMask",
-            display_name="Pick Objects as Mask",
-            category=CATEGORY,
-            description="The mask of one object, or of several, that Propagate with SAM 2 has kept.",
-            search_aliases=["decaf", "tracks to mask", "object mask", "select object", "per object mask"],
-            inputs=[
-                Tracks.Input("tracks", tooltip="From Propagate with SAM 2."),
-                io.String.Input(
-                    "objects",
-                    default="",
-                    placeholder="all",
-                    tooltip="Numbers of the objects, as the report of Propagate with SAM 2 lists them, for example 0 or 0, 2. Empty: all.",
-                ),
-            ],
-            outputs=[io.Mask.Output("mask", tooltip="One mask per frame: pixels of any of these objects.")],
-        )
-
-    @classmethod
-    @checked
-    def execute(cls, tracks, objects) -> io.NodeOutput:
-        places = {track.id: place for place, track in enumerate(tracks.tracks)}
-        wanted = _numbers(objects) or list(places)
-        missing = [number for number in wanted if number not in places]
-        if missing and places:
-            raise DecafError(
-                f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
+            kept = host.kept_of(sam2, frames)
+            tracks = segment(
+                sam2.load(needed),
+                clip,
+                prompts,
+                nms_iou=nms_iou,
+                score_threshold=score_threshold,
+                progress=report,
+                features=kept.features,
+                memo=kept.memo,
             )
-        kept = [places[number] for number in wanted if number in places]
-        return io.NodeOutput(host.tracks_mask(tracks, host.progress(), kept))
-
-
-def _numbers(text: str) -> list[int]:
-    words = text.replace(",", " ").split()
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise DecafError(
-            f"'objects' holds '{wrong[0]}', which is not a number. Write numbers of objects, for example 0 or 0, 2; or nothing for all."
-        )
-    return [int(word) for word in words]
+            kept.features.let_go()
+        fps = host.frame_rate(frames, clip, preview_fps)
+        overlay = host.drawn_video(overlay_of(frames, tracks, fps, style="spotlight", opacity=1.0, numbers=len(tracks.tracks) > 1))
+        return io.NodeOutput(host.tracks_mask(tracks, report), tracks, overlay, float(fps), describe(tracks))

@@ -24,6 +24,9 @@ Prompts = io.Custom("DECAF_PROMPTS")
 # decaf.data.Tracks: compressed masks of N objects over all T frames, with id, prompt frame and scores of each.
 Tracks = io.Custom("DECAF_TRACKS")
 
+# Core's {"x", "y", "width", "height"} in whole pixels, one or a list of them, as a socket without a widget.
+BoundingBox = io.Custom(io.BoundingBox.io_type)
+
 
 def mllm_input(tooltip: str):
     """A loaded multimodal LLM of ours, or the CLIP of a text encoder that is one."""

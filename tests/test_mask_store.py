@@ -86,3 +86,18 @@ def test_a_full_disk_is_told(monkeypatch):
     store = MaskStore(1, 2, (9, 9), held=1)
     with pytest.raises(DecafError, match="could not be kept .*No space left.*TMPDIR"):
         store.put(0, 0, disc((9, 9), 4, 4, 3))
+
+
+@pytest.mark.parametrize("held", [1, 1 << 20])
+def test_objects_of_several_stores_join(held):
+    first, second = random_masks(3, 5, 9, 21), random_masks(2, 5, 9, 21, seed=5)
+    a, b = stored(first, held=held), stored(second, held=held)
+    order = [(b.store, 1), (a.store, 0), (a.store, 2), (a.store, 0)]
+    joined = MaskStore.joined(order, 5, (9, 21))
+    expected = torch.stack([second[1], first[0], first[2], first[0]])
+    assert joined.objects == 4
+    for place, masks in enumerate(expected):
+        assert torch.equal(joined.union([place], range(5)), masks)
+    assert joined.nbytes == sum(MaskStore.joined([one], 5, (9, 21)).nbytes for one in order)
+    picked = a.picked([2, 0])
+    assert [track.id for track in picked.tracks] == [2, 0] and torch.equal(picked.masks(0), first[2]) and torch.equal(picked.masks(1), first[0])

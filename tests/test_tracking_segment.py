@@ -16,8 +16,9 @@ from decaf.masks import pack_bits
 from decaf.report import Report
 from decaf.sam2 import load_sam2, memory_attention, narrow_values
 from decaf.sam2.encoder import FastEncoder
-from decaf.tracking import segment
+from decaf.tracking import TrackMemo, feature_cache, segment
 from decaf.tracking.candidates import suppress
+from decaf.tracking.memo import Found
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,44 @@ def test_the_map_decides_when_nothing_else_differs(models):
     limited = segment(ours, clip, prompts, score_threshold=-1.0, max_tracks=2)
     assert [t.score for t in limited.tracks] == [t.score for t in low.tracks if t.score >= sorted(t.score for t in low.tracks)[-2]]
     assert [t.id for t in limited.tracks] == [0, 1]
+
+
+def test_another_threshold_tracks_only_what_was_not_tracked(models):
+    ours, _ = models(3)
+    clip = moving_shapes(7, 64, 64, 3)
+    prompts, other = make_prompts(clip, 8, 3), make_prompts(clip, 8, 4)
+    features, memo = feature_cache(ours, aside=1 << 30), TrackMemo()
+
+    def run(prompts, threshold, **more):
+        report, calls = Report(lambda *call: calls.append(call)), []
+        tracks = segment(ours, clip, prompts, score_threshold=threshold, progress=report, features=features, memo=memo, **more)
+        assert report.counts["sam2_key_encodings"] + report.counts["sam2_clip_encodings"] == (7 if first else 0)
+        alone = segment(ours, clip, prompts, score_threshold=threshold, **more)
+        assert tracks.tracks == alone.tracks and tracks.message == alone.message
+        assert torch.equal(dense(tracks), dense(alone))
+        return tracks, {what for *_, what in calls}
+
+    scores = sorted({track.score for track in segment(ours, clip, prompts, score_threshold=-1.0).tracks})
+    assert len(scores) > 3, "objects must differ in score"
+    first = True
+    low, _ = run(prompts, scores[-4])
+    first = False
+    high, steps = run(prompts, scores[-3])
+    assert len(high.tracks) < len(low.tracks) and not steps, "nothing is left to do"
+    assert not run(prompts, scores[-3], max_tracks=1)[1] and not run(dataclasses.replace(prompts), scores[-4])[1]
+    lowest, steps = run(prompts, -1.0)
+    assert len(lowest.tracks) > len(low.tracks) and steps == {"SAM 2: tracking through the clip"}
+    assert "SAM 2: points and tracklets on the key frames" in run(other, 0.7)[1], "another query is another search"
+    assert "SAM 2: points and tracklets on the key frames" in run(prompts, 0.7, nms_iou=0.3)[1]
+
+
+def test_a_memo_keeps_the_latest(models):
+    memo, found = TrackMemo(2), [Found(make_prompts(moving_shapes(3, 40, 50), 4, seed), 0.7, []) for seed in range(3)]
+    for each in found:
+        memo.keep(each)
+    assert [memo.found(each.prompts, 0.7) for each in found] == [None, *found[1:]]
+    moved = dataclasses.replace(found[2].prompts, xy=found[2].prompts.xy.flip(0))
+    assert memo.found(moved, 0.7) is None and memo.found(found[2].prompts, 0.6) is None
 
 
 def test_half_precision(models, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..data import ClipInfo
+from ..data import ClipInfo, Tracks
 from ..errors import DecafError
 from .base import Clip
 
@@ -29,8 +29,9 @@ def clip_info(clip: Clip, key_frames: Sequence[int]) -> ClipInfo:
     return ClipInfo(len(clip), tuple(clip.frame_size), tuple(key_frames), thumbnails(clip, key_frames))
 
 
-def check_same_clip(clip: Clip, info: ClipInfo) -> None:
-    """Refuses a clip that is evidently not the one that `info` was made from.
+def check_same_clip(clip: Clip, info: ClipInfo, made: str = "attention was taken", users: str = "the attention and to the segmentation") -> None:
+    """Refuses a clip that is evidently not the one that `info` was made from. `made`: what was made of that one; `users`: who has to be given
+    the same clip.
 
     The same clip scaled, recompressed or colour-graded passes. So may another clip that looks the same at 16x16 pixels.
 
@@ -39,23 +40,31 @@ def check_same_clip(clip: Clip, info: ClipInfo) -> None:
     """
     if len(clip) != info.length:
         raise DecafError(
-            f"The attention was taken from a clip of {info.length} frames, but {clip.name} has {len(clip)}; "
-            "give the same frames to the attention and to the segmentation."
+            f"The {made} from a clip of {info.length} frames, but {clip.name} has {len(clip)}; "
+            f"give the same frames to {users}."
         )
     (height, width), (info_height, info_width) = clip.frame_size, info.frame_size
     off_by = min(abs(width - height * info_width / info_height), abs(height - width * info_height / info_width))
     ratio = (width * info_height) / (height * info_width)
     if off_by > 1 and not 0.95 <= ratio <= 1 / 0.95:  # sides rounded to a multiple of 8 or 16 are not a crop
         raise DecafError(
-            f"The attention was taken from frames of {info_width}x{info_height}, but those of {clip.name} are {width}x{height}, which is "
-            "another shape; crop or pad the clip before the attention is extracted, not after."
+            f"The {made} from frames of {info_width}x{info_height}, but those of {clip.name} are {width}x{height}, which is "
+            "another shape; crop or pad the clip before anything is made of it, not after."
         )
     similarity = _similarity(thumbnails(clip, info.key_frames), info.thumbnails)
     if similarity.mean() < MIN_SIMILARITY:
         raise DecafError(
-            f"{clip.name} is not the clip that the attention was taken from: {int((similarity < MIN_SIMILARITY).sum())} of its {len(similarity)} key "
-            "frames show something else; give the same frames to the attention and to the segmentation."
+            f"{clip.name} is not the clip that the {made} from: {int((similarity < MIN_SIMILARITY).sum())} of its {len(similarity)} key "
+            f"frames show something else; give the same frames to {users}."
         )
+
+
+def check_tracks(clip: Clip, tracks: Tracks) -> None:
+    """Refuses a clip that is evidently not the one that the tracks were made from, by `DecafError`."""
+    if tracks.clip is not None:
+        check_same_clip(clip, tracks.clip, "tracks were made", "both")
+    elif len(clip) != tracks.length:
+        raise DecafError(f"The tracks have {tracks.length} frames, but {clip.name} has {len(clip)}. Give the clip that they were made from.")
 
 
 def _thumbnail(frame: Tensor) -> Tensor:

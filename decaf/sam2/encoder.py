@@ -46,6 +46,9 @@ class Features:
         ]
         return maps[:-1] or None, maps[-1]
 
+    def to(self, device: torch.device) -> Features:
+        return Features(tuple(level.to(device) for level in self.levels), self.pos_enc.to(device), self.sizes)
+
     @property
     def nbytes(self) -> int:
         return sum(level.numel() * level.element_size() for level in self.levels)

@@ -54,9 +54,9 @@ class FastSteps(PackageSteps):
 
     def _conditioned(self, features: Features, banks: Sequence[MemoryBank], length: int) -> Tensor:
         """The frame's features (n, h * w, channels), each object's seen through its memories."""
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[tuple[int, int, int], list[int]] = {}
         for i, bank in enumerate(banks):
-            groups.setdefault((len(bank.memories), len(bank.pointers)), []).append(i)
+            groups.setdefault((len(bank.memories), len(bank.pointers), bank.prompts), []).append(i)
         if self._attention is None:
             self._attention = BatchedMemoryAttention(self._model, self._memory_pos_enc, self._check_cancelled)
         current, pos_enc = features.levels[-1].transpose(0, 1), features.pos_enc.transpose(0, 1)
@@ -68,8 +68,9 @@ class FastSteps(PackageSteps):
         per_pointer = model.hidden_dim // model.mem_dim  # a pointer is as wide as several memory tokens
         memories = []
         for bank in chosen:
-            (_, prompt), *tracked = bank.memories
-            memories.append([(0, prompt), *((model.num_maskmem - distance, memory) for distance, memory in tracked)])
+            prompts, tracked = bank.memories[: bank.prompts], bank.memories[bank.prompts :]
+            ages = [(0, memory) for _, memory in prompts]
+            memories.append([*ages, *((model.num_maskmem - distance, memory) for distance, memory in tracked)])
         pos_enc = self._distance_pos_enc([[distance for distance, _ in bank.pointers] for bank in chosen], length)
         pointers = torch.stack([pointer for bank in chosen for _, pointer in bank.pointers])
         return BankGroup(index, memories, pointers.view(len(chosen), -1, model.mem_dim), pos_enc.repeat_interleave(per_pointer, 1))

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tracking.segmenter import MemoryBank, MemoryReach, Outputs
+from ..tracking.segmenter import Clicks, MemoryBank, MemoryReach, Outputs
 from .encoder import Features, normalised
 
 MEMORY_DTYPE = torch.bfloat16
 """The predictor stores memories so, in every setting."""
+
+_STEEPEST = 32.0
+"""The largest logit of an earlier mask that the predictor hands to the mask decoder."""
 
 
 class PackageSteps:
@@ -64,25 +67,51 @@ class PackageSteps:
 
     def _remember(self, features: Features, masks: Sequence[Tensor]) -> Outputs:
         with self._inference():
-            levels, pos_enc = features.flat(len(masks))
-            out = self._model.track_step(
-                frame_idx=0,
-                is_init_cond_frame=True,
-                current_vision_feats=levels,
-                current_vision_pos_embeds=pos_enc,
-                feat_sizes=features.sizes,
-                point_inputs=None,
-                mask_inputs=self._mask_inputs(masks),
-                output_dict={},
-                num_frames=1,
-                run_mem_encoder=False,
+            out = self._given(features, masks)
+            return self._remembered(features, out["pred_masks"], out["object_score_logits"], out["obj_ptr"])
+
+    def _given(self, features: Features, masks: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the package makes of (H, W) masks that are given to it."""
+        levels, pos_enc = features.flat(len(masks))
+        return self._model.track_step(
+            frame_idx=0,
+            is_init_cond_frame=True,
+            current_vision_feats=levels,
+            current_vision_pos_embeds=pos_enc,
+            feat_sizes=features.sizes,
+            point_inputs=None,
+            mask_inputs=self._mask_inputs(masks),
+            output_dict={},
+            num_frames=1,
+            run_mem_encoder=False,
+        )
+
+    def _remembered(self, features: Features, low: Tensor, score: Tensor, pointers: Tensor) -> Outputs:
+        """First memories of n objects: their logits (n, 1, h, w), object scores and pointers."""
+        # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
+        high = F.interpolate(low, size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
+        memories, pos_enc = self._model._encode_new_memory(features.flat(len(low))[0], features.sizes, high, score, True)
+        self._memory_pos_enc = pos_enc[-1][:1]
+        return Outputs(low, as_tokens(memories), [pointer.clone() for pointer in pointers])
+
+    def remember_clicks(self, features: Features, clicks: Clicks, mask: Tensor | None) -> tuple[Outputs, float]:
+        """As the predictor does for `add_new_points_or_box`, after `add_new_mask` on the same frame if there is a mask."""
+        model = self._model
+        with self._inference():
+            # A box is two points with labels of their own, before all others.
+            corners = torch.tensor(clicks.box or (), dtype=torch.float32).view(-1, 2)
+            labels = [2, 3][: len(corners)] + clicks.positive.to(torch.int32).tolist()
+            points = {
+                "point_coords": (torch.cat([corners, clicks.xy])[None] * self.image_size).to(self.device),
+                "point_labels": torch.tensor([labels], dtype=torch.int32, device=self.device),
+            }
+            before = None if mask is None else self._given(features, [mask])["pred_masks"].clamp(-_STEEPEST, _STEEPEST)
+            fine, lowest = features.maps(1)
+            lowest = lowest + model.no_mem_embed.view(1, -1, 1, 1)
+            _, _, ious, low, _, pointers, score = model._forward_sam_heads(
+                lowest, points, before, fine, model._use_multimask(True, points)
             )
-            # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
-            low, score = out["pred_masks"], out["object_score_logits"]
-            high = F.interpolate(low, size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
-            memories, pos_enc = self._model._encode_new_memory(levels, features.sizes, high, score, True)
-            self._memory_pos_enc = pos_enc[-1][:1]
-            return Outputs(low, as_tokens(memories), [pointer.clone() for pointer in out["obj_ptr"]])
+            return self._remembered(features, low, score, pointers), float(ious.float().amax())
 
     def _mask_inputs(self, masks: Sequence[Tensor]) -> Tensor:
         """(H, W) bool -> (n, 1, S, S) float32 of zeros and ones, resized as the predictor does."""
@@ -132,8 +161,8 @@ class PackageSteps:
             }
             for index in memories.keys() | pointers.keys()
         }
-        prompt = frame - bank.memories[0][0]
-        return {"cond_frame_outputs": {prompt: outputs.pop(prompt)}, "non_cond_frame_outputs": outputs}
+        prompts = [frame - distance for distance, _ in bank.memories[: bank.prompts]]
+        return {"cond_frame_outputs": {prompt: outputs.pop(prompt) for prompt in prompts}, "non_cond_frame_outputs": outputs}
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:

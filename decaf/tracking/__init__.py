@@ -1,5 +1,7 @@
-"""The second half of the paper: points to candidates, candidates to tracklets, tracklets to masks of every frame."""
+"""The second half of the paper: points to candidates, candidates to tracklets, tracklets to masks of every frame; and corrections by hand."""
 
+from .correction import Marks, correct
+from .memo import TrackMemo
 from .track import feature_cache, memory_needed, segment
 
-__all__ = ["feature_cache", "memory_needed", "segment"]
+__all__ = ["Marks", "TrackMemo", "correct", "feature_cache", "memory_needed", "segment"]

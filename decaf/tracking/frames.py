@@ -18,15 +18,19 @@ def resized(frame: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.array(Image.fromarray(frame.numpy()).resize((size, size))))
 
 
+_CPU = torch.device("cpu")
+
+
 class FeatureCache:
     """Image features by the clip index of their frame; what does not fit is encoded again when it is needed.
 
     `budget`: bytes for those that will be needed once more, and then go. `lasting`: bytes for those that stay, for other queries about the
-    same clip; the first come.
+    same clip; the first come. `aside`: these wait in the memory of the CPU, wherever the model computes.
     """
 
-    def __init__(self, budget: int, lasting: int = 0):
+    def __init__(self, budget: int, lasting: int = 0, *, aside: bool = False):
         self._budget, self._lasting_budget = budget, lasting  # what is left of them
+        self._aside = aside
         self._features: dict[int, Features] = {}
         self._lasting: dict[int, Features] = {}
 
@@ -36,14 +40,15 @@ class FeatureCache:
             return
         if features.nbytes <= self._lasting_budget:
             self._lasting_budget -= features.nbytes
-            self._lasting[index] = features
+            self._lasting[index] = features.to(_CPU) if self._aside else features
         elif keep and features.nbytes <= self._budget:
             self._budget -= features.nbytes
             self._features[index] = features
 
-    def take(self, index: int) -> Features | None:
+    def take(self, index: int, device: torch.device | None = None) -> Features | None:
+        """`device`: where those that wait aside are wanted."""
         if index in self._lasting:
-            return self._lasting[index]
+            return self._lasting[index].to(device) if self._aside else self._lasting[index]
         features = self._features.pop(index, None)
         self._budget += features.nbytes if features else 0
         return features
@@ -55,6 +60,11 @@ class FeatureCache:
         """Forgets what waits to be needed once more. What lasts, lasts."""
         self._budget += sum(features.nbytes for features in self._features.values())
         self._features.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """What is held."""
+        return sum(features.nbytes for features in [*self._features.values(), *self._lasting.values()])
 
     def clear(self) -> None:
         """Forgets everything, and keeps nothing from now on."""
@@ -92,7 +102,7 @@ class FrameEncoder:
         """Features of `frame`; with `keep` they stay, if the budget allows, until the frame is asked for again. `then`: the frame that will be
         asked for next, to be read meanwhile."""
         index = self._index(frame)
-        features = self._cache.take(index)
+        features = self._cache.take(index, self._segmenter.device)
         picture = self._picture(frame) if features is None else None
         if then is not None and self._index(then) not in self._cache:
             self._coming = then, self._reader.submit(self._read, then)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .segmenter import Memory, MemoryBank, MemoryReach, Pointer
@@ -16,15 +17,17 @@ class Step:
 
 
 class MemoryPlan:
-    """The memories of an object that is prompted once, on frame `prompt` of `length` frames, and tracked to the end and then to the start.
+    """The memories of an object that is prompted on frame `prompt` of `length` frames, and tracked to the end and then to the start. `more`:
+    later frames on which it is prompted, too; they are not tracked, and all prompts are remembered before the first frame is.
 
-    Looked at are the memory of the prompt and of the `reach.memories - 1` frames before the tracked one, and the object pointers of the
-    prompt and of the `reach.pointers - 1` frames before it ("before" in the direction of tracking). The backward sweep also meets outputs
+    Looked at are the memories of all prompts and of the `reach.memories - 1` frames before the tracked one, and the object pointers of the
+    prompts before it and of the `reach.pointers - 1` frames before it ("before" in the direction of tracking). The backward sweep also meets outputs
     that the forward sweep left behind on the frames after the prompt. An output is kept exactly until the last step that looks at it.
     """
 
-    def __init__(self, prompt: int, length: int, reach: MemoryReach):
+    def __init__(self, prompt: int, length: int, reach: MemoryReach, more: Sequence[int] = ()):
         self.prompt, self._length = prompt, length
+        self.prompts = (prompt, *more)
         self._memories = reach.memories
         self._pointers = min(length, reach.pointers)
 
@@ -41,8 +44,8 @@ class MemoryPlan:
         return [(d, frame) for d, frame in frames if self._is_tracked(frame, step)]
 
     def _is_tracked(self, frame: int, step: Step) -> bool:
-        """Has `frame` an output of tracking when `step` comes? The prompt's frame never has: it is listed apart."""
-        return frame != self.prompt and (step.frame < frame < self._length if step.backward else self.prompt < frame < step.frame)
+        """Has `frame` an output of tracking when `step` comes? A prompt's frame never has: it is listed apart."""
+        return frame not in self.prompts and (step.frame < frame < self._length if step.backward else self.prompt < frame < step.frame)
 
     def _last(self, frame: int, reach: int) -> Step | None:
         """The last step that looks at the output of `frame`, if any does, when outputs are looked at from up to `reach` frames away."""
@@ -59,10 +62,10 @@ class MemoryPlan:
 
     def memory_is_dead(self, frame: int, step: Step) -> bool:
         """Is no step after `step` going to look at the memory of `frame`?"""
-        return frame != self.prompt and self._last(frame, self._memories - 1) == step
+        return frame not in self.prompts and self._last(frame, self._memories - 1) == step
 
     def pointer_is_dead(self, frame: int, step: Step) -> bool:
-        return frame != self.prompt and self._last(frame, self._pointers - 1) == step
+        return frame not in self.prompts and self._last(frame, self._pointers - 1) == step
 
 
 @dataclass
@@ -80,10 +83,12 @@ class TrackedObject:
 
     def bank(self, step: Step) -> MemoryBank:
         """What is looked at on this step."""
-        distance = abs(step.frame - self.prompt)
+        prompts = [(frame - step.frame if step.backward else step.frame - frame, frame) for frame in self.plan.prompts]
+        past = [(d, frame) for d, frame in prompts if d > 0]
         return MemoryBank(
-            [(d, self.memories[frame]) for d, frame in [(distance, self.prompt), *self.plan.memories(step)]],
-            [(d, self.pointers[frame]) for d, frame in [(distance, self.prompt), *self.plan.pointers(step)]],
+            [(d, self.memories[frame]) for d, frame in [*prompts, *self.plan.memories(step)]],
+            [(d, self.pointers[frame]) for d, frame in [*past, *self.plan.pointers(step)]],
+            len(prompts),
         )
 
     def release(self, step: Step) -> None:

@@ -27,6 +27,19 @@ class Features(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    def to(self, device: torch.device) -> Features:
+        """The same on another device."""
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """What a person marks on one frame for one object. `xy`: (n, 2) float32 in 0..1; `positive`: (n,) bool, whether a point is on the object
+    or on what is not of it; `box`: (left, top, right, bottom) in 0..1, or None. At least one of points and box is there."""
+
+    xy: Tensor
+    positive: Tensor
+    box: tuple[float, float, float, float] | None = None
+
 
 @dataclass(frozen=True)
 class MemoryReach:
@@ -39,11 +52,16 @@ class MemoryReach:
 @dataclass(frozen=True)
 class MemoryBank:
     """What is looked at when one object is tracked on a frame: memories and pointers, each with its distance from that frame in frames, > 0
-    and against the direction of tracking. The prompt's come first, then the memories from the most distant to the nearest and the pointers
-    from the nearest to the most distant. There is always the prompt's."""
+    and against the direction of tracking. The prompts' come first, then the memories from the most distant to the nearest and the pointers
+    from the nearest to the most distant. There is always a prompt's.
+
+    `prompts`: how many of the memories are of prompts. Those of frames that are still to come are among them, with distances < 0; pointers
+    of such frames are not.
+    """
 
     memories: Sequence[tuple[int, Memory]]
     pointers: Sequence[tuple[int, Pointer]]
+    prompts: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class Outputs:
 
 
 class Segmenter(Protocol):
-    """Tensors are on `device`, or come from the CPU where it says so. Any of the four steps may call the `check_cancelled` that the
+    """Tensors are on `device`, or come from the CPU where it says so. Any of the five steps may call the `check_cancelled` that the
     segmenter was made with, which may raise to stop."""
 
     image_size: int
@@ -73,6 +91,10 @@ class Segmenter(Protocol):
     def remember(self, features: Features, masks: Sequence[Tensor]) -> Outputs:
         """Makes (H, W) bool masks of any size, on the CPU, the first memories of as many objects. The logits are the masks as the segmenter
         sees them."""
+
+    def remember_clicks(self, features: Features, clicks: Clicks, mask: Tensor | None) -> tuple[Outputs, float]:
+        """Makes what the clicks mean the first memory of one object. `mask`: (H, W) bool of any size, on the CPU: the object as it was held
+        to be so far, which the clicks correct; None if there was none. Returns the predicted IoU as well."""
 
     def track(self, features: Features, banks: Sequence[MemoryBank], remember: Sequence[bool], length: int) -> Outputs:
         """Finds one object per memory bank. `remember`: whether a memory is wanted of it. `length`: frames of the whole sequence."""

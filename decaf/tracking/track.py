@@ -18,9 +18,10 @@ from ..errors import DecafError
 from ..masks import MaskStore, pack_bits
 from ..report import Progress, Report, silent
 from ..settings import TrackingSettings
-from .candidates import Candidate, CandidatePrompts
+from .candidates import CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
 from .masks import mask_bytes, video_masks
+from .memo import Found, Tracklet, TrackMemo
 from .segmenter import SegmenterModel
 from .selection import attention_consistency, final_scores, grid_coverage, select
 from .sweep import FixedPrompts, Sweep
@@ -40,21 +41,12 @@ USUAL_OBJECTS = 16
 
 
 @dataclass(frozen=True)
-class _Limits:
+class Limits:
     """What bounds memory. `batch`: objects or points that go through the segmenter at once. `cache`: of image features, from the key frames to the
     whole clip and from one sweep to the next."""
 
     batch: int
     cache: FeatureCache
-
-
-@dataclass(frozen=True)
-class _Tracklet:
-    """A candidate followed over the key frames. `coverage`: (K, rows, cols); `mask`: (H, bytes) packed, on its prompt frame."""
-
-    candidate: Candidate
-    coverage: Tensor
-    mask: Tensor
 
 
 def segment(
@@ -67,13 +59,17 @@ def segment(
     max_tracks: int | None = TrackingSettings.max_tracks,
     progress: Progress | Report = silent,
     features: FeatureCache | None = None,
+    memo: TrackMemo | None = None,
 ) -> Tracks:
     """Masks of the objects that the points mean, on every frame of the clip.
 
     `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
     the best one. `max_tracks`: keep at most so many, the best. `features`: a `feature_cache` of this model and this clip that several queries
-    share. `progress`: callback or `Report`. Counts of the latter, "sam2_key_encodings" and "sam2_clip_encodings", are images encoded: at most
+    share. `memo`: of this model and this clip, too: what it has of an earlier call with equal prompts is not computed again, so that another
+    threshold or number of tracks costs only objects that were not kept before.
+
+    `progress`: callback or `Report`. Counts of the latter, "sam2_key_encodings" and "sam2_clip_encodings", are images encoded: at most
     two per key frame and two per frame, and one per frame of the clip in all as long as features fit their budget; its stage: "segmentation".
 
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
@@ -92,36 +88,52 @@ def segment(
     report = Report.of(progress)
     if len(prompts.key) == 0:
         unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
-        return _nothing(clip, prompts.message or unattended)
+        return _nothing(clip, prompts, prompts.message or unattended)
     features = features or feature_cache(model)
     features.let_go()  # of what another query has left
-    limits = _Limits(_batch(model, model.device), features)
+    limits = Limits(objects_at_once(model, model.device), features)
+    report.count("sam2_key_encodings", 0)
+    report.count("sam2_clip_encodings", 0)
+    found = memo.found(prompts, nms_iou) if memo else None
     with report.stage("segmentation"):
-        tracklets = _retry_smaller(model, limits, report, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, report))
-        if not tracklets:
-            return _nothing(clip, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
-        tracks, masks = _choose(tracklets, prompts, score_threshold, max_tracks)
-        store = _retry_smaller(model, limits, report, lambda now: _propagate(model, clip, tracks, masks, now, report))
+        if found is None:
+            tracklets = retry_smaller(model, limits, report, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, report))
+            found = Found(prompts, nms_iou, tracklets)
+            if memo:
+                memo.keep(found)
+        if not found.tracklets:
+            return _nothing(clip, prompts, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
+        chosen, tracks = _choose(found.tracklets, prompts, score_threshold, max_tracks)
+        new = [i for i in chosen if i not in found.masks]
+        if new:
+            starts = [(prompts.fused.clip.key_frames[found.tracklets[i].candidate.key], found.tracklets[i].mask) for i in new]
+            tracked = retry_smaller(model, limits, report, lambda now: _propagate(model, clip, starts, now, report))
+            found.masks.update({i: (tracked, place) for place, i in enumerate(new)})
+        store = found.store(chosen, len(clip), clip.frame_size)
     if not store.any():
-        return _nothing(clip, f"Nothing found: {model.title} lost what it saw at the points on every frame.")
+        return _nothing(clip, prompts, f"Nothing found: {model.title} lost what it saw at the points on every frame.")
     message = ""
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
-    return Tracks(store, tuple(tracks), message)
+    return Tracks(store, tuple(tracks), message, prompts.fused.clip)
 
 
-def feature_cache(model: SegmenterModel, *, shared: bool = False, budget: int | None = None) -> FeatureCache:
-    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `budget`: bytes of the device that
-    all may take."""
+def feature_cache(
+    model: SegmenterModel, *, shared: bool = False, budget: int | None = None, aside: int | None = None
+) -> FeatureCache:
+    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `budget`: bytes of the device
+    that all may take. `aside`: bytes that those which stay may take instead, in the memory of the CPU."""
     free = free_memory(model.device)
     if free is not None and budget is not None:
         free = max(0, min(free, budget - allocated_bytes(model.device)))
     waiting = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
     lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
+    if aside is not None:
+        return FeatureCache(waiting, aside, aside=True)
     return FeatureCache(waiting, lasting if shared else 0)
 
 
-def _batch(model: SegmenterModel, device: torch.device) -> int:
+def objects_at_once(model: SegmenterModel, device: torch.device) -> int:
     pixels = _PIXELS_AT_ONCE_ON_CPU if device.type == "cpu" else _PIXELS_AT_ONCE
     return max(1, pixels // model.image_size**2)
 
@@ -137,7 +149,7 @@ def memory_needed(
         frame_size: (height, width) of the clip; None for any.
     """
     features = min(_FEATURE_BYTES_ON_CPU if device.type == "cpu" else _FEATURE_BYTES, length * model.feature_bytes())
-    objects, at_once = min(points, USUAL_OBJECTS), min(points, _batch(model, device))
+    objects, at_once = min(points, USUAL_OBJECTS), min(points, objects_at_once(model, device))
     return features + mask_bytes(objects, frame_size) + model.working_bytes(at_once, objects)
 
 
@@ -157,8 +169,8 @@ def _check_prompts(prompts: SAM2Prompts) -> None:
         )
 
 
-def _nothing(clip: Clip, message: str) -> Tracks:
-    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message)
+def _nothing(clip: Clip, prompts: SAM2Prompts, message: str) -> Tracks:
+    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message, prompts.fused.clip)
 
 
 class _KeyFrames(Sequence):
@@ -174,7 +186,7 @@ class _KeyFrames(Sequence):
         return self._clip[self._key_frames[key]]
 
 
-class _Frames:
+class SweptFrames:
     """Reports the frames of a sweep, and counts the images encoded for it as `count`."""
 
     def __init__(self, report: Report, what: str, prompted: tuple[int, int], length: int, count: str):
@@ -193,15 +205,15 @@ class _Frames:
 
 
 def _find_tracklets(
-    model: SegmenterModel, clip: Clip, prompts: SAM2Prompts, nms_iou: float, limits: _Limits, report: Report
-) -> list[_Tracklet]:
+    model: SegmenterModel, clip: Clip, prompts: SAM2Prompts, nms_iou: float, limits: Limits, report: Report
+) -> list[Tracklet]:
     """Points to masks, suppression, and tracking over the key frames."""
     frames = _KeyFrames(clip, prompts.fused.clip.key_frames)
     attention = prompts.fused.map
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
     what = f"{model.title}: points and tracklets on the key frames"
-    swept_frames = _Frames(report, what, (int(prompts.key.min()), int(prompts.key.max())), len(frames), "sam2_key_encodings")
+    swept_frames = SweptFrames(report, what, (int(prompts.key.min()), int(prompts.key.max())), len(frames), "sam2_key_encodings")
     with model.segmenter(report.check_cancelled) as segmenter:
         prompter = CandidatePrompts(segmenter, prompts, clip.frame_size, name=model.name, nms_iou=nms_iou, batch=limits.batch)
         encoder = FrameEncoder(segmenter, frames, limits.cache, swept_frames.encoding, indices=prompts.fused.clip.key_frames)
@@ -213,13 +225,13 @@ def _find_tracklets(
                     if prompter.standing[id_].key == swept.frame:
                         prompt_masks[id_] = pack_bits(masks[i])
             swept_frames.done()
-    return [_Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
+    return [Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
 
 def _choose(
-    tracklets: list[_Tracklet], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
-) -> tuple[list[Track], list[Tensor]]:
-    """The kept tracklets and their packed masks (H, bytes) on their prompt frames."""
+    tracklets: list[Tracklet], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
+) -> tuple[list[int], list[Track]]:
+    """Indices of the kept tracklets, and their records."""
     consistency = attention_consistency(torch.stack([t.coverage for t in tracklets]), prompts.fused.map)
     final = final_scores(torch.tensor([t.candidate.score for t in tracklets]), consistency)
     chosen = select(final, score_threshold)
@@ -227,24 +239,23 @@ def _choose(
         best = sorted(chosen, key=lambda i: -float(final[i]))[:max_tracks]
         log.info("%d tracks are above the threshold, the best %d are kept", len(chosen), max_tracks)
         chosen = sorted(best)
-    tracks, masks = [], []
+    tracks = []
     for number, i in enumerate(chosen):
         candidate = tracklets[i].candidate
         x, y = prompts.xy[candidate.point].tolist()
         frame = prompts.fused.clip.key_frames[candidate.key]
         tracks.append(Track(number, frame, (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i])))
-        masks.append(tracklets[i].mask)
-    return tracks, masks
+    return chosen, tracks
 
 
 def _propagate(
-    model: SegmenterModel, clip: Clip, tracks: list[Track], masks: list[Tensor], limits: _Limits, report: Report
+    model: SegmenterModel, clip: Clip, starts: list[tuple[int, Tensor]], limits: Limits, report: Report
 ) -> MaskStore:
-    """Masks of all objects on all frames of the clip."""
-    prompter = FixedPrompts([(track.frame, mask) for track, mask in zip(tracks, masks, strict=True)])
+    """Masks of all objects on all frames of the clip. `starts`: of each its prompt frame and packed mask (H, bytes) there."""
+    prompter = FixedPrompts(starts)
     what = f"{model.title}: tracking through the clip"
-    swept_frames = _Frames(report, what, (prompter.first, prompter.last), len(clip), "sam2_clip_encodings")
-    store = MaskStore(len(tracks), len(clip), clip.frame_size)
+    swept_frames = SweptFrames(report, what, (prompter.first, prompter.last), len(clip), "sam2_clip_encodings")
+    store = MaskStore(len(starts), len(clip), clip.frame_size)
     with model.segmenter(report.check_cancelled) as segmenter:
         encoder = FrameEncoder(segmenter, clip, limits.cache, swept_frames.encoding)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
@@ -255,7 +266,7 @@ def _propagate(
     return store
 
 
-def _retry_smaller(model: SegmenterModel, limits: _Limits, report: Report, run: Callable[[_Limits], object]) -> object:
+def retry_smaller(model: SegmenterModel, limits: Limits, report: Report, run: Callable[[Limits], object]) -> object:
     """`run`, and if memory does not suffice, once more with less at a time. Counts are of the run that succeeded."""
     with report.attempt():
         return run(limits)
@@ -263,7 +274,7 @@ def _retry_smaller(model: SegmenterModel, limits: _Limits, report: Report, run: 
     limits.cache.clear()
     empty_caches()
     try:
-        return run(_Limits(batch=1, cache=FeatureCache(0)))
+        return run(Limits(batch=1, cache=FeatureCache(0)))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -330,7 +330,7 @@ def case_a_video_brings_its_frame_rate():
 
 def case_a_clip_of_one_frame_previews_a_picture_and_a_longer_one_a_video():
     for length, suffix in ((1, ".png"), (2, ".mp4")):
-        shown = segment(length).ui.as_dict()["images"][0]
+        shown = run("DecAFShowObjects", frames=images(length), tracks=segment(length)[1]).ui.as_dict()["images"][0]
         assert shown["filename"].endswith(suffix) and (Path(SETTINGS["base"]) / "temp" / shown["filename"]).is_file()
 
 

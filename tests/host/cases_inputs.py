@@ -36,6 +36,8 @@ def whole(node):
         "DecAFAttentionPreview": lambda: {"frames": clip, "fused": fused(2), "prompts": prompts(2)},
         "AttentionToSAM2Prompts": lambda: {"fused": fused(2)},
         "SAM2VideoPropagate": lambda: {"sam2": sam2(), "frames": clip, "prompts": prompts(2)},
+        "DecAFShowObjects": lambda: {"frames": clip, "tracks": segment(2)[1]},
+        "DecAFCorrectObjects": lambda: {"sam2": sam2(), "frames": clip, "tracks": segment(2)[1], "mask": torch.ones(1, 72, 96)},
         "DecAFTracksToMask": lambda: {"tracks": segment(2)[1]},
     }
     return made[node]()
@@ -143,8 +145,9 @@ def case_every_phase_shows_its_progress():
     sent = []
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: sent.append((value, total)))
     try:
-        segment(6)
+        tracks = segment(6)[1]
+        run("DecAFShowObjects", frames=images(6), tracks=tracks)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     starts = [place for place, (value, _) in enumerate(sent) if value <= 1 and (place == 0 or sent[place - 1][0] > value)]
-    assert len(starts) >= 3, f"tracking, filling the mask, drawing: {sent}"
+    assert len(starts) >= 4, f"tracking twice, filling the mask, drawing: {sent}"

@@ -8,8 +8,7 @@ from unittest.mock import patch
 
 import comfy.model_management as mm
 import torch
-from comfy_execution.graph_utils import ExecutionBlocker
-from kit import error_of, extract, fused, images, mllm, prompts, run, sam2, segment
+from kit import error_of, extract, fused, images, mllm, run, sam2, segment
 
 
 def pack(name):
@@ -53,17 +52,9 @@ def case_the_log_of_the_host_names_the_model():
     assert sam2().patcher.model.__class__.__name__ == type(sam2().value.model).__name__ != "_Holder"
 
 
-def masks_without_overlay(length=3, **patches):
-    whole = segment(length)
-    with patch.multiple(pack("nodes.segmentation"), **patches):
-        mask, tracks, overlay, _, report = (result := segment(length)).args
-    assert torch.equal(mask, whole[0]) and len(tracks.tracks) == len(whole[1].tracks) and result.ui is None
-    assert isinstance(overlay, ExecutionBlocker) and "masks are whole" in overlay.message and "preview_fps" in overlay.message
-    assert report.startswith(whole[4]) and overlay.message in report
-    return report
+def case_an_overlay_that_cannot_be_drawn_does_not_cost_the_masks():
+    """It is drawn where it is read, and what is wrong is said there."""
 
-
-def case_an_overlay_that_fails_does_not_cost_the_masks():
     def failing(error):
         def write(path, frames, *_):
             next(iter(frames))
@@ -71,32 +62,33 @@ def case_an_overlay_that_fails_does_not_cost_the_masks():
 
         return write
 
-    full = OSError(errno.ENOSPC, "No space left on device")
-    assert "No space left" in masks_without_overlay(write_video=failing(full))
-    assert "libx264" in masks_without_overlay(write_video=failing(ValueError("codec libx264 not found")))
-    assert "MemoryError" in masks_without_overlay(write_video=failing(MemoryError()))
+    mask, tracks, overlay, *_ = segment(3).args
+    assert mask.shape == (3, 72, 96)
+    for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("codec libx264 not found"), mm.InterruptProcessingException()):
+        with patch.object(pack("nodes.objects"), "write_video", failing(error)):
+            try:
+                overlay.get_components()
+            except BaseException as raised:
+                assert raised is error
+                continue
+        raise AssertionError("nobody said so")
+    assert overlay.get_components().images.shape == (3, 72, 96, 3), "the next who reads it may have more luck"
 
 
 def case_an_overlay_wider_than_h264_holds_does_not_cost_the_masks():
-    wide = images(1, 16, 16400)
+    wide = images(2, 16, 16400)
     object, background, _ = extract(wide, tokens_per_frame=16)
     one = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=object, background=background)[0])[0]
     given = run("AttentionToSAM2Prompts", fused=one, threshold=1.0)[0]
-    mask, _, overlay, _, report = run("SAM2VideoPropagate", sam2=sam2(), frames=wide, prompts=given).args
-    assert mask.shape == (1, 16, 16400) and "16384" in report and "16384" in overlay.message
-
-
-def case_cancel_while_the_overlay_is_drawn_is_a_cancel():
-    def cancelled(*_):
-        raise mm.InterruptProcessingException
-
-    given = prompts(2)
-    with patch.object(pack("nodes.segmentation"), "write_video", cancelled):
-        try:
-            segment(2, given)
-        except mm.InterruptProcessingException:
-            return
-    raise AssertionError("the node ran on")
+    mask, tracks, overlay, *_ = run("SAM2VideoPropagate", sam2=sam2(), frames=wide, prompts=given).args
+    assert mask.shape == (2, 16, 16400)
+    assert run("DecAFShowObjects", frames=wide, tracks=tracks).ui is not None, "what the node shows is smaller"
+    try:
+        overlay.get_stream_source()
+    except ValueError as error:
+        assert "16384" in str(error)
+        return
+    raise AssertionError("nobody said so")
 
 
 def case_pictures_that_cannot_be_written_are_a_sentence():
@@ -106,8 +98,7 @@ def case_pictures_that_cannot_be_written_are_a_sentence():
     with patch.object(pack("nodes.host").ui, "PreviewImage", full):
         message = error_of("DecAFAttentionPreview", frames=images(6), fused=fused(6))
         assert "No space left" in message and "temp" in message
-        mask, *_, report = segment(1).args  # a picture instead of a video
-    assert mask.shape[0] == 1 and "No space left" in report
+        assert "No space left" in error_of("DecAFShowObjects", frames=images(1), tracks=segment(1)[1])  # a picture instead of a video
 
 
 def case_memory_is_returned_or_left_on_every_system():

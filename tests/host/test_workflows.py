@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from pathlib import Path
 
 import pytest
 from comfy_host import WORKFLOWS
@@ -11,6 +12,7 @@ from comfy_page import fit_view, load_workflow, open_page, press_run, set_widget
 from make_workflows import CHOICES, QUICK, build
 from workflow_specs import WORKFLOWS as SPECS
 
+HERE = Path(__file__).parent
 QUERY = "the red square"
 
 
@@ -78,12 +80,74 @@ def test_run_shows_the_result(opened):
         """() => Object.fromEntries(window.app.graph._nodes.filter(node => node.imgs?.length || node.videoContainer?.childNodes.length)
             .map(node => [node.type, node.imgs?.[0]?.naturalWidth ?? 1]))"""
     )
-    wanted = {"DecAFAttentionPreview"} | ({"SAM2VideoPropagate"} if "DecAFLoadSAM2" in _types(name) else {"MaskPreview"})
+    wanted = {"DecAFAttentionPreview"} | ({"DecAFShowObjects"} if "DecAFLoadSAM2" in _types(name) else {"MaskPreview"})
     assert wanted <= set(shown) and all(shown.values()), shown
     texts = page.evaluate(
         "window.app.graph._nodes.filter(node => node.type === 'PreviewAny').map(node => node.widgets.map(w => String(w.value)).join(' '))"
     )
     assert any(("object 0: score" if name == QUICK else QUERY) in text for text in texts), texts
+
+
+def test_a_second_run_executes_nothing(opened, server):
+    """After the test before has run it. Core's own Save Video runs again, once: it shows what it has saved, which the page takes for an
+    input."""
+    name, page = opened
+    if "SAM3_Detect" in _types(name):
+        pytest.skip("nothing was run before")
+    ran = _executed(page, server)
+    assert ran <= {"SaveVideo"}, ran
+    if ran:
+        assert _executed(page, server) == set()
+
+
+def _executed(page, server) -> set[str]:
+    """Presses Run: the types of the nodes that were not cached."""
+    assert press_run(page) == []
+    history = server.get("/history")
+    entry = max(history.values(), key=lambda entry: entry["prompt"][0])
+    messages = dict(entry["status"]["messages"])
+    prompt, cached = entry["prompt"][2], messages["execution_cached"]["nodes"]
+    return {node["class_type"] for key, node in prompt.items() if key not in cached}
+
+
+def test_a_correction_runs_only_what_is_behind_it(browser, server):
+    """In the quick start: Correct Objects between the objects and what shows them, a point typed into it, then another style and a pick."""
+    with open_page(browser, server.url) as page:
+        load_workflow(page, WORKFLOWS / f"{QUICK}.json")
+        assert press_run(page) == []
+        page.evaluate(
+            """() => {
+                const {app, LiteGraph} = window, node = type => app.graph._nodes.find(node => node.type === type)
+                const link = (from, output, to, input) =>
+                    from.connect(from.findOutputSlot(output), to, to.findInputSlot(input))
+                for (const type of ['DecAFCorrectObjects', 'DecAFTracksToMask']) app.graph.add(LiteGraph.createNode(type))
+                const correct = node('DecAFCorrectObjects'), pick = node('DecAFTracksToMask'), show = node('DecAFShowObjects')
+                link(node('DecAFLoadSAM2'), 'sam2', correct, 'sam2')
+                link(node('DecAFSampleClip'), 'images', correct, 'frames')
+                link(node('SAM2VideoPropagate'), 'tracks', correct, 'tracks')
+                link(correct, 'tracks', pick, 'tracks')
+                link(pick, 'tracks', show, 'tracks')
+            }"""
+        )
+        set_widgets(page, {"DecAFCorrectObjects": {"object": -1, "frame": 3, "positive_points": '[{"x": 150, "y": 120}]'}})
+        assert _executed(page, server) == {"DecAFCorrectObjects", "DecAFTracksToMask", "DecAFShowObjects"}
+        set_widgets(page, {"DecAFTracksToMask": {"max_objects": 1}})
+        assert _executed(page, server) == {"DecAFTracksToMask", "DecAFShowObjects"}
+        set_widgets(page, {"DecAFShowObjects": {"style": "tint"}})
+        assert _executed(page, server) == {"DecAFShowObjects"}
+        assert _executed(page, server) == set()
+        set_widgets(page, {"DecAFCorrectObjects": {"frame": 999}})
+        said = press_run(page)
+        assert len(said) == 1 and "DecAFCorrectObjects" in said[0] and "There is no frame 999" in said[0], said
+
+
+def test_a_workflow_of_version_0_1_0_opens_and_runs(browser, server):
+    with open_page(browser, server.url) as page:
+        load_workflow(page, HERE / "saved" / "decaf_video_to_mask_0.1.0.json")
+        more = {"ExtractRolloutAttention": {"query": QUERY, "tokens_per_frame": 64}, "AttentionToSAM2Prompts": {"threshold": 0.95}}
+        set_widgets(page, CHOICES | more)
+        assert press_run(page) == []
+        assert _executed(page, server) <= {"SaveVideo"}, "its node of SAM 2 shows nothing any more"
 
 
 def test_the_server_executes_it_anew(opened, server):

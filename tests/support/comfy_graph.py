@@ -26,7 +26,12 @@ def whole_graph(frames: list) -> dict:
         "propagate": node(
             "SAM2VideoPropagate", sam2=["sam2", 0], frames=frames, prompts=["prompts", 0], score_threshold=0.5, nms_iou=0.7, preview_fps=24.0
         ),
-        "picked": node("DecAFTracksToMask", tracks=["propagate", 1], objects=""),
+        "corrected": node(
+            "DecAFCorrectObjects", sam2=["sam2", 0], frames=frames, tracks=["propagate", 1], object=-1, frame=1, mode="refine",
+            positive_points='[{"x": 20, "y": 20}]', negative_points="", mask=["propagate", 0],
+        ),
+        "objects": node("DecAFShowObjects", frames=frames, tracks=["corrected", 1], style="tint", opacity=0.8, numbers=True, preview_fps=24.0),
+        "picked": node("DecAFTracksToMask", tracks=["corrected", 1], objects="", score_threshold=0.0, max_objects=0),
         "mask": node("MaskPreview", mask=["picked", 0]),
         "sample": node("DecAFSampleClip", clip_seed=3, kind="any", frames=2),
         "sample_shown": node("PreviewImage", images=["sample", 0]),

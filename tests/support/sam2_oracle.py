@@ -72,6 +72,22 @@ def point_mask(predictor, state, frame: int, xy) -> tuple[torch.Tensor, float]:
     return logits[0, 0].cpu(), float(predictor.predicted_ious.max())
 
 
+def correct(predictor, state, anchors: dict, frame: int, base, points, labels, box) -> torch.Tensor:
+    """(T, H, W) logits of one object: masks of other frames, then a mask and clicks on `frame`, and one propagation from all of them."""
+    predictor.reset_state(state)
+    for t, mask in anchors.items():
+        predictor.add_new_mask(state, t, 0, mask)
+    if base is not None:
+        predictor.add_new_mask(state, frame, 0, base)
+    if points is not None or box is not None:
+        predictor.add_new_points_or_box(state, frame, 0, points=points, labels=labels, box=box)
+    out = torch.full((state["num_frames"], state["video_height"], state["video_width"]), float("nan"))
+    for reverse in (False, True):
+        for t, _, logits in predictor.propagate_in_video(state, reverse=reverse):
+            out[t] = logits[0, 0]
+    return out
+
+
 def iou(a, b) -> float:
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 0.0

@@ -58,7 +58,7 @@ WORKFLOWS = {
         "Quick start",
         "# Quick start\n\nPress **Run**: no download, no GPU needed. A made-up clip of moving shapes, a query for one of them, and two tiny "
         "models that come with the pack.\n\n"
-        "Then play: change *clip_seed* or *kind* in Make Sample Clip. The heat map shows where the model looks, Propagate with SAM 2 the mask, "
+        "Then play: change *clip_seed* or *kind* in Make Sample Clip. The heat map shows where the model looks, Show Objects the masks, "
         "the last picture the true one.\n\n"
         "The tiny models know nothing but such clips. For your own, open *decaf_video_to_mask*.",
         {
@@ -78,7 +78,8 @@ WORKFLOWS = {
             },
             "4 · Points, then masks": {
                 "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {"preview_fps": 12}, (340, 460)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
+                "show": Node("DecAFShowObjects", {"preview_fps": 12}, (340, 460)),
             },
             "5 · Result and truth": {
                 "report": Node("PreviewAny", {}, (340, 150)),
@@ -96,6 +97,8 @@ WORKFLOWS = {
             "prompts.prompts > preview.prompts",
             "sam2.sam2 > segment.sam2",
             "clip.images > segment.frames",
+            "clip.images > show.frames",
+            "segment.tracks > show.tracks",
             "prompts.prompts > segment.prompts",
             "segment.report > report.source",
             "segment.mask > mask.mask",
@@ -109,7 +112,7 @@ WORKFLOWS = {
         f"**Run**\n\n"
         "The heat map shows where the model looks. Too little is marked? Lower *threshold* in Turn Attention into Prompts. Several "
         "objects? "
-        "*report* numbers them, Pick Objects as Mask takes them apart.",
+        "Show Objects numbers them, Pick Objects as Mask takes them apart. Is one of them wrong? Put Correct Objects between the two, and mark it.",
         {
             "1 · Clip and models": {
                 "clip": Node("LoadVideo", {"file": None}, (320, 300)),
@@ -119,10 +122,11 @@ WORKFLOWS = {
             **_attention("the dog that gets the ball first"),
             "4 · Points, then masks": {
                 "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 430)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
                 "report": Node("PreviewAny", {}, (340, 150)),
             },
-            "5 · Save": {
+            "5 · Show and save": {
+                "show": Node("DecAFShowObjects", {}, (340, 430)),
                 "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
                 "picture": Node("MaskToImage", {}, (320, 0)),
                 "create": Node("CreateVideo", {}, (320, 0)),
@@ -137,9 +141,11 @@ WORKFLOWS = {
             "prompts.prompts > preview.prompts",
             "sam2.sam2 > segment.sam2",
             "clip.VIDEO > segment.frames",
+            "clip.VIDEO > show.frames",
+            "segment.tracks > show.tracks",
             "prompts.prompts > segment.prompts",
             "segment.report > report.source",
-            "segment.overlay > overlay.video",
+            "show.overlay > overlay.video",
             "segment.mask > picture.mask",
             "picture.IMAGE > create.images",
             "segment.fps > create.fps",
@@ -163,10 +169,11 @@ WORKFLOWS = {
             **_attention("the dog that gets the ball first"),
             "4 · Points, then masks": {
                 "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 430)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
                 "report": Node("PreviewAny", {}, (340, 150)),
             },
-            "5 · Save": {
+            "5 · Show and save": {
+                "show": Node("DecAFShowObjects", {}, (340, 430)),
                 "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
             },
         },
@@ -179,9 +186,11 @@ WORKFLOWS = {
             "prompts.prompts > preview.prompts",
             "sam2.sam2 > segment.sam2",
             "clip.VIDEO > segment.frames",
+            "clip.VIDEO > show.frames",
+            "segment.tracks > show.tracks",
             "prompts.prompts > segment.prompts",
             "segment.report > report.source",
-            "segment.overlay > overlay.video",
+            "show.overlay > overlay.video",
         ),
     ),
     "decaf_image_to_mask": Workflow(
@@ -198,7 +207,8 @@ WORKFLOWS = {
             **_attention("the cup that is nearest to the window"),
             "4 · Points, then mask": {
                 "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 430)),
+                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
+                "show": Node("DecAFShowObjects", {}, (340, 430)),
             },
             "5 · Save the cut-out": {
                 "mask": Node("MaskPreview", {}, (320, 300)),
@@ -215,6 +225,8 @@ WORKFLOWS = {
             "prompts.prompts > preview.prompts",
             "sam2.sam2 > segment.sam2",
             "clip.IMAGE > segment.frames",
+            "clip.IMAGE > show.frames",
+            "segment.tracks > show.tracks",
             "prompts.prompts > segment.prompts",
             "segment.mask > mask.mask",
             "segment.mask > invert.mask",

@@ -1,0 +1,62 @@
+"""What was found for the latest queries about a clip, so that another threshold costs only what was not tracked before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..data import SAM2Prompts
+from ..masks import MaskStore
+from .candidates import Candidate
+
+
+@dataclass(frozen=True)
+class Tracklet:
+    """A candidate followed over the key frames. `coverage`: (K, rows, cols); `mask`: (H, bytes) packed, on its prompt frame."""
+
+    candidate: Candidate
+    coverage: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """All tracklets of one query, with `nms_iou` as the overlap of suppression, and the masks on every frame of those that were tracked
+    through the clip so far: by tracklet, their store and their place in it."""
+
+    prompts: SAM2Prompts
+    nms_iou: float
+    tracklets: list[Tracklet]
+    masks: dict[int, tuple[MaskStore, int]] = field(default_factory=dict)
+
+    def store(self, chosen: Sequence[int], length: int, frame_size: tuple[int, int]) -> MaskStore:
+        """Masks of these tracklets, which all have been tracked."""
+        stores = [self.masks[i] for i in chosen]
+        whole, places = stores[0][0], [place for _, place in stores]
+        if all(store is whole for store, _ in stores) and places == list(range(whole.objects)):
+            return whole
+        return MaskStore.joined(stores, length, frame_size)
+
+
+class TrackMemo:
+    """Of one model and one clip. `most`: queries whose objects are kept, the latest."""
+
+    def __init__(self, most: int = 4):
+        self._most = most
+        self._kept: list[Found] = []
+
+    def found(self, prompts: SAM2Prompts, nms_iou: float) -> Found | None:
+        """What was found for equal prompts."""
+        return next((found for found in self._kept if found.nms_iou == nms_iou and _equal(found.prompts, prompts)), None)
+
+    def keep(self, found: Found) -> None:
+        self._kept = [*self._kept, found][-self._most :]
+
+
+def _equal(first: SAM2Prompts, second: SAM2Prompts) -> bool:
+    pairs = [(first.key, second.key), (first.xy, second.xy), (first.value, second.value), (first.fused.map, second.fused.map)]
+    same_frames = first.fused.clip.key_frames == second.fused.clip.key_frames
+    return first is second or (same_frames and all(torch.equal(a, b) for a, b in pairs))

@@ -1,0 +1,320 @@
+"""Objects that were found: shown, picked, and corrected by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..decaf.clips import Clip, check_tracks, write_video
+from ..decaf.data import Tracks as TracksRecord
+from ..decaf.errors import DecafError
+from ..decaf.pictures.styles import show_objects
+from ..decaf.settings import CORRECTIONS, STYLES
+from ..decaf.tracking import Marks, correct, memory_needed
+from . import host
+from .inputs import checked
+from .interop import box_of, points_of
+from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input
+
+_SHOWN_SIDE = 640
+"""Pixels of the longer side of what a node shows."""
+
+_MOST = 9999
+
+
+def describe(tracks: TracksRecord) -> str:
+    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
+    return "\n".join(filter(None, [*(_described(track) for track in tracks.tracks), tracks.message]))
+
+
+def _described(track) -> str:
+    marked = f"marked on frame{'s' * (len(track.corrected) > 1)} {', '.join(map(str, track.corrected))}"
+    if track.corrected and track.attention == track.consistency == 0:
+        return f"object {track.id}: {marked} (SAM 2 {track.predicted_iou:.2f})"
+    line = (
+        f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
+        f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"
+    )
+    return f"{line}, {marked}" if track.corrected else line
+
+
+def draw_overlay(
+    path: Path, clip: Clip, tracks: TracksRecord, fps: Fraction | float, *, style: str, opacity: float, numbers: bool, side: int | None = None
+) -> None:
+    """Writes the clip with its objects shown; `side`: at most so many pixels wide and high."""
+    size, report = shown_size(clip.frame_size, side), host.progress()
+
+    def frame(index: int) -> torch.Tensor:
+        report(index, len(clip), "drawing")
+        return drawn_frame(clip, tracks, index, size, style, opacity, numbers)
+
+    write_video(path, (frame(index) for index in range(len(clip))), fps, size)
+    report(len(clip), len(clip), "drawing")
+
+
+def drawn_frame(
+    clip: Clip, tracks: TracksRecord, index: int, size: tuple[int, int], style: str, opacity: float, numbers: bool
+) -> torch.Tensor:
+    """(*size, 3) uint8."""
+    picture = clip[index]
+    if tuple(picture.shape[:2]) != tuple(size):
+        picture = torch.from_numpy(np.array(Image.fromarray(picture.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=1.0)))
+    masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
+    return show_objects(picture, masks, style, opacity=opacity, numbers=[track.id for track in tracks.tracks] if numbers else None)
+
+
+def shown_size(frame_size: Sequence[int], side: int | None) -> tuple[int, int]:
+    """(height, width), made to fit into a square with that side."""
+    if side is None or max(frame_size) <= side:
+        return tuple(frame_size)
+    return tuple(max(1, round(pixels * side / max(frame_size))) for pixels in frame_size)
+
+
+class DecAFShowObjects(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DecAFShowObjects",
+            display_name="Show Objects",
+            category=CATEGORY,
+            description="The clip with its objects shown: in a spotlight, tinted, outlined, cut out or as a matte, each with its number.",
+            search_aliases=["decaf", "overlay", "preview mask", "track preview", "object numbers", "spotlight", "outline", "visualize mask"],
+            inputs=[
+                frames_input("The clip (or image) that the objects are in."),
+                Tracks.Input("tracks", tooltip="From Propagate with SAM 2, Pick Objects as Mask or Correct Objects."),
+                io.Combo.Input(
+                    "style",
+                    options=list(STYLES),
+                    default=next(iter(STYLES)),
+                    tooltip=" ".join(f"{name}: {what}." for name, what in STYLES.items()),
+                ),
+                io.Float.Input(
+                    "opacity",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How strongly the style shows. At 0 the clip stays as it is, but for lines and numbers.",
+                ),
+                io.Boolean.Input(
+                    "numbers", default=True, tooltip="Write each object's number at it: Pick Objects as Mask and Correct Objects take these."
+                ),
+                io.Float.Input(
+                    "preview_fps",
+                    default=24.0,
+                    min=1.0,
+                    max=120.0,
+                    step=1.0,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Frames per second when images are connected; a video brings its own.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(
+                    "overlay", tooltip="What the node shows, in the clip's own size and silent, for Save Video. Drawn only if a node reads it."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, frames, tracks, style, opacity, numbers, preview_fps=24.0) -> io.NodeOutput:
+        with host.returning_memory():
+            clip = host.clip_of(frames)
+            check_tracks(clip, tracks)
+            fps, look = host.frame_rate(frames, clip, preview_fps), {"style": style, "opacity": opacity, "numbers": numbers}
+            size = shown_size(clip.frame_size, _SHOWN_SIDE)
+            if len(clip) == 1:
+                shown = host.shown_images(host.as_image(drawn_frame(clip, tracks, 0, size, *look.values()))[None])
+            else:
+                path, saved = host.temp_file(".mp4")
+                draw_overlay(path, clip, tracks, fps, side=_SHOWN_SIDE, **look)
+                shown = ui.PreviewVideo([saved])
+                if size == tuple(clip.frame_size):
+                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=shown)
+        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=shown)
+
+
+def overlay_of(frames, tracks: TracksRecord, fps: Fraction | float, **look):
+    """Draws the overlay of IMAGE or VIDEO `frames` into a file, when it is called with its path."""
+
+    def draw(path: Path) -> None:
+        with host.returning_memory():
+            clip = host.clip_of(frames)
+            check_tracks(clip, tracks)
+            draw_overlay(path, clip, tracks, fps, **look)
+
+    return draw
+
+
+class DecAFTracksToMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DecAFTracksToMask",
+            display_name="Pick Objects as Mask",
+            category=CATEGORY,
+            description="The mask of one object, or of several, that Propagate with SAM 2 has kept: by number, by score, or the best ones. "
+            "No model runs for it.",
+            search_aliases=["decaf", "tracks to mask", "object mask", "select object", "per object mask", "filter objects", "score threshold"],
+            inputs=[
+                Tracks.Input("tracks", tooltip="From Propagate with SAM 2 or Correct Objects."),
+                io.String.Input(
+                    "objects",
+                    default="",
+                    placeholder="all",
+                    tooltip="Numbers of the objects, as the report of Propagate with SAM 2 lists them, for example 0 or 0, 2. Empty: all.",
+                ),
+                io.Float.Input(
+                    "score_threshold",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Of these only the objects that score above this, and those marked by hand. 0: all.",
+                ),
+                io.Int.Input(
+                    "max_objects",
+                    default=0,
+                    min=0,
+                    max=_MOST,
+                    optional=True,
+                    tooltip="At most so many, the best by score; those marked by hand come first. 0: all.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output("mask", tooltip="One mask per frame: pixels of any of these objects."),
+                Tracks.Output("tracks", tooltip="These objects, each with its number, for Show Objects and Correct Objects."),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, tracks, objects, score_threshold=0.0, max_objects=0) -> io.NodeOutput:
+        places = {track.id: place for place, track in enumerate(tracks.tracks)}
+        wanted = _numbers(objects) or list(places)
+        missing = [number for number in wanted if number not in places]
+        if missing and places:
+            raise DecafError(
+                f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
+            )
+        named = dict.fromkeys(places[number] for number in wanted if number in places)
+        picked = tracks.picked(named).best(score_threshold or None, max_objects or None)
+        return io.NodeOutput(host.tracks_mask(picked, host.progress()), picked)
+
+
+def _numbers(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise DecafError(
+            f"'objects' holds '{wrong[0]}', which is not a number. Write numbers of objects, for example 0 or 0, 2; or nothing for all."
+        )
+    return [int(word) for word in words]
+
+
+class DecAFCorrectObjects(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DecAFCorrectObjects",
+            display_name="Correct Objects",
+            category=CATEGORY,
+            description="Changes one object by what you mark on one frame: points on it and points off it, a box, or a mask of your own; or "
+            "adds an object. SAM 2 tracks that object anew, all others stay as they are.",
+            search_aliases=[
+                "decaf", "correct mask", "refine mask with points", "add points", "negative points", "point editor", "fix mask", "sam2 points",
+                "bounding box", "roto", "rotoscope",
+            ],
+            inputs=[
+                SAM2.Input("sam2", tooltip="From Load SAM 2."),
+                frames_input("The same clip (or image) that the objects were found in."),
+                Tracks.Input("tracks", tooltip="From Propagate with SAM 2, or from another Correct Objects: corrections add up."),
+                io.Int.Input(
+                    "object",
+                    default=0,
+                    min=-1,
+                    max=_MOST,
+                    tooltip="Number of the object to change, as Show Objects writes it. -1: a new object.",
+                ),
+                io.Int.Input("frame", default=0, min=0, max=10_000_000, tooltip="The frame that is marked, counted from 0."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(CORRECTIONS),
+                    default=next(iter(CORRECTIONS)),
+                    tooltip=" ".join(f"{name}: {what}." for name, what in CORRECTIONS.items()),
+                ),
+                io.String.Input(
+                    "positive_points",
+                    default="",
+                    optional=True,
+                    placeholder='[{"x": 120, "y": 80}]',
+                    tooltip="Points on the object, from a points editor: JSON in pixels of the frame.",
+                ),
+                io.String.Input(
+                    "negative_points",
+                    default="",
+                    optional=True,
+                    placeholder='[{"x": 200, "y": 90}]',
+                    tooltip="Points on what is masked and does not belong to the object.",
+                ),
+                # Without a widget: the page's own holds a box of 512 x 512 pixels from the beginning.
+                BoundingBox.Input("box", optional=True, tooltip="A box around the object.", extra_dict={"forceInput": True}),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The object itself, painted by you or from another node: one mask, or one per frame of the clip, of which that of the "
+                    "frame counts. Points and box then change this mask.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output("mask", tooltip="Union of all objects, one mask per frame of the clip."),
+                Tracks.Output("tracks", tooltip="All objects, the changed one among them."),
+                io.String.Output("report", tooltip="The objects with their scores, and the frames on which they were marked."),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls, sam2, frames, tracks, object, frame, mode, positive_points="", negative_points="", box=None, mask=None
+    ) -> io.NodeOutput:
+        clip, report = host.clip_of(frames), host.progress()
+        marks = Marks(
+            frame,
+            points_of(positive_points, "positive_points", tracks.frame_size),
+            points_of(negative_points, "negative_points", tracks.frame_size),
+            None if box is None else box_of(box, tracks.frame_size),
+            None if mask is None else _own_mask(mask, frame, tracks.length),
+        )
+        if marks.mask is None and marks.clicks is None:
+            told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
+            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, f"{describe(tracks)}\n{told}".strip())
+        with host.returning_memory():
+            needed = memory_needed(sam2.value, host.compute_device(), len(clip))
+            features = host.kept_of(sam2, frames).features
+            number = None if object < 0 else object
+            found = correct(sam2.load(needed), clip, tracks, marks, number=number, mode=mode, progress=report, features=features)
+            features.let_go()
+        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found))
+
+
+def _own_mask(mask: torch.Tensor, frame: int, length: int) -> torch.Tensor:
+    """(H, W) bool of a MASK of one frame or of the whole clip."""
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or len(mask) not in (1, length):
+        raise DecafError(
+            f"The mask to correct with has the shape {tuple(mask.shape)}; give one mask, or one for each of the {length} frames of the clip."
+        )
+    if len(mask) > 1 and frame >= length:
+        raise DecafError(f"There is no frame {frame} to correct: the clip has frames 0 to {length - 1}.")
+    return (mask[frame if len(mask) > 1 else 0] >= 0.5).cpu()

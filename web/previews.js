@@ -1,0 +1,18 @@
+// The page gives a node that has shown a video a widget for it, and sends that widget's value, an empty text, as one more input. To ComfyUI the
+// node has changed then, and it and everything behind it run again though nothing was touched. A picture is no input: it stays here.
+import { app } from '../../scripts/app.js'
+
+const PREVIEW = 'video-preview'
+
+app.registerExtension({
+  name: 'DecAF.previews',
+  setup() {
+    const make = app.graphToPrompt
+    app.graphToPrompt = async function (...given) {
+      const made = await make.apply(this, given)
+      for (const node of Object.values(made?.output ?? {}))
+        if (node.class_type?.startsWith('DecAF')) delete node.inputs?.[PREVIEW]
+      return made
+    }
+  },
+})
