@@ -160,7 +160,8 @@ def clip_of(frames) -> Clip:
     told = isinstance(frames, InputImpl.VideoFromFile) and hasattr(frames, "get_active_trim_window")
     source = frames.get_stream_source() if told else None
     if not isinstance(source, str):
-        return clip_from_images(_read(frames, frames.get_components).images)
+        held = _read(frames, frames.get_components)
+        return clip_from_images(held.images, fps=_rate(getattr(held, "frame_rate", None)))
     if not os.path.isfile(source):
         return open_clip(source)  # which says so
     start, duration = _read(frames, frames.get_active_trim_window)
@@ -188,6 +189,15 @@ def frame_rate(frames, clip: Clip, otherwise: float) -> Fraction:
     if isinstance(frames, torch.Tensor):
         return Fraction(otherwise).limit_denominator(1001)
     return clip.fps or _read(frames, frames.get_frame_rate)
+
+
+def _rate(told: object) -> Fraction | None:
+    """Frames per second that another node gave a video; None for what is no rate."""
+    try:
+        rate = Fraction(told)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return rate if rate > 0 else None
 
 
 def _read(frames, ask: Callable):
