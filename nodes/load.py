@@ -104,7 +104,8 @@ class LoadMLLM(io.ComfyNode):
                     advanced=True,
                     tooltip="Number format of the weights. auto: bf16 on a GPU, also on older ones that are slow at it, since fp32 takes twice the "
                     "memory; fp32 where bf16 is not to be had, as on a CPU. fp8: nearly half of bf16's memory, computed as in auto; maps differ a "
-                    "little; a file in models/text_encoders stays as it is stored. fp16 is refused by models that overflow in it. Attention maps are always fp32.",
+                    "little; a file in models/text_encoders stays as it is stored. fp16 is refused by models that overflow in it. Attention maps are "
+                    "always fp32.",
                 ),
             ],
             outputs=[MLLM.Output("mllm", tooltip="The loaded model, under ComfyUI's memory management.")],
