@@ -168,6 +168,22 @@ def test_more_numbers_than_the_files_of_another_family_hold(model, name):
         refused(model, "ownload")
 
 
+@every_family
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_fewer_layers_than_the_files_hold(model, tower, layers):
+    """The model would run without the others, and its maps would be of another model."""
+    config = json.loads((model / "config.json").read_text())
+    part = config.get(f"{tower}_config", config)
+    name = next(name for name in ("num_hidden_layers", "depth") if name in part)
+    assert part[name] > 1
+    part[name] = layers
+    if "deepstack_visual_indexes" in config["vision_config"]:
+        config["vision_config"]["deepstack_visual_indexes"] = []
+    change(model / "config.json", config)
+    refused(model)
+
+
 @pytest.mark.parametrize(
     "entry, value",
     [

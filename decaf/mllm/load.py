@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import pkgutil
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from .streaming import Streaming, check_budget
 
 QUANTISED_AS = ("bitsandbytes",)
 """Quantisation that is loaded, where its package is installed. Other methods may fetch kernels of native code by themselves."""
+
+_OF_A_LAYER = re.compile(r"\b(layers|blocks|layer)\.\d+\..*\.(weight|bias)$")
+"""Names of weights that belong to one of the layers of a tower."""
 
 _LINEAR = "computes most layers with linear attention, which has no attention maps"
 _WINDOWS = "attends in sliding windows in most layers and, in some models, to later tokens inside a picture"
@@ -328,7 +332,7 @@ def check_tokenizer(mllm: MLLM) -> None:
 
 
 def _check_loaded(folder: Path, info: dict) -> None:
-    """Transformers would go on with random numbers in the place of weights that are not there or do not fit."""
+    """Transformers would go on with random numbers in the place of weights that are not there or do not fit, and without layers that are."""
     missing = sorted(info["missing_keys"])
     # transformers 5 lists names with both shapes, 4 names alone
     shaped = sorted(one if isinstance(one, str) else one[0] for one in info["mismatched_keys"])
@@ -336,6 +340,12 @@ def _check_loaded(folder: Path, info: dict) -> None:
         raise DecafError(
             f"The model in {folder} lacks {len(missing)} weights that its config.json asks for, first of all {missing[0]}. "
             "Download it again."
+        )
+    left = sorted(name for name in info["unexpected_keys"] if _OF_A_LAYER.search(name))
+    if left:
+        raise DecafError(
+            f"The files of the model in {folder} hold {len(left)} weights of layers that its config.json does not ask for, first of all {left[0]}. "
+            "Its files are not of one model; download it again."
         )
     if shaped:
         raise DecafError(

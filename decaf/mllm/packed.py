@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..errors import DecafError
 from .base import MLLM, Encoded, Layout
 
 SHARED = 0
@@ -212,6 +213,16 @@ def run(mllm: MLLM, packed: Packed, encoded: Encoded | None, attention_of: Calla
     return Answered(attention, mllm.engine.run(embeds, positions, attention, wanted=ends, **pictures))
 
 
+def logits(mllm: MLLM, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+    """As `decaf.mllm.engine.Engine.logits`. DecafError: they are no numbers, from which some token would be chosen all the same."""
+    found = mllm.engine.logits(hidden, ids)
+    if not found.isfinite().all():
+        raise DecafError(
+            f"{mllm.name} gives answers that are not finite numbers: the head that turns its states into words is damaged. Download the model again."
+        )
+    return found
+
+
 def generate(
     mllm: MLLM, packed: Packed, answered: Answered, numbers: Sequence[int], max_new_tokens: int, check_cancelled: Callable[[], None]
 ) -> list[list[list[int]]]:
@@ -228,7 +239,7 @@ def generate(
     positions = torch.stack([packed.positions[number][:, -1] for number in numbers], 1)
     hidden = answered.last[:, list(numbers)]
     for step in range(max_new_tokens):
-        chosen = mllm.engine.logits(hidden).argmax(-1)
+        chosen = logits(mllm, hidden).argmax(-1)
         for question, prompt in sorted(unfinished):
             token = int(chosen[prompt, question])
             if token in ends:
