@@ -94,10 +94,12 @@ def read_text_encoder(path: Path) -> TextEncoderFile | None:
 def _read(path: str, changed: int, length: int) -> TextEncoderFile:
     try:
         header, begin = _header(path, length)
-        tensors = {name: _Tensor(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1]) for name, entry in header.items()}
+        tensors = {
+            name: _Tensor(str(entry["dtype"]), tuple(map(int, entry["shape"])), int(entry["data_offsets"][1])) for name, entry in header.items()
+        }
     except OSError as error:
         return _no_model(path, f"cannot be read ({reason(error)}). Check the file and its permissions.")
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return _no_model(path, "is no safetensors file, whatever its name says, or its beginning is damaged. Download it again.")
     family, width = _family(tensors)
     if not family:
