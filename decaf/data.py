@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .masks import MaskStore
+from .masks import Masks
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ class Tracks:
     """Masks of all kept objects over the whole clip.
 
     Attributes:
-        store: masks of N objects on T frames.
+        store: masks of N objects on T frames: as they were tracked, or refined (`decaf.finishing`).
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
     """
 
-    store: MaskStore
+    store: Masks
     tracks: tuple[Track, ...]
     message: str = ""
 
@@ -143,3 +143,8 @@ class Tracks:
         """(stop - start, H, W) bool: pixels of any object, or of any of those with the indices `objects`."""
         indices = range(len(self.tracks)) if objects is None else objects
         return self.store.union(indices, range(self.length)[start:stop])
+
+    def alpha(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """(stop - start, H, W) uint8, 0 outside and 255 inside of those objects; between them only at edges that were made soft."""
+        indices = range(len(self.tracks)) if objects is None else objects
+        return self.store.alpha(indices, range(self.length)[start:stop])

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,22 @@ from .errors import DecafError
 
 HELD = 128 << 20
 """Bytes of compressed masks that are held in memory."""
+
+
+class Masks(Protocol):
+    """Masks of objects on the T frames of a clip, read a few frames at a time."""
+
+    length: int
+    frame_size: tuple[int, int]
+
+    def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """(len(frames), H, W) bool: pixels of any of these objects, on these frames."""
+
+    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """The same as uint8 0..255, with soft edges where there are any: at least 128 just where `union` is true."""
+
+    def any(self) -> bool:
+        """Whether any mask may have a pixel."""
 
 
 class MaskStore:
@@ -62,6 +79,10 @@ class MaskStore:
             if found:
                 mask[:] = np.unpackbits(np.bitwise_or.reduce(found), axis=-1, count=width).view(bool)
         return torch.from_numpy(masks)
+
+    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """(len(frames), H, W) uint8: 255 in pixels of any of these objects, 0 elsewhere."""
+        return self.union(objects, frames).to(torch.uint8).mul_(255)
 
     def any(self) -> bool:
         """Whether any mask has a pixel."""

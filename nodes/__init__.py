@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFusion
+from .finishing import DecAFApplyMask, DecAFRefineMask, DecAFSaveCutOut
 from .load import DecAFLoadSAM2, LoadMLLM
 from .preview import DecAFAttentionPreview
 from .sample import DecAFSampleClip
@@ -19,6 +20,9 @@ NODES: list[type[io.ComfyNode]] = [
     DecAFLoadSAM2,
     SAM2VideoPropagate,
     DecAFTracksToMask,
+    DecAFRefineMask,
+    DecAFApplyMask,
+    DecAFSaveCutOut,
 ]
 
 

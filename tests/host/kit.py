@@ -16,6 +16,7 @@ _MADE: dict = {}
 IDS = {
     "LoadMLLM", "ExtractRolloutAttention", "ObjectBackgroundFusion", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate",
     "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip",
+    "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
 }  # fmt: skip
 
 
