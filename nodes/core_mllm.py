@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..decaf.errors import DecafError
+from ..decaf.mllm import registry
 from ..decaf.mllm.base import MLLM
-from ..decaf.mllm.load import check_tokenizer, registry
+from ..decaf.mllm.checks import check_tokenizer
 from . import host
 from .core_engine import COMFYUI_VERSION, CoreEngine, as_expected, changed
 from .core_trial import try_out
@@ -77,7 +78,7 @@ class ManagedClip(host.Managed):
         # Never float16: activations of these models pass its largest number.
         dtype = dtype or (torch.bfloat16 if mm.should_use_bf16(device) else torch.float32)
         self.value = _mllm_of(clip, dtype)
-        if device.type == "cpu" != mm.get_torch_device().type:
+        if device.type == "cpu" and mm.get_torch_device().type != "cpu":
             log.warning(
                 "ComfyUI runs the text encoder %s on the CPU, although there is a %s: the attention will take minutes. Start ComfyUI without "
                 "--lowvram or --novram, or choose the device 'default' in Load CLIP.",

@@ -1,4 +1,4 @@
-"""The only file that knows ComfyUI's memory management, folders and progress bar."""
+"""What ComfyUI offers to the nodes: its folders, progress bar, devices, and frames as it passes them on."""
 
 from __future__ import annotations
 

@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ..decaf.demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from ..decaf.errors import DecafError
+from ..decaf.mllm import all_families
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
-from ..decaf.mllm.load import all_families, is_quantised, load_mllm
+from ..decaf.mllm.load import is_quantised, load_mllm
 from ..decaf.sam2 import load_sam2
 from . import host
 from .core_mllm import ManagedClip

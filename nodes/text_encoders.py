@@ -102,7 +102,7 @@ def _read(path: str, changed: int, length: int) -> TextEncoderFile:
         tensors = {name: _tensor(entry) for name, entry in header.items()}
     except OSError as error:
         return _no_model(path, f"cannot be read ({reason(error)}). Check the file and its permissions.")
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return _no_model(path, "is no safetensors file, whatever its name says, or its beginning is damaged. Download it again.")
     family, width = _family(tensors)
     if not family:

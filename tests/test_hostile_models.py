@@ -15,9 +15,8 @@ from tiny_models import FAMILIES
 
 from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
-from decaf.mllm import find_mllm, load_mllm
+from decaf.mllm import all_families, find_mllm, load_mllm
 from decaf.mllm.engine import ATTENTION
-from decaf.mllm.load import all_families
 
 
 @pytest.fixture(params=["qwen2_5_vl"])
@@ -341,7 +340,7 @@ def test_nothing_else_of_the_picture_processor_is_believed(model):
     change(model / "preprocessor_config.json", **hostile, resample=99, image_processor_type="Nonsense", rescale_factor=1e30)
     assert equal(asked(load_mllm(model)), expected)
     change(model / "preprocessor_config.json", patch_size=10**6)
-    refused(model, "preprocessor_config.json", "another model", "1000000")
+    refused(model, "preprocessor_config.json is that of another model", "patch_size of 1000000")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.bin", "sub/model.safetensors", "a\0.safetensors", 5, None, ""])

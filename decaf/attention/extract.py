@@ -95,7 +95,7 @@ def extract_attentions(
         )
     if not 1 <= settings.tokens_per_frame <= MOST_TOKENS_PER_FRAME:
         raise DecafError(
-            f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
+            f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 1 and at most {MOST_TOKENS_PER_FRAME:,}."
         )
     start = mllm.layers // 2 if settings.start_layer is None else settings.start_layer
     if not 0 <= start < mllm.layers:
