@@ -12,10 +12,14 @@ from pathlib import Path
 import torch
 
 from . import mllm, rollout, sam2
+from .gpu.machine import why_no_gpu
+from .gpu.report import Report, as_json
 from .measure import Different, Failed
 from .sam2 import Case
 
 STAGES = ("rollout", "mllm", "sam2")
+GPU = "gpu"
+"""What only a GPU can tell; no comparison of speeds. See benchmarks/gpu."""
 
 
 def sam2_cases(device: str, quick: bool) -> list[Case]:
@@ -30,12 +34,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="one run each, fewer sizes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--stage", default=",".join(STAGES), metavar="NAMES", help="some of rollout,mllm,sam2 (default: all)")
+    parser.add_argument("--stage", metavar="NAMES", help="some of gpu,rollout,mllm,sam2 (default: all; gpu only with --device cuda)")
     arguments = parser.parse_args()
-    stages = arguments.stage.split(",")
-    if unknown := [stage for stage in stages if stage not in STAGES]:
-        parser.error(f"there is no stage {unknown[0]}; choose from {', '.join(STAGES)}")
     device, quick = arguments.device, arguments.quick
+    known = STAGES if device == "cpu" else (GPU, *STAGES)
+    stages = known if arguments.stage is None else arguments.stage.split(",")
+    if unknown := [stage for stage in stages if stage not in known]:
+        parser.error(f"there is no stage {unknown[0]} on this device; choose from {', '.join(known)}")
+    if device == "cuda" and (reason := why_no_gpu()):
+        parser.error(f"--device cuda cannot be measured here: {reason}")
     found = {"summary": {}, "machine": machine(device)}
 
     def add(stage: str, rows: list[dict], summary: dict, table: list[str]) -> None:
@@ -46,7 +53,13 @@ def main() -> None:
         if arguments.json:  # after every stage: a later one may fail
             arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
+    failed = {}
     try:
+        if GPU in stages:
+            report = Report(None)
+            failed = report.run_all()
+            reasons = [f"{name} failed: {what}" for name, what in failed.items()]
+            add(GPU, as_json(report.lines)["lines"], {}, [report.markdown(), *reasons])
         if "rollout" in stages:
             rows = rollout.run(device, [800, 3300] if quick else [800, 1700, 3300, 6600], 1 if quick else 3)
             add("rollout", rows, rollout.summary(rows), rollout.table(rows, rollout.SHAPES[device]))
@@ -59,6 +72,8 @@ def main() -> None:
             add("sam2", rows, sam2.summary(rows), sam2.table(rows))
     except (Different, Failed) as error:
         raise SystemExit(str(error)) from None
+    if failed or any(line["holds"] is False for line in found.get(GPU, ())):
+        raise SystemExit("Not all that was computed holds on this GPU.")
 
 
 def machine(device: str) -> dict:

@@ -28,12 +28,16 @@ _WHERE = {
     "segment": "tracking",
     "open_clip": "clips",
     "clip_from_images": "clips",
+    "refine": "finishing",
+    "apply_mask": "finishing",
     "segment_clip": "pipeline",
     "segment_attention": "pipeline",
     "Report": "report",
     "AttentionSettings": "settings",
     "PointSettings": "settings",
     "TrackingSettings": "settings",
+    "RefineSettings": "settings",
+    "EffectSettings": "settings",
 }
 
 __all__ = ["__version__", *_WHERE]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .masks import MaskStore
+from .masks import JoinedMasks, Masks
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ class Tracks:
     """Masks of all kept objects over the whole clip.
 
     Attributes:
-        store: masks of N objects on T frames.
+        store: masks of N objects on T frames: as they were tracked, or refined (`decaf.finishing`).
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
         clip: the clip that they were made of; None if it is not known.
     """
 
-    store: MaskStore
+    store: Masks
     tracks: tuple[Track, ...]
     message: str = ""
     clip: ClipInfo | None = None
@@ -141,7 +141,7 @@ class Tracks:
 
     def picked(self, indices: Sequence[int]) -> Tracks:
         """Those with these indices, in this order. Each keeps its number."""
-        store = MaskStore.joined([(self.store, index) for index in indices], self.length, self.frame_size)
+        store = JoinedMasks([(self.store, index) for index in indices], self.length, self.frame_size)
         return replace(self, store=store, tracks=tuple(self.tracks[index] for index in indices))
 
     def best(self, score_threshold: float | None = None, most: int | None = None) -> Tracks:
@@ -162,3 +162,8 @@ class Tracks:
         """(stop - start, H, W) bool: pixels of any object, or of any of those with the indices `objects`."""
         indices = range(len(self.tracks)) if objects is None else objects
         return self.store.union(indices, range(self.length)[start:stop])
+
+    def alpha(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """(stop - start, H, W) uint8, 0 outside and 255 inside of those objects; between them only at edges that were made soft."""
+        indices = range(len(self.tracks)) if objects is None else objects
+        return self.store.alpha(indices, range(self.length)[start:stop])

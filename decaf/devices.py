@@ -123,8 +123,18 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def language_dtype(device: torch.device) -> torch.dtype:
-    """In which number format a language model computes on a device: bfloat16 where it can, emulated or not, else float32.
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has units for products of bfloat16 matrices (AMX), and PyTorch knows of them.
+
+    On a Xeon with AMX products were 6 times faster than in float32. With the older instructions of AVX512_BF16 alone they were 1.6 times slower.
+    """
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)  # from PyTorch 2.6 on
+    return bool(known and known())
+
+
+def language_dtype(device: torch.device, stored: torch.dtype | None = None) -> torch.dtype:
+    """In which number format a language model computes on a device: bfloat16 where it can, emulated or not, else float32. On a CPU that is where
+    products of bfloat16 are fast and the weights are `stored` so, since then nothing of them is lost.
 
     Never float16: activations of Qwen's models pass its largest number. GPUs before Ampere only emulate bfloat16, slowly, but in float32
     the weights would take twice the memory, which those cards do not have.
@@ -133,7 +143,9 @@ def language_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type == "mps":
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if device.type == "cpu":
+        return torch.bfloat16 if stored == torch.bfloat16 and cpu_multiplies_bfloat16() else torch.float32
+    return torch.bfloat16
 
 
 def mixed_dtype(device: torch.device) -> torch.dtype:

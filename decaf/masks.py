@@ -8,6 +8,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,22 @@ from .errors import DecafError
 
 HELD = 128 << 20
 """Bytes of compressed masks that are held in memory."""
+
+
+class Masks(Protocol):
+    """Masks of objects on the T frames of a clip, read a few frames at a time."""
+
+    length: int
+    frame_size: tuple[int, int]
+
+    def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """(len(frames), H, W) bool: pixels of any of these objects, on these frames."""
+
+    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """The same as uint8 0..255, with soft edges where there are any: at least 128 just where `union` is true."""
+
+    def any(self) -> bool:
+        """Whether any mask may have a pixel."""
 
 
 class MaskStore:
@@ -38,9 +55,7 @@ class MaskStore:
         if not packed.any():
             self._spans[index, frame] = 0
             return
-        self._write(index, frame, zlib.compress(packed, 1))
-
-    def _write(self, index: int, frame: int, data: bytes) -> None:
+        data = zlib.compress(packed, 1)
         with self._lock:
             try:
                 start = self._file.seek(0, os.SEEK_END)
@@ -65,20 +80,13 @@ class MaskStore:
                 mask[:] = np.unpackbits(np.bitwise_or.reduce(found), axis=-1, count=width).view(bool)
         return torch.from_numpy(masks)
 
-    @classmethod
-    def joined(cls, objects: Sequence[tuple[MaskStore, int]], length: int, frame_size: tuple[int, int]) -> MaskStore:
-        """A store of these objects, each given as its store of that length and frame size and its index there. Their bytes are copied as
-        they are."""
-        store = cls(len(objects), length, frame_size)
-        for index, (other, place) in enumerate(objects):
-            for frame in range(length):
-                if other._spans[place, frame, 1]:
-                    store._write(index, frame, other._read(place, frame))
-        return store
+    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """(len(frames), H, W) uint8: 255 in pixels of any of these objects, 0 elsewhere."""
+        return self.union(objects, frames).to(torch.uint8).mul_(255)
 
-    def any(self) -> bool:
-        """Whether any mask has a pixel."""
-        return bool(self._spans.any())
+    def any(self, objects: Sequence[int] | None = None) -> bool:
+        """Whether any mask, or any of these objects, has a pixel."""
+        return bool((self._spans if objects is None else self._spans[list(objects)]).any())
 
     @property
     def objects(self) -> int:
@@ -91,13 +99,45 @@ class MaskStore:
         return int(self._spans[..., 1].sum())
 
     def _packed(self, index: int, frame: int) -> np.ndarray:
-        return np.frombuffer(zlib.decompress(self._read(index, frame)), np.uint8).reshape(self.frame_size[0], -1)
-
-    def _read(self, index: int, frame: int) -> bytes:
         start, size = self._spans[index, frame].tolist()
         with self._lock:
             self._file.seek(start)
-            return self._file.read(size)
+            data = self._file.read(size)
+        return np.frombuffer(zlib.decompress(data), np.uint8).reshape(self.frame_size[0], -1)
+
+
+class JoinedMasks:
+    """Objects of several masks of one length and frame size, as they are there. `objects`: of each its masks and its index in them."""
+
+    def __init__(self, objects: Sequence[tuple[Masks, int]], length: int, frame_size: tuple[int, int]):
+        self.length, self.frame_size = length, tuple(frame_size)
+        self._objects = [masks._objects[index] if isinstance(masks, JoinedMasks) else (masks, index) for masks, index in objects]
+
+    def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """(len(frames), H, W) bool."""
+        joined = torch.zeros(len(frames), *self.frame_size, dtype=torch.bool)
+        for masks, indices in self._sources(objects):
+            joined |= masks.union(indices, frames)
+        return joined
+
+    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """(len(frames), H, W) uint8 0..255."""
+        joined = torch.zeros(len(frames), *self.frame_size, dtype=torch.uint8)
+        for masks, indices in self._sources(objects):
+            joined = torch.maximum(joined, masks.alpha(indices, frames))
+        return joined
+
+    def any(self) -> bool:
+        """Whether any mask may have a pixel."""
+        sources = self._sources(range(len(self._objects)))
+        return any(masks.any(indices) if isinstance(masks, MaskStore) else masks.any() for masks, indices in sources)
+
+    def _sources(self, objects: Sequence[int]) -> list[tuple[Masks, list[int]]]:
+        """The masks in which these objects are, each once, with their indices in them."""
+        found: dict[int, tuple[Masks, list[int]]] = {}
+        for masks, index in (self._objects[place] for place in objects):
+            found.setdefault(id(masks), (masks, []))[1].append(index)
+        return list(found.values())
 
 
 def pack_bits(masks: Tensor) -> Tensor:

@@ -101,6 +101,73 @@ class TrackingSettings:
     max_tracks: int | None = None
 
 
+@dataclass(frozen=True)
+class RefineSettings:
+    """How masks are finished (see `decaf.finishing`), in the order in which it is done. 0 leaves a step out.
+
+    Attributes:
+        border: pixels along the frame's border that take the mask of the pixels next to them; masks often end short of the border.
+        holes: area, in pixels, up to which a hole in a mask is filled.
+        specks: area, in pixels, below which a separate part of a mask is dropped.
+        smooth: frames before and after, each, that have a say in what belongs to the mask: against flicker.
+        shortest: frames in a row in which an object must be seen at least; shorter appearances are dropped.
+        grow: pixels by which masks grow; negative: shrink.
+        feather: width, in pixels, of the soft edge to either side of the contour. The contour itself, the half level, stays where it was.
+    """
+
+    border: int = 0
+    holes: int = 0
+    specks: int = 0
+    smooth: int = 0
+    shortest: int = 0
+    grow: int = 0
+    feather: float = 0.0
+
+
+REFINE_RANGES = {
+    "border": (0, 64),
+    "holes": (0, 1_000_000),
+    "specks": (0, 1_000_000),
+    "smooth": (0, 7),
+    "shortest": (0, 240),
+    "grow": (-128, 128),
+    "feather": (0.0, 64.0),
+}
+"""Lowest and highest number of each setting of `RefineSettings`."""
+
+EFFECTS = {
+    "cut out": "the objects alone, on nothing (alpha)",
+    "blur": "the objects blurred",
+    "pixelate": "the objects in coarse squares",
+    "dim rest": "everything but the objects dark",
+    "grey rest": "everything but the objects without colour",
+    "colour rest": "the objects on one colour",
+    "new background": "the objects on another picture or video",
+    "matte": "the objects white on black",
+}
+"""What can be made of a clip and its masks, and what each shows (see `decaf.finishing.effects`)."""
+
+CUT_OUTS = {"mov": "ProRes 4444, for editing programs", "webm": "VP9, for web pages", "png": "a folder of pictures, without sound"}
+"""Kinds of files that a cut-out is written as: those with alpha."""
+
+
+@dataclass(frozen=True)
+class EffectSettings:
+    """What is made of a clip and its masks.
+
+    Attributes:
+        effect: one of EFFECTS.
+        strength: 0..1, how coarse a blur or pixels are, or how strongly the rest is dimmed or greyed. The others ignore it.
+        colour: of "colour rest", as #RRGGBB.
+        invert: objects and the rest change places.
+    """
+
+    effect: str = "cut out"
+    strength: float = 0.5
+    colour: str = "#00B140"
+    invert: bool = False
+
+
 def settings_of(given: Mapping[str, object]) -> tuple[AttentionSettings, PointSettings, TrackingSettings]:
     """The record of each stage from settings by name; defaults for the others. TypeError for a name that is none of them."""
     rest = dict(given)

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFusion
+from .finishing import DecAFApplyMask, DecAFRefineMask, DecAFSaveCutOut
 from .load import DecAFLoadSAM2, LoadMLLM
 from .objects import DecAFCorrectObjects, DecAFShowObjects, DecAFTracksToMask
 from .preview import DecAFAttentionPreview
@@ -22,6 +23,9 @@ NODES: list[type[io.ComfyNode]] = [
     DecAFShowObjects,
     DecAFCorrectObjects,
     DecAFTracksToMask,
+    DecAFRefineMask,
+    DecAFApplyMask,
+    DecAFSaveCutOut,
 ]
 
 

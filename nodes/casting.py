@@ -102,11 +102,9 @@ _LAYERS = {
 """Norms are left out: they are too small to be worth a copy."""
 
 
-def make_streamable(root: nn.Module, modules: Iterable[nn.Module], large: int = LARGE) -> None:
-    """Turns `modules`, which are `root`'s, into casting layers and modules of streamed parameters, once and for all.
-
-    `modules`: those whose weights nothing reads but their own forward pass. `large`: bytes from which on loose parameters are streamed.
-    """
+def make_streamable(root: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Turns `modules`, which are `root`'s and whose weights nothing reads but their own forward pass, into casting layers and modules of
+    streamed parameters, once and for all."""
     chosen = list(modules)
     tables = {id(module.weight): module for module in chosen if type(module) is nn.Embedding}
     parents = {id(child): (parent, name) for parent in root.modules() for name, child in parent.named_children()}
@@ -120,7 +118,7 @@ def make_streamable(root: nn.Module, modules: Iterable[nn.Module], large: int = 
             if kind is nn.Embedding:
                 module.bias = None  # ComfyUI asks every layer for one
         else:
-            _stream_parameters(module, [name for name, one in module._parameters.items() if one is not None and one.nbytes >= large])
+            _stream_parameters(module, [name for name, one in module._parameters.items() if one is not None and one.nbytes >= LARGE])
 
 
 def _stream_parameters(module: nn.Module, names: list[str]) -> None:

@@ -69,6 +69,8 @@ class CoreEngine:
     ):
         self.model, self.patcher, self.dtype, self.has_head, self.end_tokens = transformer, patcher, dtype, has_head, set(end_tokens)
         self._head = head
+        # As ComfyUI itself feeds the tower: in bf16 some rotate in float32 and fail at their values.
+        self.vision_dtype = torch.float32
         with as_expected("its numbers are not where they were"):
             text = transformer.model.config
             self.shape = TextShape(
@@ -81,7 +83,8 @@ class CoreEngine:
                 text.vocab_size,
             )
             self.vision_width = transformer.visual.hidden_size
-            self.levels = len(getattr(transformer.visual, "deepstack_visual_indexes", ()))
+            self.vision_inner_width = max(getattr(part, "out_features", 0) for part in transformer.visual.blocks[0].mlp.modules())
+            self.deepstack_levels = len(getattr(transformer.visual, "deepstack_visual_indexes", ()))
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +92,7 @@ class CoreEngine:
         return self.patcher.load_device
 
     def free_memory(self) -> int | None:
-        if self.device.type == "cpu":
+        if self.device.type in ("cpu", "mps"):
             return None
         # ComfyUI also counts weights that it would move out for a tensor of ours.
         told = getattr(self.patcher, "get_free_memory", mm.get_free_memory)
@@ -103,11 +106,10 @@ class CoreEngine:
         kind = "pixel_values_videos" if "pixel_values_videos" in pixels else "pixel_values"
         grid = pixels["video_grid_thw" if kind == "pixel_values_videos" else "image_grid_thw"]
         with self._computing():
-            # In float32, as ComfyUI itself gives it: in bf16 some towers rotate in float32 and fail at their values.
-            seen = self.model.visual(pixels[kind].to(self.device, torch.float32), grid.to(self.device))
+            seen = self.model.visual(pixels[kind].to(self.device, self.vision_dtype), grid.to(self.device))
         tokens, levels = seen if isinstance(seen, tuple) else (seen, ())
         expected = int(grid.prod(-1).sum()) // self.model.visual.spatial_merge_size**2
-        if any(tuple(one.shape) != (expected, self.shape.width) for one in (tokens, *levels)) or len(levels) != self.levels:
+        if any(tuple(one.shape) != (expected, self.shape.width) for one in (tokens, *levels)) or len(levels) != self.deepstack_levels:
             raise changed("the vision tower gives other tokens than one for each square of patches")
         return tokens, tuple(levels)
 
@@ -153,7 +155,7 @@ class CoreEngine:
 
 @contextmanager
 def as_expected(what: str) -> Iterator[None]:
-    """Within it only ComfyUI's own code can fail: what it raises beside a cancel and a lack of memory is due to another version of it."""
+    """Within it ComfyUI's own code runs: what it raises, beside a cancel and a lack of memory, comes of another version of it."""
     try:
         yield
     except (DecafError, mm.InterruptProcessingException):

@@ -16,11 +16,14 @@ from ..decaf.errors import DecafError
 from ..decaf.mllm.base import MLLM
 from ..decaf.mllm.load import check_tokenizer, registry
 from . import host
-from .core_engine import CoreEngine, changed
+from .core_engine import COMFYUI_VERSION, CoreEngine, changed
 from .core_trial import try_out
 from .text_encoders import WORKS, TextEncoderFile, read_text_encoder
 
 log = logging.getLogger(__name__)
+
+MASK_BYTES = 256 << 20
+"""ComfyUI makes a square mask for every pass, which nobody reads here: of 11,000 tokens in bf16."""
 
 _tried: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """Transformers that have been tried out -> ComfyUI's number for the patches that were on them."""
@@ -83,7 +86,7 @@ class ManagedClip(host.Managed):
     def load(self, memory: int) -> MLLM:
         """The record, with `memory` bytes free on the device beside the weights, or those of them that ComfyUI keeps there.
         DecafError: ComfyUI runs the model in another way than is known, or its weights are damaged."""
-        mm.load_models_gpu([self.patcher], memory_required=memory)
+        mm.load_models_gpu([self.patcher], memory_required=memory + MASK_BYTES)
         engine, patches = self.value.engine, getattr(self.patcher, "patches_uuid", None)
         if engine.model not in _tried or _tried[engine.model] != patches:
             try_out(engine, self.value.name)
@@ -131,8 +134,9 @@ def _find_transformer(clip, file: TextEncoderFile | None) -> tuple[nn.Module, _K
             return part, kind
     if file is not None and file.usable:
         raise DecafError(
-            f"{file.path.name} was loaded with a type that leaves out its vision tower. Choose another type in Load CLIP, for example "
-            "qwen_image (not flux2), or choose the file in Load Multimodal LLM."
+            f"{file.path.name} was loaded with a type that leaves out its vision tower, or by a ComfyUI that does not know it (this is "
+            f"{COMFYUI_VERSION}). Choose another type in Load CLIP, for example qwen_image (not flux2), or choose the file in Load Multimodal LLM; "
+            "if that does not help, update ComfyUI."
         )
     names = {cls.__name__ for part in parts for cls in type(part).__mro__ if cls.__module__.startswith("comfy.")}
     names.discard("Llama2_")  # the decoder of many models

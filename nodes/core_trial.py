@@ -36,9 +36,9 @@ def try_out(engine: CoreEngine, name: str) -> None:
     # The first tokens are shared, the others are the only question: together they see what a plain causal pass lets them see.
     attend = PackedAttention((torch.arange(TRIAL_TOKENS) >= TRIAL_TOKENS // 2).long())
     embeds, pictures = engine.embed(ids), {}
-    if engine.levels:
+    if engine.deepstack_levels:
         visual = torch.arange(TRIAL_TOKENS) % 3 == 1
-        levels = torch.randn(engine.levels, 1, int(visual.sum()), engine.shape.width, generator=random)
+        levels = torch.randn(engine.deepstack_levels, 1, int(visual.sum()), engine.shape.width, generator=random)
         pictures = {"visual": visual, "deepstack": tuple(levels.to(embeds) * embeds.norm(dim=-1).mean() / engine.shape.width**0.5)}
     errors: dict[str, float] = {}
 
@@ -121,7 +121,7 @@ def _rotated(engine: CoreEngine, q: Tensor, positions: Tensor) -> Tensor:
         theta = float(engine.model.model.config.rope_theta)
     if half != sum(SECTIONS):
         raise changed("its heads have another width")
-    if engine.levels:  # Qwen3-VL: row and column in turns with time, until their share is used up
+    if engine.deepstack_levels:  # Qwen3-VL: row and column in turns with time, until their share is used up
         axis = torch.zeros(half, dtype=torch.long)
         for which in (1, 2):
             axis[which : 3 * INTERLEAVED[which] : 3] = which

@@ -21,7 +21,8 @@ from comfy_api.latest import InputImpl, io, ui
 
 from ..decaf.clips import Clip, clip_from_images, open_clip, open_window
 from ..decaf.data import Tracks
-from ..decaf.errors import DecafError
+from ..decaf.errors import DecafError, reason, shown
+from ..decaf.finishing import SoundFile, SoundWave
 from ..decaf.report import Progress
 from .drawn_video import DrawnVideo
 from .kept import KeptClip
@@ -59,14 +60,17 @@ def offload_device() -> torch.device:
     return mm.unet_offload_device()
 
 
-def model_dtype(name: str) -> torch.dtype:
-    """The dtype of a combo value. "auto": bf16 where the device can compute in it at all, else fp32.
+def model_dtype(name: str) -> torch.dtype | None:
+    """The dtype of a combo value. "auto": bf16 where the device can compute in it at all, else fp32. On a CPU it is None: see
+    `decaf.devices.language_dtype`.
 
     Never fp16 by itself: the activations of Qwen's models pass its largest number. GPUs before Ampere only emulate bf16, slowly, but in fp32
     the weights would take twice the memory, which those cards have not got.
     """
     if name in DTYPES:
         return DTYPES[name]
+    if mm.get_torch_device().type == "cpu":
+        return None
     bf16 = mm.should_use_bf16(mm.get_torch_device(), prioritize_performance=False, manual_cast=True)  # that is: also emulated
     return torch.bfloat16 if bf16 else torch.float32
 
@@ -223,13 +227,58 @@ def as_mask(masks: torch.Tensor) -> torch.Tensor:
 
 
 def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None = None) -> torch.Tensor:
-    """MASK of all objects, or of those at the indices `objects`, together. Filled frame by frame: it is the only thing of its size."""
+    """MASK of all objects, or of those at the indices `objects`, together, with their soft edges if they have some. Filled frame by frame: it
+    is the only thing of its size."""
     mask = torch.empty(tracks.length, *tracks.frame_size, dtype=torch.float32, device=mm.intermediate_device())
     for frame in range(tracks.length):
         report(frame, tracks.length, "filling the mask")
-        mask[frame] = tracks.union(frame, frame + 1, objects)[0]
+        mask[frame] = tracks.alpha(frame, frame + 1, objects)[0]
+        mask[frame] /= 255
     report(tracks.length, tracks.length, "filling the mask")
     return mask
+
+
+def file_of(video) -> Path | None:
+    """The file that a VIDEO is, all of it; None if it is a part of one, or in memory."""
+    told = isinstance(video, InputImpl.VideoFromFile) and hasattr(video, "get_active_trim_window")
+    source = video.get_stream_source() if told else None
+    if not isinstance(source, str) or any(_read(video, video.get_active_trim_window)):
+        return None
+    return Path(source)
+
+
+def sound_of(frames, clip: Clip) -> SoundFile | SoundWave | None:
+    """The sound of a VIDEO, `clip` being its pictures; IMAGE has none."""
+    if isinstance(frames, torch.Tensor):
+        return None
+    whole = file_of(frames)
+    if whole is not None:
+        return SoundFile(whole)
+    told = isinstance(frames, InputImpl.VideoFromFile) and hasattr(frames, "get_active_trim_window")
+    source = frames.get_stream_source() if told else None
+    if isinstance(source, str):
+        end = clip.ticks(len(clip) - 1) * clip.time_base + (1 / clip.fps if clip.fps else 0)
+        return SoundFile(Path(source), (clip.ticks(0) * clip.time_base, end))
+    audio = _read(frames, frames.get_components).audio
+    return None if audio is None else SoundWave(audio["waveform"][0], int(audio["sample_rate"]))
+
+
+def output_path(prefix: str, suffix: str, size: tuple[int, int]) -> Path:
+    """A new name in ComfyUI's output folder; `suffix` may be empty, for a folder. `size`: (H, W), for a prefix that
+    names it.
+
+    DecafError: the prefix leads out of the folder, or it cannot be written to.
+    """
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory(), size[1], size[0])
+    except OSError as error:
+        raise DecafError(
+            f"A folder for '{shown(prefix)}' could not be made in {folder_paths.get_output_directory()} ({reason(error)}). Choose another "
+            "prefix, or change the permissions of the folder."
+        ) from error
+    except Exception as error:  # ComfyUI has no kind of its own for it
+        raise DecafError(f"'{shown(prefix)}' leads out of ComfyUI's output folder. Choose a prefix without '..'.") from error
+    return Path(folder) / f"{name}_{counter:05}_{suffix}"
 
 
 def temp_file(suffix: str) -> tuple[Path, ui.SavedResult]:

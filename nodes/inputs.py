@@ -51,11 +51,20 @@ _SOCKETS = {
     io.Mask.io_type: _Socket(_record(torch.Tensor), "a mask", "a node that makes masks"),
     io.BoundingBox.io_type: _Socket(_record(dict | list | tuple), "a box", "a node that makes a box"),
     f"{io.Image.io_type},{io.Video.io_type}": _Socket(
-        lambda value: isinstance(value, torch.Tensor) or callable(getattr(value, "get_components", None)),
-        "images or a video",
-        "a node that loads images or a video",
+        lambda value: isinstance(value, torch.Tensor) or _is_video(value), "images or a video", "a node that loads images or a video"
+    ),
+    io.Video.io_type: _Socket(lambda value: _is_video(value), "a video", "Apply Mask (Video), or a node that loads a video"),
+    **dict.fromkeys(
+        (f"{sockets.Tracks.io_type},{io.Mask.io_type}", io.MatchType.io_type),  # the only kinds that are matched are these two
+        _Socket(
+            lambda value: isinstance(value, torch.Tensor | data.Tracks), "tracks or a mask", "Propagate with SAM 2, or a node that makes masks"
+        ),
     ),
 }
+
+
+def _is_video(value: object) -> bool:
+    return callable(getattr(value, "get_components", None))
 
 
 def checked(execute):
@@ -98,7 +107,7 @@ def _problem(item: io.Input, value: object, left_to_node: set[str]) -> str | Non
         fits = isinstance(value, int if whole else int | float) and item.min <= value <= item.max  # never true of NaN
         return None if fits else f"which takes a {'whole ' * whole}number from {item.min:g} to {item.max:g}. Give such a number."
     if isinstance(item, io.Boolean.Input):
-        return None if isinstance(value, bool) else "which takes yes or no (true or false). Give one of them."
+        return None if isinstance(value, bool) else "which takes true or false. Give one of them."
     if not isinstance(value, str):
         return "which takes a text. Give one."
     if isinstance(item, io.Combo.Input) and item.id not in left_to_node and value not in item.options:

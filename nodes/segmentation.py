@@ -146,7 +146,9 @@ class SAM2VideoPropagate(io.ComfyNode):
         clip = host.clip_of(frames)
         report = host.progress()
         with host.returning_memory():
-            needed = memory_needed(sam2.value, host.compute_device(), len(clip))
+            needed = memory_needed(
+                sam2.value, host.compute_device(), len(clip), points=max(1, len(prompts.key)), frame_size=clip.frame_size
+            )
             kept = host.kept_of(sam2, frames)
             tracks = segment(
                 sam2.load(needed),

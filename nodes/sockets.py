@@ -36,3 +36,8 @@ def mllm_input(tooltip: str):
 def frames_input(tooltip: str):
     """The clip: IMAGE (T, H, W, C) float 0..1, or VIDEO, which is read from its file a few frames at a time."""
     return io.MultiType.Input("frames", types=[io.Image, io.Video], display_name="images or video", tooltip=tooltip)
+
+
+def masks_input(tooltip: str):
+    """What to mask in each frame: DECAF_TRACKS, which make a frame's mask when it is asked for, or MASK (T, H, W) float 0..1."""
+    return io.MultiType.Input("masks", types=[Tracks, io.Mask], display_name="tracks or mask", tooltip=tooltip)

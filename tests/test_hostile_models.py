@@ -322,8 +322,10 @@ def test_nothing_else_of_the_picture_processor_is_believed(model):
     """A few bytes could ask for pictures of gigabytes."""
     expected = asked(load_mllm(model))
     hostile = {"do_pad": True, "pad_size": {"height": 10**6, "width": 10**6}, "do_center_crop": True, "crop_size": 10**6, "size": 10**6}
-    change(model / "preprocessor_config.json", **hostile, patch_size=10**6, resample=99, image_processor_type="Nonsense", rescale_factor=1e30)
+    change(model / "preprocessor_config.json", **hostile, resample=99, image_processor_type="Nonsense", rescale_factor=1e30)
     assert equal(asked(load_mllm(model)), expected)
+    change(model / "preprocessor_config.json", patch_size=10**6)
+    refused(model, "preprocessor_config.json", "another model", "1000000")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.bin", "sub/model.safetensors", "a\0.safetensors", 5, None, ""])

@@ -55,7 +55,7 @@ def test_frames_are_streamed_and_what_is_kept_does_not_grow(sam2_file, tmp_path,
         prompts = SAM2Prompts(torch.tensor([1, 1, 1]), torch.tensor([[0.3, 0.4], [0.6, 0.6], [0.5, 0.3]]), torch.ones(3), fused)
         tracks = segment(sam2, clip, prompts, score_threshold=0.0)
         path = tmp_path / f"{length}.mp4"
-        write_video(path, _overlay(clip, tracks, silent), 25, clip.frame_size)
+        write_video(path, _overlay(clip, tracks, "spotlight", silent), 25, clip.frame_size)
         assert len(open_clip(path)) == tracks.length == length and len(tracks.tracks) > 0
         found[length] = clip.most, max(alive)
         assert clip.alive <= 1

@@ -7,6 +7,7 @@ from random_clips import clip_of
 
 from decaf.attention.extract import extract_attention
 from decaf.mllm import load_mllm
+from decaf.mllm.footprint import kept_bytes, passing_bytes
 from decaf.report import Report
 
 QUERY = "the dog that gets the ball first"
@@ -131,7 +132,7 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     monkeypatch.setitem(BLOCK_BYTES, "cuda", 0)
     budgets, found = watch_budgets(monkeypatch), []
-    whole = mllm.bytes_per_token(mllm.layers // 2)
+    whole = (passing_bytes(mllm, 1000) + kept_bytes(mllm, 1000, mllm.layers // 2, keep=True)) // 1000
     for free in (None, 1000, 500 * whole, 1 << 40):
         budgets.clear()
         monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device, free=free: free)

@@ -15,7 +15,7 @@ FLOORS = (
     ("evaluation",),
     ("pipeline", "pictures"),
     ("sam2",),
-    ("tracking", "attention"),
+    ("tracking", "attention", "finishing"),
     ("mllm", "clips", "demo"),
     ("data", "files"),
     ("masks", "paths", "report", "settings"),

@@ -65,7 +65,7 @@ def test_a_segmenter_holds_them_for_its_time(sam2):
     full = dataclasses.replace(sam2, dtype=torch.float32)
     with full.segmenter():
         assert all(one is other for one, other in zip(sam2.model.parameters(), weights, strict=True))
-    assert sam2.working_bytes(1) - full.working_bytes(1) == half_bytes(sam2.model, torch.bfloat16)
+    assert sam2.working_bytes(1, 1) - full.working_bytes(1, 1) == half_bytes(sam2.model, torch.bfloat16)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), KeyboardInterrupt()])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import decaf
 from decaf.attention.batches import Batches, memory_needed
 from decaf.attention.extract import extract_attentions
+from decaf.attention.questions import clean_query
 from decaf.attention.rollout import BLOCK_BYTES
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm, streaming
@@ -31,7 +32,7 @@ def a_cpu_with_memory_of_its_own(monkeypatch):
 
 def least_budget(mllm, clip, settings=SETTINGS) -> int:
     """With which nothing stays on the device but what must."""
-    return mllm.streaming.least_bytes + memory_needed(mllm, len(clip), clip.frame_size, settings)
+    return mllm.streaming.least_bytes + memory_needed(mllm, len(clip), clip.frame_size, settings, queries=[*map(clean_query, QUERIES)])
 
 
 def streamed(folder, clip, settings=SETTINGS, *, more: int = 0):
@@ -200,7 +201,7 @@ def test_batches_respect_the_budget(mllm_folder, monkeypatch):
     mllm = streamed(mllm_folder("qwen2_5_vl"), clip)
     batches, encode = [], mllm.family.encode
     monkeypatch.setattr(mllm.family, "encode", lambda mllm, layout, pixels: batches.append(layout.batch) or encode(mllm, layout, pixels))
-    monkeypatch.setattr("decaf.attention.batches.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("decaf.mllm.engine.free_memory", lambda device: 1 << 40)
     extract_attentions(mllm, clip, QUERIES, SETTINGS)
     few = max(batches)
     batches.clear()
@@ -211,7 +212,8 @@ def test_batches_respect_the_budget(mllm_folder, monkeypatch):
 
 def test_a_budget_that_is_too_small_says_what_is_needed(mllm_folder):
     clip = clip_of(3)
-    mllm = streamed(mllm_folder("qwen2_5_vl"), clip, more=-1000)
+    mllm = streamed(mllm_folder("qwen2_5_vl"), clip)
+    mllm.memory_budget = mllm.streaming.least_bytes + 1000
     with pytest.raises(DecafError, match=r"memory budget of \d.*needed.*Raise the budget"):
         decaf.extract_attention(mllm, clip, "the cup", SETTINGS)
 

@@ -106,7 +106,7 @@ def test_folders_are_small_and_reproducible(tmp_path):
 
     for family in FAMILIES:
         first = make_mllm(tmp_path / family, family, seed=3)
-        assert sum(path.stat().st_size for path in first.iterdir()) < 1_500_000
+        assert sum(path.stat().st_size for path in first.iterdir()) < 2_000_000
         assert digests(first) == digests(make_mllm(tmp_path / f"{family}_again", family, seed=3))
         other = make_mllm(tmp_path / f"{family}_other", family, seed=4)
         assert digests(first)["model.safetensors"] != digests(other)["model.safetensors"]

@@ -43,7 +43,7 @@ class ByColour:
         check_cancelled()
         yield self
 
-    def working_bytes(self, objects):
+    def working_bytes(self, at_once, objects):
         return 0
 
     def encode(self, picture):

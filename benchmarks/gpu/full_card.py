@@ -79,7 +79,7 @@ def attention(machine: Machine) -> dict[str, float]:
         halved = frames((planned.peak + smaller.peak) // 2)
     sentence = 0
     try:
-        frames(smaller.peak // 8)
+        frames(smaller.peak // 20)
     except OutOfMemoryError as error:
         sentence = int("Lower the tokens per frame or the number of key frames" in str(error))
     return {

@@ -8,9 +8,8 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from decaf.attention.batches import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU, FEW_TEXT_TOKENS, memory_needed
+from decaf.attention.batches import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU, FEW_TEXT_TOKENS, memory_needed, pass_bytes
 from decaf.attention.extract import extract_attention
-from decaf.attention.rollout import BLOCK_BYTES
 from decaf.clips.base import Clip, clip_from_images
 from decaf.demo.scenes import make_scene
 from decaf.mllm import MLLM
@@ -76,8 +75,22 @@ def settings_of(shape: stage.Shape, setting: str) -> AttentionSettings:
     return AttentionSettings(setting=setting, max_key_frames=shape.frames, tokens_per_frame=shape.tokens_per_frame)
 
 
-def attention_needed(mllm: MLLM, shape: stage.Shape, setting: str) -> int:
-    return memory_needed(mllm, shape.frames, shape.frame_size, settings_of(shape, setting))
+def attention_needed(mllm: MLLM, shape: stage.Shape, setting: str, device: torch.device) -> int:
+    """Bytes that are said to be needed on the device; `mllm` may be one without weights."""
+    return memory_needed(mllm, shape.frames, shape.frame_size, settings_of(shape, setting), queries=[stage.QUERY], device=device)
+
+
+def attention_at_most(mllm: MLLM, shape: stage.Shape, setting: str, device: torch.device) -> int:
+    """Bytes that it takes where nothing is short: key frames go through the model in batches as large as they ever are."""
+    enough = ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else ENOUGH_TOKENS
+    video = mllm.family.video_layout(mllm.vision, shape.frame_size, [0.0] * shape.frames, shape.tokens_per_frame)
+    one = mllm.family.image_layout(mllm.vision, shape.frame_size, 1, shape.tokens_per_frame)
+    frames = min(shape.frames, max(1, max(video.tokens, enough) // one.tokens))
+    images = mllm.family.image_layout(mllm.vision, shape.frame_size, frames, shape.tokens_per_frame)
+    keep, start = setting != MODES[0], mllm.layers // 2
+    passes = [pass_bytes(mllm, layout, FEW_TEXT_TOKENS, start, 1, keep=keep, device=device) for layout in (video, images)]
+    # On a CPU what waits for the background question is in the same memory.
+    return max(passes) + (attention_needed(mllm, shape, setting, device) if keep and device.type == "cpu" else 0)
 
 
 # -- the MLLM stage ----------------------------------------------------------------------------------------------------------------------------
@@ -91,8 +104,7 @@ def attention_promises(name: str, toy: bool) -> dict[str, Promise]:
     name, shape = _shape(name, toy)
     dtype = torch.float32 if toy else torch.bfloat16
     mllm = without_weights(name, dtype)
-    estimate = AT_MOST if toy else ABOUT
-    most = max(ENOUGH_TOKENS_ON_CPU if toy else ENOUGH_TOKENS, shape.frames * shape.tokens_per_frame) + FEW_TEXT_TOKENS
+    device, estimate = (torch.device("cpu"), AT_MOST) if toy else (torch.device("cuda"), ABOUT)
     found = {
         "weights": Promise(weight_bytes(mllm.model), ABOUT, "bytes", "sizes of the tensors"),
         "seconds": Promise(None, TOLD, "s"),
@@ -101,14 +113,13 @@ def attention_promises(name: str, toy: bool) -> dict[str, Promise]:
         "seconds over those of the prefill": Promise(OVER_PREFILL, TOLD if toy else AT_MOST, "times", "1.13 on a CPU"),
     }
     for setting in MODES:
-        per_token = mllm.bytes_per_token(mllm.layers // 2, keep=setting != MODES[0])
         found |= {
             f"{setting}: peak beside the weights, in the room that is asked for": Promise(
-                attention_needed(mllm, shape, setting), estimate, "bytes", "decaf.attention.batches.memory_needed"
+                attention_needed(mllm, shape, setting, device), estimate, "bytes", "decaf.attention.batches.memory_needed"
             ),
             f"{setting}: second tries in that room": Promise(0, AT_MOST),
             f"{setting}: peak beside the weights, on a free card": Promise(
-                most * per_token + 4 * BLOCK_BYTES["cuda"], AT_MOST, "bytes", "batches of ENOUGH_TOKENS"
+                attention_at_most(mllm, shape, setting, device), AT_MOST, "bytes", "batches of ENOUGH_TOKENS"
             ),
         }
     return found
@@ -118,7 +129,7 @@ def attention(name: str, machine: Machine) -> dict[str, float]:
     name, shape = _shape(name, machine.toy)
     dtype = torch.float32 if machine.toy else torch.bfloat16
     empty = without_weights(name, dtype)
-    needed = {setting: attention_needed(empty, shape, setting) for setting in MODES}
+    needed = {setting: attention_needed(empty, shape, setting, machine.device) for setting in MODES}
     machine.need(weight_bytes(empty.model) + max(needed.values()))
     clip, found = make_clip(shape), {}
     with machine.memory.peak() as peak:

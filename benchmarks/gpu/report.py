@@ -78,11 +78,21 @@ class Report:
         self._write()
         return self._lines[check.name], answer if kind == "failed" else ""
 
+    def run_all(self) -> dict[str, str]:
+        """Runs every check. By the name of those that failed, why."""
+        return {check.name: failure for check in CHECKS if (failure := self.run(check)[1])}
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for check in CHECKS for line in self._lines[check.name]]
+
+    def markdown(self) -> str:
+        return "\n".join(markdown(self.lines, described())) + "\n"
+
     def _write(self) -> None:
         if self._path is not None:
-            found = [line for check in CHECKS for line in self._lines[check.name]]
-            self._path.write_text("\n".join(markdown(found, described())) + "\n", encoding="utf-8")
-            self._path.with_suffix(".json").write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
+            self._path.write_text(self.markdown(), encoding="utf-8")
+            self._path.with_suffix(".json").write_text(json.dumps(as_json(self.lines), indent=1) + "\n", encoding="utf-8")
 
 
 def described() -> dict[str, object]:
@@ -115,10 +125,20 @@ def as_json(found: Sequence[Line]) -> dict:
     return {"machine": described(), "lines": rows}
 
 
+HEAD = (
+    "# What is computed for a GPU, and what was measured",
+    "",
+    "Written by `uv run pytest tests/gpu --gpu-report benchmarks/GPU.md`, with a GPU in less than ten minutes; without one nothing is measured.",
+    "Sizes are in units of 10^9 and 10^6 bytes. *about* allows a quarter more or less. The checks themselves are run on the CPU at toy sizes by",
+    "`tests/test_gpu_checks.py`, so that they are known to work.",
+    "",
+)
+
+
 def markdown(found: Sequence[Line], about: dict[str, object]) -> list[str]:
     """A table for each check: what is computed, what was measured."""
-    card = f"{about['card']}, {about['memory'] / 2**30:.0f} GB" if "card" in about else "No GPU: every figure is computed, none is measured"
-    text = [f"{card}; torch {about['torch']}, transformers {about['transformers']}."]
+    card = f"{about['card']}, {about['memory'] / 2**30:.0f} GB" if "card" in about else "No GPU: nothing is measured"
+    text = [*HEAD, f"{card}; torch {about['torch']}, transformers {about['transformers']}."]
     for check in CHECKS:
         text += ["", f"**{check.name}.** {check.title}.", "", "| | computed | measured | holds |", "| --- | --- | --- | --- |"]
         for line in found:

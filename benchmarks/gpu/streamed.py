@@ -31,21 +31,27 @@ def promises(toy: bool) -> dict[str, Promise]:
     }
 
 
+def _smallest_batches():
+    """Within it, batches are as small as they may be: those of another size round otherwise."""
+    return patch.multiple(batches, ENOUGH_TOKENS=0, ENOUGH_TOKENS_ON_CPU=0)
+
+
 def _toy_budget() -> int:
     """Room for what the pass needs and the whole model, which is more than is needed."""
     empty = without_weights("toy", torch.float32)
-    return attention_needed(empty, TOY, MODES[0]) + weight_bytes(empty.model)
+    return attention_needed(empty, TOY, MODES[0], torch.device("cpu")) + weight_bytes(empty.model)
 
 
 def run(machine: Machine) -> dict[str, float]:
     shape, dtype = (TOY, torch.float32) if machine.toy else (stage.SHAPES[SHAPE], torch.bfloat16)
     empty = without_weights("toy" if machine.toy else SHAPE, dtype)
-    machine.need(weight_bytes(empty.model) + attention_needed(empty, shape, MODES[0]))
+    with _smallest_batches():
+        needed = attention_needed(empty, shape, MODES[0], machine.device)
+    machine.need(weight_bytes(empty.model) + needed)
     mllm, clip, settings = made(shape, machine.device, dtype), make_clip(shape), settings_of(shape, MODES[0])
 
     def attention():
-        # In batches that are as small as they may be: those of another size round otherwise.
-        with patch.multiple(batches, ENOUGH_TOKENS=0, ENOUGH_TOKENS_ON_CPU=0):
+        with _smallest_batches():
             return extract_attention(mllm, clip, stage.QUERY, settings)
 
     expected = attention()
@@ -54,7 +60,7 @@ def run(machine: Machine) -> dict[str, float]:
     with machine.memory.peak() as peak:
         mllm.streaming = Streaming(mllm.model, machine.device)
         # On a CPU the toy's layers are streamed one and all: there is no card on which some could stay.
-        mllm.memory_budget = mllm.streaming.least_bytes + attention_needed(empty, shape, MODES[0]) if machine.toy else BUDGET
+        mllm.memory_budget = mllm.streaming.least_bytes + needed if machine.toy else BUDGET
         found = attention()
     seconds = machine.seconds(attention)
     return {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
 
 from ..devices import is_out_of_memory, out_of_memory
 from ..mllm import MLLM, Layout
+from ..mllm.footprint import kept_bytes, passing_bytes, query_bytes, seeing_bytes, seen_bytes
 from ..report import Report
 from ..settings import MODES, AttentionSettings
-from .rollout import BLOCK_BYTES
+from .questions import Templates
+from .rollout import BLOCK_BYTES, rollout_bytes
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +24,21 @@ ENOUGH_TOKENS_ON_CPU = 1024
 """Visual tokens per batch on a CPU; larger batches gain no speed. With a 3B model in float32 they take 0.8 GB."""
 
 
+QUESTIONS_PER_ROLLOUT = 16
+"""Questions rolled out together; attention over the shared pictures is computed once per group."""
+
 FEW_TEXT_TOKENS = 512
-"""Tokens of questions that need no room of their own in a batch: those of several queries."""
+"""Tokens of questions that change nothing about how many key frames go at once: those of several queries."""
+
+QUESTION_TOKENS_PER_PASS = 6144
+"""Tokens of all questions behind the pictures in one pass: room for about 60 queries. Further ones come in a pass of their own, on the keys and
+values of the pictures."""
+
+CLOSING_TOKENS = 5
+"""Of the chat's words behind a question, as the tokenizers of published models have them."""
+
+TEXT_TOKENS_OF_A_QUESTION = 64
+"""Tokens of a question and a share of the chat's own words, where the tokenizer is not asked."""
 
 
 def image_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: AttentionSettings) -> Layout:
@@ -30,18 +47,65 @@ def image_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: 
     return layout(mllm.vision, frame_size, batch, settings.tokens_per_frame)
 
 
-def memory_needed(mllm: MLLM, frames: int, frame_size: tuple[int, int], settings: AttentionSettings) -> int:
+def memory_needed(
+    mllm: MLLM,
+    frames: int,
+    frame_size: tuple[int, int],
+    settings: AttentionSettings,
+    *,
+    queries: Sequence[str] = ("",),
+    templates: Templates | None = None,
+    device: torch.device | None = None,
+) -> int:
     """Bytes that the attention of a clip of so many frames, (height, width) each, needs on a device beside the weights.
 
-    A pass over the longest prompt, and a block of attention rows with what comes of it. More makes larger batches, which are faster.
+    That is the largest of its passes: on a CPU as they are made there, on a GPU the longest prompt. More makes larger batches, which are faster.
+
+    Args:
+        queries, templates: as in `extract_attentions`; their tokens are counted where the model has its tokenizer.
+        device: where the model will be by then; None for where it is.
     """
-    layers = mllm.layers
-    start = layers // 2 if settings.start_layer is None else min(settings.start_layer, layers - 1)
-    shown = min(frames, settings.shown_key_frames)
+    device = device or mllm.device
+    start = mllm.layers // 2 if settings.start_layer is None else min(settings.start_layer, mllm.layers - 1)
+    shown, keep = min(frames, settings.shown_key_frames), settings.setting != MODES[0]
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
+    templates = templates or Templates()
+    asked = [templates.ask_object] if keep else [templates.ask_object, templates.ask_background]
+    of_images = _text_tokens(mllm, queries, asked)
+    of_video = _text_tokens(mllm, queries, [*asked, templates.ask_presence])
     image = image_layout(mllm, frame_size, 1, settings)
-    per_token = mllm.bytes_per_token(start, keep=settings.setting != MODES[0])
-    return (max(video.tokens, image.tokens) + FEW_TEXT_TOKENS) * per_token + 4 * BLOCK_BYTES["cuda"]
+    at_once = min(shown, _at_once(video, image, of_images, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
+    passes = (video, of_video), (image_layout(mllm, frame_size, at_once, settings), of_images)
+    needed = max(pass_bytes(mllm, layout, text, start, len(queries), keep=keep, device=device) for layout, text in passes)
+    if keep and device.type == "cpu":  # what waits in host memory for the background question is in the same memory
+        tokens = video.tokens + of_video + (shown - at_once) * (image.tokens + of_images)
+        needed += kept_bytes(mllm, tokens, start, keep=True) + query_bytes(mllm, tokens, start)
+    return needed
+
+
+def pass_bytes(mllm: MLLM, layout: Layout, text: int, start: int, queries: int, *, keep: bool, device: torch.device) -> int:
+    """Bytes of one pass over the pictures of `layout` with `text` tokens around each prompt's, and of the rollout behind it."""
+    length = layout.tokens + text
+    tokens = layout.batch * length
+    seen = seen_bytes(mllm, layout)
+    held = seen + query_bytes(mllm, tokens, start) + kept_bytes(mllm, tokens, start, keep=keep)
+    rolling = rollout_bytes(mllm.engine.shape, layout.batch, length, min(2 * queries, QUESTIONS_PER_ROLLOUT), device)
+    return max(seeing_bytes(mllm, layout, device) + seen, held + passing_bytes(mllm, tokens), held + rolling)
+
+
+def _text_tokens(mllm: MLLM, queries: Sequence[str], asked: Sequence[Callable[[str], str]]) -> int:
+    """Of the questions of one pass, which `asked` makes of each query, and of the chat's words before the pictures."""
+    if mllm.tokenizer is None:
+        return TEXT_TOKENS_OF_A_QUESTION * len(asked) * len(queries)
+    chat = len(mllm.question_ids(None, ""))  # the opening once, and the closing behind every question
+    tokens = sum(len(mllm.question_ids(None, ask(query))) - chat + CLOSING_TOKENS for query in queries for ask in asked)
+    return min(chat + tokens, QUESTION_TOKENS_PER_PASS)
+
+
+def _at_once(video: Layout, image: Layout, text: int, enough: int) -> int:
+    """Key frames in one batch: as many as `enough` tokens hold, and always as many as take no more tokens than the video."""
+    text = max(0, text - FEW_TEXT_TOKENS)
+    return max(1, max(video.tokens + text, enough) // (image.tokens + text))
 
 
 class Batches:
@@ -54,7 +118,7 @@ class Batches:
     def __init__(self, mllm: MLLM, start_layer: int, report: Report, *, keep: bool):
         """`keep`: whether keys and values are kept of a pass. `report`: its counts are taken back after a try in vain."""
         self._mllm, self._start_layer, self._report = mllm, start_layer, report
-        self._bytes_per_token = mllm.bytes_per_token(start_layer, keep=keep)
+        self._keep = keep
         self._low_memory = False
         self._at_once = 1
 
@@ -64,9 +128,11 @@ class Batches:
         A batch that did not fit, which `attempt` notes, comes again with half of its frames.
         """
         free = self._free()
-        budget = ENOUGH_TOKENS_ON_CPU if free is None else min(ENOUGH_TOKENS, free // 2 // self._bytes_per_token)
-        text = max(0, text_tokens - FEW_TEXT_TOKENS)
-        self._at_once = max(1, max(video.tokens + text, budget) // (image.tokens + text))
+        enough = ENOUGH_TOKENS_ON_CPU
+        if free is not None:
+            one = self._bytes(image, text_tokens)
+            enough = min(ENOUGH_TOKENS, free // 2 // one * image.tokens)
+        self._at_once = _at_once(video, image, text_tokens, enough)
         first = 0
         while first < frames:
             batch = slice(first, min(first + self._at_once, frames))
@@ -79,6 +145,13 @@ class Batches:
         limits = [limit for limit in (self._mllm.engine.free_memory(), self._mllm.budget_left) if limit is not None]
         return min(limits, default=None)
 
+    def _bytes(self, layout: Layout, text: int) -> int:
+        """Of a prompt, the blocks of its rollout apart: they are no larger for more prompts."""
+        tokens = layout.tokens + text
+        held = seen_bytes(self._mllm, layout) + query_bytes(self._mllm, tokens, self._start_layer)
+        passing = passing_bytes(self._mllm, tokens) + kept_bytes(self._mllm, tokens, self._start_layer, keep=self._keep)
+        return max(seeing_bytes(self._mllm, layout, self._mllm.device), held + passing)
+
     @property
     def block_bytes(self) -> int | None:
         """Of one block of attention rows in the rollout; None for the usual size."""
@@ -90,8 +163,8 @@ class Batches:
         free = self._free()
         if free is None:
             return None
-        rest = self._bytes_per_token - self._mllm.q_bytes_per_token(self._start_layer)
-        return 0 if self._low_memory else max(0, free * 9 // 10 - tokens * rest - BLOCK_BYTES["cuda"])
+        rest = passing_bytes(self._mllm, tokens) + kept_bytes(self._mllm, tokens, self._start_layer, keep=self._keep)
+        return 0 if self._low_memory else max(0, free * 9 // 10 - rest - BLOCK_BYTES["cuda"])
 
     def attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True) -> object | None:
         """The result of `step`. If memory runs out: with several prompts that can be divided, None, and the batch comes again in halves; else

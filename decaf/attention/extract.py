@@ -20,17 +20,10 @@ from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
 from ..report import Progress, Report, checked_per_block, silent
 from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
-from .batches import Batches, image_layout, memory_needed
+from .batches import QUESTION_TOKENS_PER_PASS, QUESTIONS_PER_ROLLOUT, Batches, image_layout, memory_needed
 from .presence import presence_score, yes_and_no
 from .questions import Templates, clean_query
 from .rollout import last_row_rollout
-
-QUESTION_TOKENS_PER_PASS = 6144
-"""Tokens of all questions behind the pictures in one pass: room for about 60 queries. Further ones come in a pass of their own, on the keys and
-values of the pictures."""
-
-QUESTIONS_PER_ROLLOUT = 16
-"""Questions rolled out together; attention over the shared pictures is computed once per group."""
 
 LONGEST_ANSWER = 16
 """Tokens generated for an object name in the setting *class name*."""
@@ -108,7 +101,7 @@ def extract_attentions(
         )
     keys = key_frames(len(clip), settings.shown_key_frames)
     info = clip_info(clip, keys)
-    mllm.make_room(memory_needed(mllm, len(clip), clip.frame_size, settings))
+    mllm.make_room(memory_needed(mllm, len(clip), clip.frame_size, settings, queries=queries, templates=templates))
     report = Report.of(progress)
     report.count("key_frames", len(keys))
     report.count("tokens_generated", 0)

@@ -20,12 +20,23 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..mllm.engine import TextShape
 from ..mllm.packed import CapturedQK
 
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 """Bytes of one block of attention rows: small enough for a CPU's cache, large enough to keep a GPU busy."""
+
+
+def rollout_bytes(shape: TextShape, batch: int, length: int, questions: int, device: torch.device) -> int:
+    """Bytes that the rollout of `questions` questions takes in PyTorch, beside what it is given; the fused kernel takes less."""
+    heads, block = batch * shape.heads, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
+    rows = max(1, min(length, block // (4 * heads * length)))
+    # A block of rows; its queries in float32, and scaled.
+    at_work = rows * heads * (length + 2 * shape.head_width)
+    # Products of all questions, and of a block; the layer's keys in float32, and with a question's behind them.
+    return 4 * (at_work + 2 * heads * questions * length + 2 * batch * shape.kv_heads * shape.head_width * length)
 
 
 def visual_runs(visual: Tensor) -> list[tuple[int, int]]:

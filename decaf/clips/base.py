@@ -44,12 +44,14 @@ class Clip(ABC):
     """Frames 0..T-1 of one size. `clip[i]` is (H, W, 3) uint8 RGB on the CPU; treat it as read-only.
 
     Every order of access, from any thread, gives the same pixels; stepping forward or backward is cheap. `fps` is None for images, which
-    have no frame rate.
+    have no frame rate. `time_base` is None where the frames do not say when they are shown; else frame i is shown at
+    `ticks(i) * time_base` seconds, in the time of the file, which rises from frame to frame.
     """
 
     name: str
     frame_size: tuple[int, int]
     fps: Fraction | None = None
+    time_base: Fraction | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -62,6 +64,10 @@ class Clip(ABC):
             raise IndexError(f"Frame {index} of {self.name}, which has frames 0 to {len(self) - 1}.")
         with memory_for(f"to decode frame {index} of {self.name}", CLIP_REMEDY):
             return self._read(index)
+
+    def ticks(self, index: int) -> int:
+        """When frame `index` is shown, in units of `time_base`."""
+        raise ValueError(f"The frames of {self.name} have no times.")
 
     def close(self) -> None:  # noqa: B027, most clips hold nothing open
         """Let go of the file, so that it can be replaced or deleted. A frame that is asked for later opens it again."""

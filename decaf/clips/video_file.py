@@ -32,7 +32,8 @@ _FORMATS = (
 """FFmpeg demuxers that read one file and nothing else. FFmpeg chooses by content, whatever the file's name is. Others (playlists, SDP, concat)
 follow addresses in the file, to other files and into the network. Audio formats are listed so that the message can say there is no picture."""
 
-_OPENING = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+MEDIA_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+"""Of every container that is opened for reading."""
 
 
 class VideoFile(Clip):
@@ -58,12 +59,17 @@ class VideoFile(Clip):
         self._stream = _Stream(path)
         self._open(budget, seconds, progress)
         self.fps = self._rate()
+        if _ascending(self._times):
+            self.time_base = self._stream.time_base
         self._next, self._last = len(self), -1  # the frame that the stream decodes next, and the one requested last
         if len(self) - self.lead <= self._cache.capacity:
             self._stream.close()
 
     def __len__(self) -> int:
         return len(self._times)
+
+    def ticks(self, index: int) -> int:
+        return self._times[index]
 
     def close(self) -> None:
         with self._lock:
@@ -126,7 +132,7 @@ class VideoFile(Clip):
         if not self._times:
             raise DecafError(f"No frame of {self._path} could be decoded; the file is damaged or cut off. Copy or convert it again.")
         self._stream.report(len(self._times), start is None)
-        if any(time is None for time in self._times) or any(b <= a for a, b in zip(self._times, self._times[1:], strict=False)):
+        if not _ascending(self._times):
             self._starts = [0]  # without distinct timestamps, the frame after a seek cannot be identified
 
     def _rate(self) -> Fraction | None:
@@ -200,6 +206,10 @@ class VideoFile(Clip):
             self._stream.seek(self._begin)
 
 
+def _ascending(times: list[int | None]) -> bool:
+    return None not in times and all(a < b for a, b in zip(times, times[1:], strict=False))
+
+
 class _Stream:
     """The video stream of an open file. Decoding errors are counted and skipped."""
 
@@ -208,7 +218,7 @@ class _Stream:
         try:
             # Absolute, because FFmpeg takes text before a colon, as in "10:30.mp4", for a protocol, and http would use the network.
             # metadata_errors: titles may be in any encoding, and are not used.
-            self._container = av.open(str(path.absolute()), container_options=_OPENING, metadata_errors="replace")
+            self._container = av.open(str(path.absolute()), container_options=MEDIA_OPTIONS, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise DecafError(
                 f"{path} could not be opened as a video ({error.strerror}); it is empty, cut off, damaged, a playlist or of an unknown format."

@@ -21,7 +21,7 @@ class Window(Clip):
     def __init__(self, clip: Clip, start: int, stop: int):
         if not 0 <= start < stop <= len(clip):
             raise DecafError(f"There are no frames {start} to {stop - 1} in {clip.name}, which has frames 0 to {len(clip) - 1}.")
-        self.name, self.frame_size, self.fps = clip.name, clip.frame_size, clip.fps
+        self.name, self.frame_size, self.fps, self.time_base = clip.name, clip.frame_size, clip.fps, clip.time_base
         self._clip, self._start, self._length = clip, start, stop - start
 
     def __len__(self) -> int:
@@ -29,6 +29,9 @@ class Window(Clip):
 
     def _read(self, index: int) -> Tensor:
         return self._clip[self._start + index]
+
+    def ticks(self, index: int) -> int:
+        return self._clip.ticks(self._start + index)
 
     def close(self) -> None:
         self._clip.close()

@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import re
+from dataclasses import fields
 
-from ..settings import settings_of
+from ..errors import DecafError, shown
+from ..settings import RefineSettings, settings_of
 
-DETAIL_HELP = "how finely the clip is looked at; fast: single frames as coarse as the video's, and at most 8 key frames"
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def size_in_bytes(text: str) -> int:
+    """ "10GB", "9.5 GiB" or a number of bytes. ArgumentTypeError for anything else."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)\s*", text.lower())
+    if not found or found[2] not in _UNITS or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; give one such as 10GB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+DETAIL_HELP = (
+    "how finely the clip is looked at; fast: single frames as coarse as the video's, and at most 8 key frames. An eighth of the visual tokens; "
+    "with the bundled models J&F is 0.85 instead of 0.84, but of motion 0.70 instead of 0.97, of sizes 0.61 instead of 0.70"
+)
 
 _NAMES = ("max_key_frames", "tokens_per_frame", "start_layer", "detail", "point_threshold", "presence_threshold", "score_threshold", "max_tracks")
+
+
+def refine_settings(text: str | None) -> RefineSettings:
+    """From `grow=2,feather=3`; None gives settings that change nothing. DecafError: something else is written."""
+    given = {}
+    for word in (text or "").replace(",", " ").split():
+        name, _, number = word.partition("=")
+        known = {field.name: field for field in fields(RefineSettings)}
+        if name not in known:
+            raise DecafError(f"--refine has '{shown(name, 40)}'; known are {', '.join(known)}. Write for example --refine grow=2,feather=3.")
+        try:
+            given[name] = type(known[name].default)(number)
+        except ValueError as error:
+            kind = "whole number" if isinstance(known[name].default, int) else "number"
+            raise DecafError(f"--refine {shown(word, 40)} needs a {kind}. Write for example --refine grow=2,feather=3.") from error
+    return RefineSettings(**given)
 
 
 def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:

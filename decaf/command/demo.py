@@ -113,7 +113,7 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
     folder = arguments.out
     options = Options(
         clip=folder / "clip", queries=(query,), mllm=arguments.mllm, sam2=arguments.sam2, out=folder, templates=Templates(),
-        device=arguments.device, dtype="auto", sam2_dtype="auto", objects=False, overlay=True, style="spotlight",
+        device=arguments.device, dtype="auto", sam2_dtype="auto", memory_budget=None, objects=False, overlay=True, style="spotlight",
         resume=False, **stage_settings(arguments),
     )  # fmt: skip
     check_options(options)

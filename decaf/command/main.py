@@ -18,8 +18,8 @@ from .. import __version__
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
-from .arguments import DETAIL_HELP, stage_settings
+from ..settings import CUT_OUTS, DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, refine_settings, size_in_bytes, stage_settings
 from .demo import add_demo
 from .terminal import progress_bars, say
 
@@ -35,8 +35,9 @@ examples:
 
 _WRITES = """\
 Writes into the folder --out:
-  masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside
+  masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside (between, at edges that --refine made soft)
   objects/0/00000.png .. one folder per object (with --objects)
+  cut-out.mov            the objects with alpha and the clip's sound (with --cut-out mov; or .webm, or a folder of pictures)
   overlay.mp4            the clip with the objects coloured in (without --no-overlay)
   attention.png          key frames with attention, coarse mask, points and final mask
   result.json            settings, seconds per stage, memory per step, counts, scores of each object
@@ -141,11 +142,21 @@ def parser() -> argparse.ArgumentParser:
     )
     masks.add_argument("--max-tracks", metavar="N", type=int, help="most objects to keep, those of the highest scores (default: all)")
 
+    masks.add_argument(
+        "--refine", metavar="WHAT=N,...",
+        help="finish the masks, for example grow=2,feather=3: border (pixels), holes, specks (area in pixels), smooth (frames before and "
+        "after), shortest (frames), grow (pixels, negative shrinks), feather (pixels); done in this order, 0 leaves a step out",
+    )  # fmt: skip
+
     compute = segment.add_argument_group("computation")
     compute.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where both models run")
     compute.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="of the language model's weights; auto is float32 on a CPU, else bfloat16",
+        help="of the language model's weights; auto is bfloat16, but on a CPU float32 unless that has AMX and the weights are stored so",
+    )  # fmt: skip
+    compute.add_argument(
+        "--memory-budget", metavar="SIZE", type=size_in_bytes,
+        help="GPU memory that may be taken, such as 10GB; weights that do not fit wait in the computer's memory and come layer by layer",
     )  # fmt: skip
     compute.add_argument(
         "--sam2-dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
@@ -157,6 +168,10 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--style", choices=tuple(STYLES), default="spotlight",
         help="how overlay.mp4 shows the objects: " + "; ".join(f"{name}: {what}" for name, what in STYLES.items()),
+    )  # fmt: skip
+    output.add_argument(
+        "--cut-out", choices=tuple(CUT_OUTS),
+        help="also write the objects cut out, with alpha and the clip's sound; " + "; ".join(f"{name}: {what}" for name, what in CUT_OUTS.items()),
     )  # fmt: skip
     output.add_argument("--no-overlay", action="store_true", help="write no overlay.mp4")
     output.add_argument(
@@ -265,6 +280,7 @@ def _segment(arguments) -> int:
         "queries": tuple(arguments.queries),
         "templates": templates,
         "overlay": not arguments.no_overlay,
+        "refine": refine_settings(arguments.refine),
         **stage_settings(arguments),
     }
     logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO if arguments.verbose else logging.NOTSET)

@@ -9,15 +9,21 @@ from pathlib import Path
 from ..attention.questions import Templates
 from ..demo import BUNDLED, SAM2_FILE
 from ..errors import DecafError, reason, shown
+from ..finishing.refine import check_refine
 from ..mllm.folder import read_json
 from ..paths import look_at, real_path
-from ..settings import MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings, PointSettings, TrackingSettings
+from ..settings import MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings, PointSettings, RefineSettings, TrackingSettings
 from . import outputs
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `decaf segment`, see `decaf segment --help`. `queries`: each a sentence, or several of them, one a line."""
+    """The command line of `decaf segment`, see `decaf segment --help`.
+
+    Attributes:
+        queries: each a sentence, or several of them, one a line.
+        cut_out: one of `decaf.settings.CUT_OUTS`, or None for no cut-out.
+    """
 
     clip: Path
     queries: tuple[str, ...]
@@ -31,10 +37,13 @@ class Options:
     device: str
     dtype: str
     sam2_dtype: str
+    memory_budget: int | None
     objects: bool
     overlay: bool
     style: str
     resume: bool
+    refine: RefineSettings = RefineSettings()
+    cut_out: str | None = None
 
 
 def sam2_file(path: Path) -> Path:
@@ -69,6 +78,7 @@ def check_options(options: Options) -> None:
         value = getattr(options.attention, name)
         if not 1 <= value <= highest:
             raise DecafError(f"--{name.replace('_', '-')} {value} is not between 1 and {highest}. Leave it out for the usual number.")
+    check_refine(options.refine)
     if options.attention.start_layer is not None and options.attention.start_layer < 0:
         raise DecafError(f"--start-layer {options.attention.start_layer} is below 0, the first layer. Leave it out for half of the layers.")
 

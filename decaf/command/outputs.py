@@ -29,13 +29,24 @@ from ..errors import DecafError, reason, shown
 from ..files import write_image
 from ..paths import real_path
 from ..report import Progress, silent
+from ..settings import CUT_OUTS
 
 RESULT = "result.json"
 ATTENTION = "attention.safetensors"
 SHEET = "attention.png"
 OVERLAY = "overlay.mp4"
+CUT_OUT = "cut-out"
+"""Without its ending; a folder for pictures."""
 MASKS = "masks"
 OBJECTS = "objects"
+
+
+_CUT_OUT_FILES = tuple(f"{CUT_OUT}.{kind}" for kind in CUT_OUTS if kind != "png")
+
+
+def cut_out_path(folder: Path, kind: str) -> Path:
+    """Where a cut-out of one of `decaf.settings.CUT_OUTS` is written: a file, or a folder."""
+    return folder / CUT_OUT if kind == "png" else folder / f"{CUT_OUT}.{kind}"
 
 
 def prepare_folder(folder: Path, name: str = "--out") -> None:
@@ -50,18 +61,18 @@ def prepare_folder(folder: Path, name: str = "--out") -> None:
         raise DecafError(f"{name} {shown(folder)} is a file or lies in one. Give a folder.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DecafError(f"{name} {shown(folder)} cannot be written to ({reason(error)}). Give another folder.") from error
-    for file in (RESULT, ATTENTION, SHEET, OVERLAY):
+    for file in (RESULT, ATTENTION, SHEET, OVERLAY, *_CUT_OUT_FILES):
         if os.path.isdir(folder / file):
             raise DecafError(f"{name} {shown(folder)} has a folder {file}, where a file belongs. Move it away, or give another folder.")
-    for file in (MASKS, OBJECTS):
+    for file in (MASKS, OBJECTS, CUT_OUT):
         if os.path.lexists(folder / file) and not os.path.isdir(folder / file):
             raise DecafError(f"In {name} {shown(folder)}, {file} is not a folder. Move it away, or give another folder.")
 
 
 def replaced(folder: Path) -> set[Path]:
     """What a run may overwrite in the folder, resolved, and the folder itself: results among a clip's images would be frames of it."""
-    paths = {folder, *(folder / name for name in (MASKS, OBJECTS, OVERLAY, SHEET))}
-    for masks in (folder / MASKS, *_object_folders(folder)):
+    paths = {folder, *(folder / name for name in (MASKS, OBJECTS, CUT_OUT, OVERLAY, SHEET, *_CUT_OUT_FILES))}
+    for masks in (folder / MASKS, folder / CUT_OUT, *_object_folders(folder)):
         paths |= {masks, *_numbered(masks)}
     return {real_path(path) for path in paths}
 
@@ -174,9 +185,9 @@ def _clear_images(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     (folder / RESULT).unlink(missing_ok=True)
     for entry in [*folder.iterdir()] if folder.is_dir() else ():
-        if _UNFINISHED.fullmatch(entry.name) or entry.name in (SHEET, OVERLAY):
+        if _UNFINISHED.fullmatch(entry.name) or entry.name in (SHEET, OVERLAY, *_CUT_OUT_FILES):
             entry.unlink()
-    numbered = _object_folders(folder)
+    numbered = [*_object_folders(folder), *(entry for entry in (folder / CUT_OUT,) if entry.is_dir())]
     for images in (folder / MASKS, *numbered):
         _clear_images(images)
     for emptied in numbered:
@@ -194,27 +205,29 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 _NUMBERED = re.compile(r"\d{5,}\.png")
-_UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result)(\.[0-9a-f]{8})?\.part\.(png|mp4|json|safetensors)")
+_UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result|cut-out)(\.[0-9a-f]{8})?\.part\.(png|mp4|mov|webm|json|safetensors)")
 """Names of `atomic_write` for what is written here."""
 
 
 def union_masks(tracks: Tracks) -> Iterator[Tensor]:
-    """The mask of all objects, frame by frame: (H, W) bool."""
-    return (tracks.union(frame, frame + 1)[0] for frame in range(tracks.length))
+    """The mask of all objects, frame by frame: (H, W) uint8 0..255."""
+    return (tracks.alpha(frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
-    """The mask of the object of that index, frame by frame: (H, W) bool."""
-    return (tracks.masks(index, frame, frame + 1)[0] for frame in range(tracks.length))
+    """The mask of the object of that index, frame by frame: (H, W) uint8 0..255."""
+    return (tracks.alpha(frame, frame + 1, [index])[0] for frame in range(tracks.length))
 
 
 def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent) -> int:
-    """Writes `00000.png`, `00001.png`, ...: 8-bit, 255 inside. Returns how many of the masks are not empty."""
+    """Writes `00000.png`, `00001.png`, ...: 8-bit, 255 inside. Returns how many of the masks, bool or uint8 0..255, are not empty."""
     filled = 0
     for index, mask in enumerate(masks):
         pixels = mask.numpy()
+        if pixels.dtype == bool:
+            pixels = pixels.view(np.uint8) * np.uint8(255)
         # Runs suit masks: smaller and sooner than the usual search for repeats, which on thousands of frames takes longer than SAM 2.
-        write_image(folder / f"{index:05d}.png", Image.fromarray(pixels.view(np.uint8) * np.uint8(255)), compress_type=zlib.Z_RLE)
+        write_image(folder / f"{index:05d}.png", Image.fromarray(pixels), compress_type=zlib.Z_RLE)
         filled += bool(pixels.any())
         progress(index + 1, total, "Writing masks")
     return filled
@@ -227,7 +240,7 @@ def track_records(tracks: Tracks) -> list[dict]:
     for index, track in enumerate(tracks.tracks):
         pixels = frames = 0
         for mask in object_masks(tracks, index):
-            count = int(np.count_nonzero(mask.numpy()))
+            count = int(np.count_nonzero(mask.numpy() >= 128))
             pixels += count
             frames += count > 0
         area = pixels / (height * width * tracks.length)

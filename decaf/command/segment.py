@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +23,16 @@ from ..demo import BUNDLED, MLLM_FOLDER
 from ..devices import empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
 from ..files import write_image, write_json
+from ..finishing import SoundFile, apply_mask, refine
 from ..mllm import find_mllm, load_mllm
+from ..mllm.folder import stored_dtype
+from ..mllm.streaming import check_budget
 from ..pictures.contact_sheet import contact_sheet
 from ..pictures.styles import show_objects
 from ..pipeline import Result, segment_attention
 from ..report import Progress, Report
 from ..sam2 import SAM2, load_sam2
+from ..settings import EffectSettings, RefineSettings
 from ..tracking import feature_cache
 from ..tracking.frames import FeatureCache
 from . import outputs
@@ -35,6 +40,8 @@ from .attention_file import load_attention, save_attention
 from .folder_lock import FolderLocks
 from .memory_log import MemoryLog
 from .options import Options, check_options, check_paths, check_start_layer, sam2_file
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FPS = Fraction(24)
 """Of the overlay video of a clip without a frame rate: a folder of images."""
@@ -96,11 +103,12 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     check_options(options)
     check_paths(options, folders)
     device = choose_device(options.device)
-    dtype = language_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    check_budget(options.memory_budget, device)
     sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
     stale = _claim(options.out, folders, locks)
     report = Report(memory)
     mllm = mllm_folder(options.mllm, report)
+    dtype = language_dtype(device, stored_dtype(mllm)) if options.dtype == "auto" else getattr(torch, options.dtype)
     check_start_layer(options.attention.start_layer, mllm)
 
     settings = {
@@ -110,6 +118,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     }
     source = {"decaf": __version__, "clip": outputs.stamp(options.clip), "mllm": outputs.stamp(mllm), **settings}
     settings |= {**asdict(options.points), **asdict(options.tracking), "objects": options.objects, "overlay": options.overlay, "style": options.style}
+    settings |= {"refine": asdict(options.refine), "cut_out": options.cut_out}
     settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
@@ -127,7 +136,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
         with shared.stage("load SAM 2", report):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
-        features = feature_cache(sam2, shared=len(left) > 1)
+        features = feature_cache(sam2, shared=len(left) > 1, budget=options.memory_budget)
         for job, (attention, record) in zip(left, attentions, strict=True):
             tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
@@ -170,7 +179,7 @@ def _attentions(
     missing = [job for job in jobs if not earlier[job.folder]]
     if missing:
         with run.stage("load MLLM", run.report):
-            mllm = load_mllm(folder, device=device, dtype=dtype, progress=run.report)
+            mllm = load_mllm(folder, device=device, dtype=dtype, memory_budget=options.memory_budget, progress=run.report)
         report = Report(run.memory)
         attentions = extract_attentions(
             mllm, clip, [job.query for job in missing],
@@ -222,10 +231,13 @@ def _segment(
     result = segment_attention(
         sam2, clip, attention, points=options.points, tracking=options.tracking, progress=report, features=features
     )
+    if options.refine != RefineSettings():
+        result = replace(result, tracks=refine(result.tracks, options.refine))
     # Only now: until there is something better, an earlier result stays whole.
     outputs.clear(job.folder)
     with run.stage("write", report):
         filled = _write(options, job.folder, clip, result, report.progress)
+        cut_out = _write_cut_out(options, job.folder, clip, result.tracks, report.progress)
     height, width = clip.frame_size
     write_json(
         job.folder / outputs.RESULT,
@@ -252,7 +264,7 @@ def _segment(
             "queries_at_once": record["queries_at_once"],
             "counts": record["counts"] | result.counts,
             "versions": outputs.versions(),
-            "files": [outputs.ATTENTION, outputs.SHEET] + [outputs.OVERLAY] * options.overlay,
+            "files": [outputs.ATTENTION, outputs.SHEET] + [outputs.OVERLAY] * options.overlay + cut_out,
             "made_from": job.made_from,
         },
     )
@@ -270,6 +282,18 @@ def _write(options: Options, folder: Path, clip: Clip, result: Result, progress:
     if options.overlay:
         write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, options.style, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
     return filled
+
+
+def _write_cut_out(options: Options, folder: Path, clip: Clip, tracks: Tracks, progress: Progress) -> list[str]:
+    """The file that is to be there, if one was asked for. What there is to say of its sound goes to the log."""
+    if options.cut_out is None:
+        return []
+    path = outputs.cut_out_path(folder, options.cut_out)
+    sound = SoundFile(options.clip) if options.clip.is_file() and options.cut_out != "png" else None
+    note = apply_mask(path, clip, tracks, EffectSettings("cut out"), sound=sound, fps=DEFAULT_FPS, progress=progress)
+    if note:
+        log.warning("%s", note)
+    return [path.name] if path.suffix else [f"{path.name}/{len(clip) - 1:05d}.png"]
 
 
 def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:

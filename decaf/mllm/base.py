@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,17 @@ class VisionShape:
         return self.patch * self.merge
 
 
+class TowerLayer(NamedTuple):
+    """What a layer of a vision tower holds of every patch at its most crowded moments, in widths of the tower. `attending`: in float32;
+    `attending_in_half`: in half precision, where rotary embeddings are computed on float32 copies. `feeding`: beside the feed-forward layer's
+    own, which are `inner` of its widths."""
+
+    attending: float
+    attending_in_half: float
+    feeding: float
+    inner: float
+
+
 class Family(ABC):
     """One model family: how it is asked, how its visual tokens lie, and where they are. One file in `families` each."""
 
@@ -117,6 +129,9 @@ class Family(ABC):
     """By which colours 0..1 are normalised, where the model's folder does not say."""
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     """What its models can be computed in. Not float16 where activations pass its largest number, as in all that is built on Qwen's."""
+
+    tower_layer: TowerLayer = TowerLayer(attending=10, attending_in_half=18, feeding=3, inner=2)
+    """What a layer of its vision tower holds; these are the numbers of one with rotary embeddings and a plain feed-forward layer."""
 
     def of_folder(self, entries: Mapping[str, object], folder: Path) -> Family:
         """The family itself, or that variant of it which the models of a folder are, where their `model_type` does not tell. `entries`: of
@@ -222,22 +237,6 @@ class MLLM:
             )
         self.streaming.keep(room)
 
-    def bytes_per_token(self, start_layer: int, *, keep: bool = True) -> int:
-        """Rough upper bound of what a visual token takes beside the weights: the queries and keys that the rollout needs of layers
-        >= `start_layer`, keys and values of all layers where these are kept, a layer's passing tensors, and the vision tower's."""
-        text, vision = self.engine.shape, self.engine.vision_width
-        key_width = text.kv_heads * text.head_width
-        cache = 2 * key_width * text.layers if keep else 0
-        captured = key_width * (text.layers - start_layer)
-        passing = 8 * text.width + 3 * text.inner_width
-        seen = self.vision.merge**2 * 16 * vision
-        return (cache + captured + passing + seen) * self.engine.dtype.itemsize + self.q_bytes_per_token(start_layer)
-
-    def q_bytes_per_token(self, start_layer: int) -> int:
-        """What a token's attention queries take that the rollout needs of layers >= `start_layer`."""
-        text = self.engine.shape
-        return text.heads * text.head_width * (text.layers - start_layer) * self.engine.dtype.itemsize
-
     def picture_ids(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Token ids (P,) of a prompt up to the end of its pictures, and which of them are visual tokens, (P,) bool."""
         visual = self.visual_token_id(layout.kind)
@@ -308,7 +307,7 @@ class MLLM:
 
 def in_gb(size: int) -> str:
     """Bytes for people."""
-    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def whole_number(config: object, name: str, low: int, high: int) -> int:

@@ -118,6 +118,9 @@ class TransformersEngine:
             model.get_input_embeddings().weight.shape[0],
         )
         self.vision_width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        ratio = getattr(vision, "mlp_ratio", None) or 4
+        self.deepstack_levels = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        self.vision_inner_width = getattr(vision, "intermediate_size", None) or int(ratio * self.vision_width)
         _register()
         # The vision tower keeps the fast kernels: only the decoder's attention is ours.
         self.text_tower.set_attn_implementation(ATTENTION)

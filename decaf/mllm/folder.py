@@ -6,9 +6,13 @@ Everything here works on files alone; no model is built.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import torch
 
 from ..errors import DecafError, shown
 
@@ -174,6 +178,24 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         except (SafetensorError, OSError, ValueError) as error:
             raise DecafError(f"{file} is damaged or only half downloaded ({error}). Download it again.") from error
     return shapes
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The number format of most weights in a model folder, from the headers alone; None where that cannot be told."""
+    from safetensors import SafetensorError, safe_open
+
+    names, bytes_of = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}, Counter()
+    try:
+        for file in weight_files(folder):
+            if not file.is_file():
+                return None
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    part = opened.get_slice(name)
+                    bytes_of[part.get_dtype()] += math.prod(part.get_shape())
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return None
+    return names.get(max(bytes_of, key=bytes_of.get, default=None))
 
 
 def weight_files(folder: Path) -> list[Path]:

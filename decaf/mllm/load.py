@@ -27,6 +27,7 @@ from .folder import (
     missing_files,
     picture_statistics,
     read_config,
+    stored_dtype,
     system_prompt,
     weight_shapes,
 )
@@ -95,7 +96,7 @@ def load_mllm(
     check_sizes(entries, folder)
     check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
-    dtype = dtype or language_dtype(device)
+    dtype = dtype or language_dtype(device, stored_dtype(folder))
     quantised = _quantised_as(entries) is not None
     if quantised and memory_budget is not None:
         raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")

@@ -39,6 +39,11 @@ def show_objects(
     return shown if numbers is None else _numbered(shown, whole, numbers)
 
 
+def on_checkerboard(picture: Tensor) -> Tensor:
+    """A picture (H, W, 4) uint8 with straight alpha on a checkerboard, (H, W, 3) uint8; one without alpha as it is."""
+    return picture if picture.shape[-1] == 3 else _mixed(_checkerboard(picture), picture[..., :3], picture[..., 3])
+
+
 def _filled(frame: Tensor, masks: Sequence[Tensor], style: str, opacity: float) -> Tensor:
     """The frame in the style, without lines."""
     if style == "outline":

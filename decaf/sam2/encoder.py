@@ -157,7 +157,7 @@ def _one_map(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 def encoder_bytes(model: nn.Module) -> int:
-    """Bytes that the image encoder takes beside its weights, a rough upper bound: blocks of the first stage have the most tokens, and queries, keys
-    and values as they are and cut into windows, or the hidden layer of the MLP before and after its activation."""
+    """Bytes that the image encoder takes beside its weights: blocks of the first stage have the most tokens, and queries, keys and values as they
+    are and cut into windows, or the hidden layer of the MLP before and after its activation; and the picture."""
     tokens, width = (model.image_size // 4) ** 2, model.image_encoder.trunk.blocks[0].dim
-    return 4 * (20 * tokens * width + 8 * model.image_size**2)
+    return 4 * (16 * tokens * width + 3 * model.image_size**2)

@@ -130,7 +130,7 @@ def _divided(features: Features, level: int) -> Tensor:
 
 
 def decoder_bytes(model: nn.Module) -> int:
-    """Bytes that the mask decoder, or the memory encoder after it, takes for one object or point, a rough upper bound: copies of the image's tokens
-    and of what they are enlarged to, and three candidate masks at the size of the input."""
+    """Bytes that the mask decoder, or the memory encoder after it, which takes more, takes for one object or point: two copies of the image's tokens,
+    and masks at the size of the input and what is made of them on the way down to the tokens' size."""
     tokens, width = (model.image_size // 16) ** 2, model.hidden_dim
-    return 4 * (8 * tokens * width + 3 * (4 * tokens * width // 4 + 16 * tokens * width // 8) + 5 * model.image_size**2)
+    return round(4 * (2 * tokens * width + 8.6 * model.image_size**2))

@@ -19,9 +19,6 @@ from .memory_attention import attention_bytes, remembered_bytes
 from .package_steps import PackageSteps
 from .trial import fast_steps_agree
 
-_REMEMBERED = 16
-"""Objects whose memories there is room for; a clip seldom has more."""
-
 _LIBRARY_BYTES = 256 << 20
 """Workspaces of a GPU's libraries, and what their allocator does not get filled."""
 
@@ -61,8 +58,8 @@ class SAM2:
         """Of one frame, in float32. Each fine level has four times the tokens of the one below, and a quarter or half of its channels."""
         return 4 * 4 * (self.image_size // 16) ** 2 * self.model.hidden_dim
 
-    def working_bytes(self, objects: int) -> int:
+    def working_bytes(self, at_once: int, objects: int) -> int:
         """As `SegmenterModel` has it. Float32 is assumed: under autocast a part of it is."""
-        step = objects * max(attention_bytes(self.model), decoder_bytes(self.model))
-        lasting = half_bytes(self.model, self.dtype) + _REMEMBERED * remembered_bytes(self.model)
+        step = at_once * max(attention_bytes(self.model), decoder_bytes(self.model))
+        lasting = half_bytes(self.model, self.dtype) + objects * remembered_bytes(self.model)
         return _LIBRARY_BYTES + max(encoder_bytes(self.model), step) + lasting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -12,8 +13,11 @@ from ..masks import unpack_bits
 
 _BYTES_AT_ONCE = 64 << 20
 
-MASK_BYTES = 2 * _BYTES_AT_ONCE
-"""Bytes that masks at the size of the video take at a time, however many objects there are: enlarged logits, and what is made of them."""
+
+def mask_bytes(objects: int, frame_size: tuple[int, int] | None) -> int:
+    """Bytes that masks at the size of the video take at a time: enlarged logits, and what is made of them. None for frames of any size."""
+    at_once = _BYTES_AT_ONCE if frame_size is None else min(_BYTES_AT_ONCE, 4 * objects * math.prod(frame_size))
+    return 2 * at_once
 
 
 def video_masks(logits: Tensor, frame_size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:

@@ -118,6 +118,6 @@ class SegmenterModel(Protocol):
     def feature_bytes(self) -> int:
         """Of one frame's image features."""
 
-    def working_bytes(self, objects: int) -> int:
-        """Bytes that one step takes with so many objects or points at once, beside weights and features, and those of what is remembered:
-        a rough upper bound."""
+    def working_bytes(self, at_once: int, objects: int) -> int:
+        """Bytes that one step takes with `at_once` objects or points, beside weights and features, and those of what is remembered of `objects`
+        of them."""

@@ -13,14 +13,14 @@ from torch import Tensor
 from ..clips.base import Clip
 from ..clips.identity import check_same_clip
 from ..data import SAM2Prompts, Track, Tracks
-from ..devices import empty_caches, free_memory, is_out_of_memory, out_of_memory
+from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
 from ..masks import MaskStore, pack_bits
 from ..report import Progress, Report, silent
 from ..settings import TrackingSettings
 from .candidates import CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
-from .masks import MASK_BYTES, video_masks
+from .masks import mask_bytes, video_masks
 from .memo import Found, Tracklet, TrackMemo
 from .segmenter import SegmenterModel
 from .selection import attention_consistency, final_scores, grid_coverage, select
@@ -34,6 +34,10 @@ _FEATURE_BYTES = 512 << 20
 # On the CPU beside the clip's decoded frames: one object, and features of fifteen of sixteen key frames at 1024 x 1024.
 _PIXELS_AT_ONCE_ON_CPU = 1 << 20
 _FEATURE_BYTES_ON_CPU = 256 << 20
+
+
+USUAL_OBJECTS = 16
+"""Objects whose memories there is room for beforehand; a clip seldom has more."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,19 @@ def segment(
     return Tracks(store, tuple(tracks), message, prompts.fused.clip)
 
 
-def feature_cache(model: SegmenterModel, *, shared: bool = False, aside: int | None = None) -> FeatureCache:
-    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `aside`: the bytes that these
-    may take, in the memory of the CPU."""
+def feature_cache(
+    model: SegmenterModel, *, shared: bool = False, budget: int | None = None, aside: int | None = None
+) -> FeatureCache:
+    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `budget`: bytes of the device that
+    all may take. `aside`: bytes of the CPU's memory that those may take that stay, instead of the device's."""
     free = free_memory(model.device)
-    budget = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
+    if free is not None and budget is not None:
+        free = max(0, min(free, budget - allocated_bytes(model.device)))
+    waiting = _FEATURE_BYTES_ON_CPU if model.device.type == "cpu" else _FEATURE_BYTES
     lasting = _FEATURE_BYTES_ON_CPU if free is None else free // 4
     if aside is not None:
-        return FeatureCache(budget, aside, aside=True)
-    return FeatureCache(budget, lasting if shared else 0)
+        return FeatureCache(waiting, aside, aside=True)
+    return FeatureCache(waiting, lasting if shared else 0)
 
 
 def objects_at_once(model: SegmenterModel, device: torch.device) -> int:
@@ -130,11 +138,19 @@ def objects_at_once(model: SegmenterModel, device: torch.device) -> int:
     return max(1, pixels // model.image_size**2)
 
 
-def memory_needed(model: SegmenterModel, device: torch.device, length: int) -> int:
-    """Bytes that `segment` takes on `device` beside the weights for a clip of `length` frames, a rough upper bound. `device`: where the model
-    will be by then."""
+def memory_needed(
+    model: SegmenterModel, device: torch.device, length: int, *, points: int = USUAL_OBJECTS, frame_size: tuple[int, int] | None = None
+) -> int:
+    """Bytes that `segment` takes on `device` beside the weights for a clip of `length` frames.
+
+    Args:
+        device: where the model will be by then.
+        points: of the prompts; it is reckoned that all lie on one key frame, and at most USUAL_OBJECTS become objects.
+        frame_size: (height, width) of the clip; None for any.
+    """
     features = min(_FEATURE_BYTES_ON_CPU if device.type == "cpu" else _FEATURE_BYTES, length * model.feature_bytes())
-    return features + MASK_BYTES + model.working_bytes(objects_at_once(model, device))
+    objects, at_once = min(points, USUAL_OBJECTS), min(points, objects_at_once(model, device))
+    return features + mask_bytes(objects, frame_size) + model.working_bytes(at_once, objects)
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:

@@ -58,6 +58,22 @@ def case_core_model_computes_in_bf16_where_it_is_asked_to():
         assert "fp16" in error_of("LoadMLLM", model=file, dtype="fp16")
 
 
+def case_core_model_is_found_whatever_the_type_of_load_clip():
+    import nodes
+
+    types = {
+        "qwen2_5_vl": ("stable_diffusion", "qwen_image", "hunyuan_image", "longcat_image", "omnigen2"),
+        "qwen3_vl_4b": ("krea2", "mage", "lumina2"),
+        "qwen3_vl_8b": ("ideogram4", "boogu", "joyimage", "wan"),
+    }
+    for family, names in types.items():
+        for name in names:
+            with shrunk(models() / "LLM" / folder_of(family)):
+                loaded = nodes.CLIPLoader().load_clip(FILES[family], name)[0]
+            found = module("nodes.core_mllm").managed(loaded).load(0)
+            assert found.name == FILES[family] and found.family.name == ("Qwen2-VL" if family == "qwen2_5_vl" else "Qwen3-VL"), name
+
+
 # -- under ComfyUI's management --------------------------------------------------------------------------------------------------------
 
 

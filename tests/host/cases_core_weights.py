@@ -9,9 +9,11 @@ import comfy.model_management as mm
 import comfy.ops
 import comfy.sd
 import torch
+from cases_partial import card
 from core_kit import clip, clip_of, expect_equal, extract, models, theirs
 from kit import images, module, run
 from safetensors.torch import load_file, save_file
+from second_device import DEVICE, Remote
 from small_core import FILES, folder_of, shrunk
 
 FEW = {"frames": images(2), "query": "the bright square", "max_key_frames": 2}
@@ -73,22 +75,32 @@ def case_core_maps_of_fp8_weights_are_those_of_the_dequantised():
         expect_equal(extract(loaded, **FEW), expected, most=1e-3)
 
 
-def case_core_maps_of_a_partly_loaded_model_are_the_same():
-    for name in FILES:
-        loaded = clip_of(name)
-        patcher = loaded.patcher
-
-        mm.unload_all_models()
-
-        def half(models, patcher=patcher, **_):
-            patcher.load(torch.device("cpu"), lowvram_model_memory=patcher.model_size() // 2)
-
-        with patch.object(mm, "load_models_gpu", half):
+def expect_the_same_on_a_card(share, state=mm.VRAMState.NORMAL_VRAM):
+    """On a device that is as strict as a GPU about what lies where, with room for `share` of the weights. Yields how much of them lay there."""
+    for name, file in FILES.items():
+        path = models() / "text_encoders" / file
+        expected = extract(theirs(name), **FEW)
+        small = patch.object(module("nodes.core_mllm"), "MASK_BYTES", 0)
+        with card(int(path.stat().st_size * share), state), shrunk(models() / "LLM" / folder_of(name)), small:
+            devices = {"load_device": DEVICE, "offload_device": torch.device("cpu")}
+            loaded = comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType.QWEN_IMAGE, model_options=devices)
             found = extract(loaded, **FEW)
-            layers = [part for part in loaded.cond_stage_model.modules() if isinstance(part, torch.nn.Linear)]
-            left = sum(not getattr(part, "comfy_patched_weights", False) for part in layers)
-            assert 0 < left < len(layers), f"{left} of {len(layers)} layers were left where they were"
-        expect_equal(found, extract(theirs(name), **FEW))
+            weights = list(loaded.cond_stage_model.parameters())
+            there = sum(one.nbytes for one in weights if isinstance(one, Remote)) / sum(one.nbytes for one in weights)
+        expect_equal(found, expected)
+        yield there
+
+
+def case_core_maps_are_the_same_with_all_weights_on_the_device():
+    assert [*expect_the_same_on_a_card(4)] == [1, 1, 1]
+
+
+def case_core_maps_are_the_same_with_some_weights_on_the_device():
+    assert all(0.2 < there < 0.6 for there in expect_the_same_on_a_card(0.6))
+
+
+def case_core_maps_are_the_same_with_lowvram():
+    assert all(0.1 < there < 0.3 for there in expect_the_same_on_a_card(0.3, mm.VRAMState.LOW_VRAM))
 
 
 def case_core_lora_on_the_clip_counts_like_one_that_is_merged():

@@ -37,7 +37,7 @@ def case_the_dtype_auto_is_bf16_or_fp32_and_never_fp16():
         (("cuda", (6, 1), "NVIDIA GeForce GTX 1080", False), torch.float32, torch.float32),  # an old CUDA that cannot emulate it
         (("mps",), torch.bfloat16, torch.bfloat16),
         (("mps", None, "", True, (13, 5)), torch.float32, torch.float32),
-        (("cpu",), torch.float32, torch.float32),
+        (("cpu",), None, torch.float32),  # the library decides by the weights
     ]
     for machine, language_model, mixed in machines:
         with ExitStack() as stack:

@@ -32,7 +32,7 @@ def clip(family):
 def theirs(family):
     """The same weights through transformers."""
     if ("theirs", family) not in _made:
-        _made["theirs", family] = run("LoadMLLM", model=folder_of(family))[0]
+        _made["theirs", family] = run("LoadMLLM", model=folder_of(family), dtype="fp32")[0]
     return _made["theirs", family]
 
 

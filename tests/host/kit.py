@@ -17,6 +17,7 @@ IDS = {
     "LoadMLLM", "ExtractRolloutAttention", "ObjectBackgroundFusion", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate",
     "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip", "DecAFShowObjects",
     "DecAFCorrectObjects",
+    "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
 }  # fmt: skip
 
 

@@ -121,7 +121,10 @@ def run(func, args, kwargs):
     known = {id(one.raw): one for one in remote}
     raws = [one.raw if isinstance(one, Remote) else torch.device("cpu") if _device(one) else one for one in flat]
     args, kwargs = tree_unflatten(raws, spec)
-    out = func(*args, **kwargs)
+    if name == "aten::histc" and not args[0].is_floating_point():  # which a GPU counts, and the CPU does not
+        out = func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
+    else:
+        out = func(*args, **kwargs)
     if moves and isinstance(out, torch.Tensor) and any(out is one for one in raws):  # another device is another tensor
         out = out.clone()
     if not goes_remote:

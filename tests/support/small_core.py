@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 SHAPES = {
-    "qwen2_5_vl": {"layers": 3, "heads": 8, "kv_heads": 4, "hidden": 1024, "text": {"intermediate_size": 128}},
+    "qwen2_5_vl": {"layers": 4, "heads": 8, "kv_heads": 4, "hidden": 1024, "text": {"intermediate_size": 128}},
     "qwen3_vl_4b": {"layers": 3, "heads": 4, "kv_heads": 2, "hidden": 2560, "text": {"intermediate_size": 64, "head_dim": 128}},
     "qwen3_vl_8b": {"layers": 4, "heads": 4, "kv_heads": 2, "hidden": 256, "text": {"head_dim": 128}},
 }

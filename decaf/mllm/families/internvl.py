@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DecafError
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..base import MLLM, Encoded, Family, Layout, TowerLayer, VisionShape, whole_number
 from ..pictures import normalised, resize
 
 MOST_TILES = 12
@@ -39,6 +39,7 @@ class InternVL(Family):
     )
     opening = "<|im_start|>user\n"
     closing = "<|im_end|>\n<|im_start|>assistant\n"
+    tower_layer = TowerLayer(attending=8, attending_in_half=9, feeding=5, inner=2)
     visual_tokens = {"video": "<IMG_CONTEXT>", "image": "<IMG_CONTEXT>"}
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DecafError
-from ..base import Layout, VisionShape, whole_number
+from ..base import Layout, TowerLayer, VisionShape, whole_number
 from ..folder import MOST_LAYERS
 from .qwen_vl import QwenVL
 
@@ -30,6 +30,7 @@ class Qwen3VL(QwenVL):
         "Qwen/Qwen3-VL-30B-A3B-Instruct",
     )
     system = ""
+    tower_layer = TowerLayer(attending=10, attending_in_half=18, feeding=3, inner=2)
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
 

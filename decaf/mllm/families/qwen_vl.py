@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..base import MLLM, Encoded, Family, Layout, VisionShape, whole_number
+from ..base import MLLM, Encoded, Family, Layout, TowerLayer, VisionShape, whole_number
 from ..pictures import fit_grid, normalised, resize
 
 FEWEST_TOKENS = 128
@@ -50,6 +50,7 @@ class QwenVL(Family):
     opening = "<|im_start|>user\n"
     closing = "<|im_end|>\n<|im_start|>assistant\n"
     visual_tokens = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
+    tower_layer = TowerLayer(attending=10, attending_in_half=18, feeding=3, inner=3)  # gated in Qwen2.5-VL
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
 

@@ -107,7 +107,8 @@ def write_weights(folder: Path, hub_names: Sequence[tuple[str, str]], seed: int,
             parameter = parameter.transpose(-1, -2)
         for pattern, hub_name in hub_names:
             name = re.sub(pattern, hub_name, name)
-        tensors[name] = draw(name, parameter.shape, generator).to(torch.bfloat16)
+        # Numbers of the published format, in the one that every CPU computes in.
+        tensors[name] = draw(name, parameter.shape, generator).to(torch.bfloat16).float()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -1,0 +1,210 @@
+"""Masks refined, and applied to the clip: cut-outs, blurs, backgrounds, as video with sound."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+from comfy_api.latest import InputImpl, io
+
+from ..decaf.data import Tracks as TracksRecord
+from ..decaf.errors import DecafError
+from ..decaf.files import atomic_write
+from ..decaf.finishing import apply_mask, read_with_alpha, refine, tracks_from_masks, write_pictures
+from ..decaf.finishing.effects import has_alpha
+from ..decaf.finishing.video_formats import FORMATS
+from ..decaf.pictures.styles import on_checkerboard
+from ..decaf.settings import EFFECTS, REFINE_RANGES, EffectSettings, RefineSettings
+from . import host
+from .inputs import checked
+from .sockets import CATEGORY, Tracks, frames_input, masks_input
+
+_FORMATS = {"auto": "", **{f"{suffix[1:]} ({one.name})": suffix for suffix, one in FORMATS.items()}}
+_PICTURES = "PNG pictures"
+
+
+def _number(name: str, default: float, tooltip: str, **more):
+    low, high = REFINE_RANGES[name]
+    kind = io.Float if isinstance(low, float) else io.Int
+    step = 0.5 if kind is io.Float else 1
+    return kind.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip, **more)
+
+
+class DecAFRefineMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        masks = io.MatchType.Template("masks", [Tracks, io.Mask])
+        return io.Schema(
+            node_id="DecAFRefineMask",
+            display_name="Refine Mask",
+            category=CATEGORY,
+            description="Makes masks ready for use: grows or shrinks them, gives them a soft edge, fills holes, drops specks, and calms flicker.",
+            search_aliases=[
+                "decaf", "grow mask", "shrink mask", "expand mask", "feather mask", "blur mask", "soft edge", "fill holes", "remove specks",
+                "remove dots", "smooth mask", "deflicker", "matte", "roto",
+            ],
+            inputs=[
+                io.MatchType.Input(
+                    "masks", masks, display_name="tracks or mask",
+                    tooltip="From Propagate with SAM 2, or any MASK. Tracks are refined frame by frame when they are used, in little memory.",
+                ),
+                _number("grow", 0, "Pixels by which the mask grows; negative: shrinks."),
+                _number("feather", 2.0, "Width of the soft edge, in pixels to either side of the contour. 0: a hard edge."),
+                _number("holes", 200, "Holes of up to so many pixels are filled. 0: none."),
+                _number("specks", 100, "Separate parts of fewer pixels than this are dropped. 0: none."),
+                _number(
+                    "smooth", 0,
+                    "Frames before and after, each, that vote on what belongs to the mask: against flicker. 1 or 2 is usual; 0: none.",
+                ),
+                _number(
+                    "border", 2, "Pixels along the frame's border in which the mask repeats what is next to them: masks often end short of it.",
+                    advanced=True, optional=True,
+                ),
+                _number(
+                    "shortest", 0, "An object that is seen for fewer frames in a row than this is dropped there.", advanced=True, optional=True
+                ),
+            ],
+            outputs=[
+                io.MatchType.Output(
+                    masks, id="refined", display_name="refined",
+                    tooltip="The same kind as came in: tracks, for Apply Mask (Video) or Pick Objects as Mask; or a mask.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @checked
+    def execute(cls, masks, **settings) -> io.NodeOutput:
+        chosen = RefineSettings(**settings)
+        if isinstance(masks, TracksRecord):
+            return io.NodeOutput(refine(masks, chosen))
+        return io.NodeOutput(host.tracks_mask(refine(tracks_from_masks(masks), chosen), host.progress()))
+
+
+class DecAFApplyMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DecAFApplyMask",
+            display_name="Apply Mask (Video)",
+            category=CATEGORY,
+            description="Cuts the objects out of a video with alpha, blurs them, or puts them on another background. Every frame keeps its time, "
+            "the video keeps its sound, and memory does not grow with its length.",
+            search_aliases=[
+                "decaf", "cut out", "remove background", "replace background", "green screen", "alpha", "transparent video", "prores", "matte",
+                "blur face", "pixelate", "censor", "anonymize", "rotoscope", "composite",
+            ],
+            inputs=[
+                frames_input("The clip that the masks belong to. A video keeps its frame rate and its sound."),
+                masks_input("From Refine Mask or Propagate with SAM 2; or a MASK with one mask per frame, or one for all frames."),
+                io.Combo.Input(
+                    "effect", options=list(EFFECTS), default=EffectSettings.effect,
+                    tooltip="\n".join(f"{name}: {what}" for name, what in EFFECTS.items()),
+                ),
+                io.Boolean.Input("invert", default=False, tooltip="Objects and the rest change places."),
+                io.Float.Input(
+                    "strength", default=EffectSettings.strength, min=0.0, max=1.0, step=0.05,
+                    tooltip="How coarse blur and pixels are, or how strongly the rest is dimmed or greyed.",
+                ),
+                io.Combo.Input(
+                    "format", options=list(_FORMATS), default="auto",
+                    tooltip="auto: mov with alpha for a cut-out, else mp4. mov is for editing programs, webm for web pages; mp4 has no alpha.",
+                ),
+                io.MultiType.Input(
+                    "background", types=[io.Image, io.Video], optional=True,
+                    tooltip="For the effect 'new background': a picture or a video of any size. It fills the frame, and a shorter one starts again.",
+                ),
+                io.String.Input(
+                    "objects", default="", placeholder="all", advanced=True, optional=True,
+                    tooltip="Numbers of the objects that are meant, for example 0 or 0, 2. Empty: all.",
+                ),
+                io.String.Input("colour", default=EffectSettings.colour, advanced=True, optional=True, tooltip="Of 'colour rest', as #RRGGBB."),
+                io.Float.Input(
+                    "preview_fps", default=24.0, min=1.0, max=120.0, step=1.0, advanced=True, optional=True,
+                    tooltip="Frames per second when images are connected; a video brings its own.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output("video", tooltip="The result with its sound, for Save Video with Alpha; mp4 for Save Video too."),
+                io.String.Output("report", tooltip="What was made, and what became of the sound."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @checked
+    def execute(
+        cls, frames, masks, effect, invert, strength, format, background=None, objects="", colour=EffectSettings.colour, preview_fps=24.0
+    ) -> io.NodeOutput:
+        settings = EffectSettings(effect, strength, colour, invert)
+        suffix = _FORMATS[format] or (".mov" if has_alpha(settings) else ".mp4")
+        tracks = masks if isinstance(masks, TracksRecord) else tracks_from_masks(masks)
+        path, _ = host.temp_file(suffix)
+        with host.returning_memory():
+            clip = host.clip_of(frames)
+            sound = host.sound_of(frames, clip)
+            note = apply_mask(
+                path, clip, tracks, settings,
+                objects=picked(tracks, objects),
+                background=None if background is None else host.clip_of(background),
+                sound=sound,
+                fps=host.frame_rate(frames, clip, preview_fps),
+                progress=host.progress(),
+            )  # fmt: skip
+        height, width = clip.frame_size
+        told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
+        told += ", with sound." if sound is not None and not note else "."
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), f"{told} {note}".strip())
+
+
+def picked(tracks: TracksRecord, text: str) -> list[int] | None:
+    """Indices of the objects whose numbers `text` lists; None for an empty text, which means all. DecafError: there is no such object."""
+    places = {str(track.id): place for place, track in enumerate(tracks.tracks)}
+    words = text.replace(",", " ").split()
+    missing = [word for word in words if word not in places]
+    if missing and places:
+        raise DecafError(f"There is no object '{missing[0][:40]}'; there are {', '.join(places)}. Change 'objects', or empty it for all.")
+    return [places[word] for word in words if word in places] if words else None
+
+
+class DecAFSaveCutOut(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DecAFSaveCutOut",
+            display_name="Save Video with Alpha",
+            category=CATEGORY,
+            description="Saves a video as it is, with its alpha and sound, into ComfyUI's output folder; or its frames as PNG pictures.",
+            search_aliases=["decaf", "save cut out", "save prores", "save mov", "save webm alpha", "png sequence", "export alpha"],
+            inputs=[
+                io.Video.Input("video", tooltip="From Apply Mask (Video)."),
+                io.String.Input("filename_prefix", default="video/DecAF", tooltip="The beginning of the file's name; may name a folder."),
+                io.Combo.Input(
+                    "format", options=["as it is", _PICTURES], default="as it is",
+                    tooltip="PNG pictures: a folder of numbered pictures, with alpha if the video has it, without sound.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    @checked
+    def execute(cls, video, filename_prefix, format) -> io.NodeOutput:
+        source, report = host.file_of(video), host.progress()
+        clip = None if source else host.clip_of(video)
+        suffix = "" if format == _PICTURES else source.suffix if source else ".mp4"
+        path = host.output_path(filename_prefix, suffix, size_of(video))
+        if format == _PICTURES:
+            frames = read_with_alpha(source) if source else (clip[index].numpy() for index in range(len(clip)))
+            write_pictures(path, frames, video.get_frame_count(), report)
+        else:
+            with atomic_write(path) as part:
+                video.save_to(str(part)) if source is None else shutil.copyfile(source, part)
+        first = next(read_with_alpha(source)) if source else clip[0].numpy()
+        shown = on_checkerboard(torch.from_numpy(first))
+        return io.NodeOutput(ui=host.shown_images(host.as_image(shown)[None]))
+
+
+def size_of(video) -> tuple[int, int]:
+    """(H, W)."""
+    return tuple(reversed(video.get_dimensions()))

@@ -1,0 +1,133 @@
+"""Masks refined and applied, as nodes. Run by inside.py; each raises when something is wrong."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import InputImpl, Types
+from kit import NODES, error_of, images, module, run, segment, video, with_cancel
+from PIL import Image
+
+
+def square(frames=12, height=72, width=96):
+    """MASK: a square of 20 pixels."""
+    mask = torch.zeros(frames, height, width)
+    mask[:, 14:34, 22:42] = 1
+    return mask
+
+
+def tracks(frames=6):
+    return segment(frames)[1]
+
+
+def applied(frames, masks, **more):
+    return run("DecAFApplyMask", frames=frames, masks=masks, **more)[0]
+
+
+def case_tracks_stay_tracks_and_a_mask_a_mask():
+    found = tracks()
+    refined = run("DecAFRefineMask", masks=found, feather=3.0, grow=2, specks=0)[0]
+    assert type(refined) is type(found) and refined.tracks == found.tracks
+    mask = run("DecAFTracksToMask", tracks=refined)[0]
+    assert mask.shape == (6, 72, 96) and mask.dtype == torch.float32 and mask.unique().numel() > 4
+    given = square()
+    soft = run("DecAFRefineMask", masks=given, feather=2.0)[0]
+    assert soft.shape == given.shape and torch.equal(soft >= 0.5, given > 0) and soft.unique().numel() > 4
+    hard = run("DecAFRefineMask", masks=given, feather=0.0, grow=-3)[0]
+    assert hard.sum() == 12 * 14 * 14
+
+
+def case_a_cut_out_has_alpha_sound_and_times():
+    clip = video()
+    mask = run("DecAFRefineMask", masks=square(), feather=2.0)[0]
+    for format, alpha in (("auto", 1), ("webm (VP9)", 8)):
+        made, report = run("DecAFApplyMask", frames=clip, masks=mask, format=format).args
+        assert "with alpha" in report and made.get_dimensions() == (96, 72)
+        path = Path(made.get_stream_source())
+        pictures = list(module("decaf.finishing").read_with_alpha(path))
+        assert len(pictures) == 12
+        for picture, wanted in zip(pictures, mask, strict=True):
+            assert np.abs(picture[..., 3] / 255 - wanted.numpy()).max() <= alpha / 255
+    assert made.get_frame_rate() == clip.get_frame_rate()
+
+
+def case_a_saved_cut_out_is_the_file_itself():
+    made = applied(video(), square())
+    shown = run("DecAFSaveCutOut", video=made, filename_prefix="cut/%width%").ui.as_dict()
+    assert len(shown["images"]) == 1
+    saved = Path(folder_paths.get_output_directory()) / "cut" / "96_00001_.mov"
+    assert saved.read_bytes() == Path(made.get_stream_source()).read_bytes()
+    run("DecAFSaveCutOut", video=made, filename_prefix="cut/png", format="PNG pictures")
+    folder = Path(folder_paths.get_output_directory()) / "cut" / "png_00001_"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{index:05d}.png" for index in range(12)]
+    with Image.open(folder / names[5]) as picture:
+        assert picture.mode == "RGBA" and np.array_equal(np.asarray(picture)[..., 3] > 127, square()[5].numpy() > 0)
+
+
+def case_a_video_in_memory_is_saved_too():
+    loose = InputImpl.VideoFromComponents(Types.VideoComponents(images=images(4), audio=None, frame_rate=Fraction(10)))
+    run("DecAFSaveCutOut", video=loose, filename_prefix="loose")
+    with av.open(str(Path(folder_paths.get_output_directory()) / "loose_00001_.mp4")) as file:
+        assert len(list(file.decode(video=0))) == 4
+
+
+def case_sound_in_memory_is_carried():
+    wave = torch.sin(torch.arange(44100) * 2 * torch.pi * 440 / 44100).expand(1, 2, -1)
+    components = Types.VideoComponents(images=images(10), audio={"waveform": wave, "sample_rate": 44100}, frame_rate=Fraction(10))
+    made = applied(InputImpl.VideoFromComponents(components), square(10), effect="blur")
+    heard = made.get_components().audio
+    assert heard["sample_rate"] == 44100 and abs(heard["waveform"].shape[-1] - 44100) <= 1024
+    middle = torch.stack([heard["waveform"][0, 0, 10000:30000], wave[0, 0, 10000:30000]])
+    assert torch.corrcoef(middle)[0, 1] > 0.99 and abs(middle[0].std() / middle[1].std() - 1) < 0.05
+
+
+def case_a_trimmed_video_keeps_its_part():
+    whole = video()
+    start = 4 / float(whole.get_frame_rate())
+    part = InputImpl.VideoFromFile(whole.get_stream_source(), start_time=start + 1e-3)
+    frames = part.get_components().images
+    made = applied(part, square(len(frames)), effect="matte")
+    assert len(made.get_components().images) == len(frames) < 12
+
+
+def case_images_and_a_background():
+    clip = images(3)
+    made = applied(clip, square(3), effect="new background", background=torch.zeros(1, 9, 30, 3) + torch.tensor([1.0, 0.0, 0.0]))
+    shown = made.get_components().images
+    assert shown.shape == (3, 72, 96, 3) and (shown[:, 2, 2] - torch.tensor([1.0, 0.0, 0.0])).abs().max() < 0.1
+    assert (shown[0, 24, 32] - clip[0, 24, 32]).abs().max() < 0.1
+    one = applied(clip, square(1), effect="dim rest", strength=1.0).get_components().images
+    assert one[:, 2, 2].max() < 0.05
+
+
+def case_what_cannot_be_is_a_sentence():
+    clip, mask = images(3), square(3)
+    told = lambda **more: error_of("DecAFApplyMask", **{"frames": clip, "masks": mask} | more)  # noqa: E731
+    assert "has no alpha" in told(format="mp4 (H.264)")
+    assert "2 masks for the 3 frames" in told(masks=square(2))
+    assert "are 60x72, but the frames of images are 96x72" in told(masks=square(3, 72, 60))
+    assert "needs (frames, height, width)" in told(masks=torch.zeros(3, 72, 96, 1))
+    assert "has no background" in told(effect="new background")
+    assert "no colour" in told(effect="colour rest", colour="greenish")
+    assert "no object '7'" in told(objects="7")
+    assert "takes tracks or a mask" in told(masks="mask")
+    assert "leads out of" in error_of("DecAFSaveCutOut", video=video(), filename_prefix="../../x")
+    assert "takes tracks or a mask" in error_of("DecAFRefineMask", masks=3)
+    assert "from -128 to 128" in error_of("DecAFRefineMask", masks=mask, grow=1000)
+
+
+def case_cancel_stops_applying():
+    before = set(Path(folder_paths.get_temp_directory()).iterdir())
+    with_cancel("DecAFApplyMask", frames=images(6), masks=square(6))
+    assert set(Path(folder_paths.get_temp_directory()).iterdir()) == before
+    with_cancel("DecAFRefineMask", masks=square(6))
+
+
+def case_the_save_node_is_the_only_leaf():
+    """A node in the middle that shows a video gets one more input from the page, and would run again."""
+    leaves = {name for name in ("DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut") if NODES[name].GET_SCHEMA().is_output_node}
+    assert leaves == {"DecAFSaveCutOut"}
