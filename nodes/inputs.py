@@ -110,7 +110,6 @@ def _problem(item: io.Input, value: object, left_to_node: set[str]) -> str | Non
         return None if fits else f"which takes a {'whole ' * whole}number from {item.min:g} to {item.max:g}. Give such a number."
     if isinstance(item, io.Boolean.Input):
         return None if isinstance(value, bool) else "which takes true or false. Give one of them."
-        return None if isinstance(value, bool) else "which takes yes or no (true or false). Give one of them."
     if not isinstance(value, str):
         return "which takes a text. Give one."
     if isinstance(item, io.Combo.Input) and item.id not in left_to_node and value not in item.options:

@@ -177,8 +177,9 @@ def case_marks_that_cannot_be_are_sentences():
     assert "nan" in said(positive_points='[{"x": NaN, "y": 1}]') and "Only negative" in said(object=-1, negative_points=one)
 
 
-def case_cancel_stops_a_correction():
+def case_cancel_stops_a_correction_and_drawing():
     clip, tracks = several()
+    with_cancel("DecAFShowObjects", frames=clip, tracks=tracks)
     with_cancel("DecAFCorrectObjects", sam2=sam2(), frames=clip, tracks=tracks, positive_points=points((30, 30)))
 
 
