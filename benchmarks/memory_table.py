@@ -85,7 +85,7 @@ MODELS = (
 @dataclass(frozen=True)
 class Weights:
     """Bytes of a model's weights. `all`; `table`: of the embeddings, which may stay in host memory; `moving`: of what can be streamed;
-    `layers`: of the two largest layers, or the head, which must be there when weights are streamed."""
+    `area`: of the two largest layers, or the head, which must be there when weights are streamed."""
 
     all: int
     table: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .masks import JoinedMasks, Masks
+from .masks import Masks, PickedMasks
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ class Tracks:
 
     def picked(self, indices: Sequence[int]) -> Tracks:
         """Those with these indices, in this order. Each keeps its number."""
-        store = JoinedMasks([(self.store, index) for index in indices], self.length, self.frame_size)
-        return replace(self, store=store, tracks=tuple(self.tracks[index] for index in indices))
+        return replace(self, store=PickedMasks(self.store, indices), tracks=tuple(self.tracks[index] for index in indices))
 
     def best(self, score_threshold: float | None = None, most: int | None = None) -> Tracks:
         """Those that score above the threshold, and at most so many, the best ones, in their order. What somebody has marked passes every

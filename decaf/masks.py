@@ -36,6 +36,23 @@ class Masks(Protocol):
         """Whether any mask may have a pixel."""
 
 
+class PickedMasks:
+    """Some objects of `source`, at the indices `picked`, as masks of their own."""
+
+    def __init__(self, source: Masks, picked: Sequence[int]):
+        self.length, self.frame_size = source.length, source.frame_size
+        self._source, self._picked = source, list(picked)
+
+    def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        return self._source.union([self._picked[index] for index in objects], frames)
+
+    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
+        return self._source.alpha([self._picked[index] for index in objects], frames)
+
+    def any(self) -> bool:
+        return bool(self._picked) and self._source.any()
+
+
 class MaskStore:
     """(H, W) bool masks of N objects on T frames, in any order; unset masks are empty.
 
@@ -55,7 +72,9 @@ class MaskStore:
         if not packed.any():
             self._spans[index, frame] = 0
             return
-        data = zlib.compress(packed, 1)
+        self._write(index, frame, zlib.compress(packed, 1))
+
+    def _write(self, index: int, frame: int, data: bytes) -> None:
         with self._lock:
             try:
                 start = self._file.seek(0, os.SEEK_END)
@@ -84,9 +103,22 @@ class MaskStore:
         """(len(frames), H, W) uint8: 255 in pixels of any of these objects, 0 elsewhere."""
         return self.union(objects, frames).to(torch.uint8).mul_(255)
 
-    def any(self, objects: Sequence[int] | None = None) -> bool:
-        """Whether any mask, or any of these objects, has a pixel."""
-        return bool((self._spans if objects is None else self._spans[list(objects)]).any())
+    @classmethod
+    def joined(cls, objects: Sequence[tuple[Masks, int]], length: int, frame_size: tuple[int, int]) -> MaskStore:
+        """A store of these objects, each given as its masks of that length and frame size and its index there. Compressed bytes are copied as
+        they are; soft edges become hard."""
+        store = cls(len(objects), length, frame_size)
+        for index, (other, place) in enumerate(objects):
+            for frame in range(length):
+                if not isinstance(other, MaskStore):
+                    store.put(index, frame, other.union([place], [frame])[0])
+                elif other._spans[place, frame, 1]:
+                    store._write(index, frame, other._read(place, frame))
+        return store
+
+    def any(self) -> bool:
+        """Whether any mask has a pixel."""
+        return bool(self._spans.any())
 
     @property
     def objects(self) -> int:
@@ -99,45 +131,13 @@ class MaskStore:
         return int(self._spans[..., 1].sum())
 
     def _packed(self, index: int, frame: int) -> np.ndarray:
+        return np.frombuffer(zlib.decompress(self._read(index, frame)), np.uint8).reshape(self.frame_size[0], -1)
+
+    def _read(self, index: int, frame: int) -> bytes:
         start, size = self._spans[index, frame].tolist()
         with self._lock:
             self._file.seek(start)
-            data = self._file.read(size)
-        return np.frombuffer(zlib.decompress(data), np.uint8).reshape(self.frame_size[0], -1)
-
-
-class JoinedMasks:
-    """Objects of several masks of one length and frame size, as they are there. `objects`: of each its masks and its index in them."""
-
-    def __init__(self, objects: Sequence[tuple[Masks, int]], length: int, frame_size: tuple[int, int]):
-        self.length, self.frame_size = length, tuple(frame_size)
-        self._objects = [masks._objects[index] if isinstance(masks, JoinedMasks) else (masks, index) for masks, index in objects]
-
-    def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
-        """(len(frames), H, W) bool."""
-        joined = torch.zeros(len(frames), *self.frame_size, dtype=torch.bool)
-        for masks, indices in self._sources(objects):
-            joined |= masks.union(indices, frames)
-        return joined
-
-    def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
-        """(len(frames), H, W) uint8 0..255."""
-        joined = torch.zeros(len(frames), *self.frame_size, dtype=torch.uint8)
-        for masks, indices in self._sources(objects):
-            joined = torch.maximum(joined, masks.alpha(indices, frames))
-        return joined
-
-    def any(self) -> bool:
-        """Whether any mask may have a pixel."""
-        sources = self._sources(range(len(self._objects)))
-        return any(masks.any(indices) if isinstance(masks, MaskStore) else masks.any() for masks, indices in sources)
-
-    def _sources(self, objects: Sequence[int]) -> list[tuple[Masks, list[int]]]:
-        """The masks in which these objects are, each once, with their indices in them."""
-        found: dict[int, tuple[Masks, list[int]]] = {}
-        for masks, index in (self._objects[place] for place in objects):
-            found.setdefault(id(masks), (masks, []))[1].append(index)
-        return list(found.values())
+            return self._file.read(size)
 
 
 def pack_bits(masks: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ MOST_KEY_FRAMES = 256
 MOST_TOKENS_PER_FRAME = 16384
 """Visual tokens of a frame that can be asked for; the paper shows 400."""
 
-
 STYLES = {
     "spotlight": "the rest dark and grey, the objects as they are",
     "tint": "each object in its colour, half transparent",

@@ -101,8 +101,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="paper: as published. fast: single frames as coarse as the video's, and at most 8 key frames. "
-                    "An eighth of the visual tokens. With the bundled models masks were as good, but for motion (J&F 0.70 instead of 0.97) and sizes "
-                    "(0.61 instead of 0.70).",
+                    "About a sixth of the visual tokens of 16 key frames. With the bundled models masks were as good, but for motion "
+                    "(J&F 0.70 instead of 0.97) and sizes (0.61 instead of 0.70).",
                 ),
             ],
             outputs=[

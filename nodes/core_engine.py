@@ -111,7 +111,8 @@ class CoreEngine:
         expected = int(grid.prod(-1).sum()) // self.model.visual.spatial_merge_size**2
         if any(tuple(one.shape) != (expected, self.shape.width) for one in (tokens, *levels)) or len(levels) != self.deepstack_levels:
             raise changed("the vision tower gives other tokens than one for each square of patches")
-        return tokens, tuple(levels)
+        # In the dtype that they will be added in: the tower's own would take twice the memory until then.
+        return tokens.to(self.dtype), tuple(level.to(self.dtype) for level in levels)
 
     def run(
         self,

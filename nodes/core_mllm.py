@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from ..decaf.errors import DecafError
+from ..decaf.mllm import registry
 from ..decaf.mllm.base import MLLM
-from ..decaf.mllm.load import check_tokenizer, registry
+from ..decaf.mllm.checks import check_tokenizer
 from . import host
-from .core_engine import COMFYUI_VERSION, CoreEngine, changed
+from .core_engine import COMFYUI_VERSION, CoreEngine, as_expected, changed
 from .core_trial import try_out
 from .text_encoders import WORKS, TextEncoderFile, read_text_encoder
 
@@ -71,11 +72,13 @@ class ManagedClip(host.Managed):
     def __init__(self, clip, *, dtype: torch.dtype | None = None):
         """DecafError: a CLIP that holds no model that can be used. `dtype`: computed in; None takes what ComfyUI itself would for answers."""
         self.clip, self.patcher = clip, clip.patcher
-        device = self.patcher.load_device
+        device = getattr(self.patcher, "load_device", None)
+        if not isinstance(device, torch.device) or not isinstance(clip.cond_stage_model, nn.Module):
+            raise _refusal(f"of the kind {type(clip).__name__}", "ComfyUI can neither load nor move what is in it")
         # Never float16: activations of these models pass its largest number.
         dtype = dtype or (torch.bfloat16 if mm.should_use_bf16(device) else torch.float32)
         self.value = _mllm_of(clip, dtype)
-        if device.type == "cpu" != mm.get_torch_device().type:
+        if device.type == "cpu" and mm.get_torch_device().type != "cpu":
             log.warning(
                 "ComfyUI runs the text encoder %s on the CPU, although there is a %s: the attention will take minutes. Start ComfyUI without "
                 "--lowvram or --novram, or choose the device 'default' in Load CLIP.",
@@ -86,7 +89,8 @@ class ManagedClip(host.Managed):
     def load(self, memory: int) -> MLLM:
         """The record, with `memory` bytes free on the device beside the weights, or those of them that ComfyUI keeps there.
         DecafError: ComfyUI runs the model in another way than is known, or its weights are damaged."""
-        mm.load_models_gpu([self.patcher], memory_required=memory + MASK_BYTES)
+        with as_expected("it does not load what is in the CLIP"):
+            mm.load_models_gpu([self.patcher], memory_required=memory + MASK_BYTES)
         engine, patches = self.value.engine, getattr(self.patcher, "patches_uuid", None)
         if engine.model not in _tried or _tried[engine.model] != patches:
             try_out(engine, self.value.name)
@@ -155,7 +159,7 @@ def _file_of(clip) -> TextEncoderFile | None:
     made = getattr(clip.patcher, "cached_patcher_init", None)
     try:
         paths = [Path(path) for path in made[1][0]]
-    except (TypeError, IndexError):
+    except (TypeError, LookupError):
         return None
     files = [read_text_encoder(path) for path in paths]
     return next((file for file in files if file is not None and file.usable), None)

@@ -78,7 +78,7 @@ class DecAFRefineMask(io.ComfyNode):
         chosen = RefineSettings(**settings)
         if isinstance(masks, TracksRecord):
             return io.NodeOutput(refine(masks, chosen))
-        return io.NodeOutput(host.tracks_mask(refine(tracks_from_masks(masks), chosen), host.progress()))
+        return io.NodeOutput(host.tracks_mask(refine(_tracks_of(masks), chosen), host.progress()))
 
 
 class DecAFApplyMask(io.ComfyNode):
@@ -137,7 +137,7 @@ class DecAFApplyMask(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = EffectSettings(effect, strength, colour, invert)
         suffix = _FORMATS[format] or (".mov" if has_alpha(settings) else ".mp4")
-        tracks = masks if isinstance(masks, TracksRecord) else tracks_from_masks(masks)
+        tracks = _tracks_of(masks)
         path, _ = host.temp_file(suffix)
         with host.returning_memory():
             clip = host.clip_of(frames)
@@ -154,6 +154,13 @@ class DecAFApplyMask(io.ComfyNode):
         told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
         told += ", with sound." if sound is not None and not note else "."
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), f"{told} {note}".strip())
+
+
+def _tracks_of(masks) -> TracksRecord:
+    """Of DECAF_TRACKS or MASK; some nodes give a single mask as (H, W)."""
+    if isinstance(masks, TracksRecord):
+        return masks
+    return tracks_from_masks(masks if masks.ndim == 3 else masks[None])
 
 
 def picked(tracks: TracksRecord, text: str) -> list[int] | None:

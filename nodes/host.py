@@ -1,4 +1,4 @@
-"""The only file that knows ComfyUI's memory management, folders and progress bar."""
+"""What ComfyUI offers to the nodes: its folders, progress bar, devices, and frames as it passes them on."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def clip_of(frames) -> Clip:
         return open_clip(frames.get_stream_source(), progress=progress())
     stamp = file_stamp(frames)
     if stamp is None:  # a video in memory would be encoded only to be decoded again
-        return clip_from_images(_read(frames, frames.get_components).images)
+        held = _read(frames, frames.get_components)
+        return clip_from_images(held.images, fps=_rate(getattr(held, "frame_rate", None)))
     source, start, duration, *changed = stamp
     if not changed:
         return open_clip(source)  # which says that there is no such file
@@ -202,6 +203,15 @@ def frame_rate(frames, clip: Clip, otherwise: float) -> Fraction:
     if isinstance(frames, torch.Tensor):
         return Fraction(otherwise).limit_denominator(1001)
     return clip.fps or _read(frames, frames.get_frame_rate)
+
+
+def _rate(told: object) -> Fraction | None:
+    """Frames per second that another node gave a video; None for what is no rate."""
+    try:
+        rate = Fraction(told)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return rate if rate > 0 else None
 
 
 def _read(frames, ask: Callable):

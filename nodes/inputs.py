@@ -57,7 +57,9 @@ _SOCKETS = {
     **dict.fromkeys(
         (f"{sockets.Tracks.io_type},{io.Mask.io_type}", io.MatchType.io_type),  # the only kinds that are matched are these two
         _Socket(
-            lambda value: isinstance(value, torch.Tensor | data.Tracks), "tracks or a mask", "Propagate with SAM 2, or a node that makes masks"
+            lambda value: isinstance(value, data.Tracks) or (isinstance(value, torch.Tensor) and value.ndim in (2, 3)),
+            "tracks or a mask",
+            "Propagate with SAM 2, or a node that makes masks",
         ),
     ),
 }

@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ..decaf.demo import BUNDLED, MLLM_FOLDER, SAM2_FILE
 from ..decaf.errors import DecafError
+from ..decaf.mllm import all_families
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
-from ..decaf.mllm.load import all_families, is_quantised, load_mllm
+from ..decaf.mllm.load import is_quantised, load_mllm
 from ..decaf.sam2 import load_sam2
 from . import host
 from .core_mllm import ManagedClip
@@ -105,7 +106,8 @@ class LoadMLLM(io.ComfyNode):
                     advanced=True,
                     tooltip="Number format of the weights. auto: bf16 on a GPU, also on older ones that are slow at it, since fp32 takes twice the "
                     "memory; fp32 where bf16 is not to be had, as on a CPU. fp8: nearly half of bf16's memory, computed as in auto; maps differ a "
-                    "little. fp16 is refused by models that overflow in it. Attention maps are always fp32.",
+                    "little; a file in models/text_encoders stays as it is stored. fp16 is refused by models that overflow in it. Attention maps are "
+                    "always fp32.",
                 ),
             ],
             outputs=[MLLM.Output("mllm", tooltip="The loaded model, under ComfyUI's memory management.")],
@@ -126,6 +128,12 @@ class LoadMLLM(io.ComfyNode):
         if model in text_encoders() and model not in _local_mllms():
             if dtype == "fp16":
                 raise DecafError(f"{model} cannot be computed in fp16: its activations pass that format's largest number. Choose auto, bf16 or fp32.")
+            precision = text_encoders()[model].precision
+            if dtype == FP8 != precision:
+                raise DecafError(
+                    f"{model} cannot be kept in fp8: ComfyUI keeps the weights of a text encoder as they are stored in its file, and these are "
+                    f"{precision}. Choose auto, or take a file whose name says fp8."
+                )
             return io.NodeOutput(ManagedClip(load_text_encoder(model, report), dtype=host.DTYPES.get(dtype)))
         folder = MLLM_FOLDER if model == BUNDLED else _local_mllms().get(model) or _downloaded(model.removeprefix(DOWNLOAD), report)
         # Quantised weights cannot be moved: they are loaded to where they compute.

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,8 +25,11 @@ SUFFIXES = (".safetensors", ".sft")
 WORKS = "Qwen2.5-VL 7B or Qwen3-VL 4B or 8B, such as qwen_2.5_vl_7b_fp8_scaled.safetensors or qwen3vl_4b_fp8_scaled.safetensors"
 """Models that can be used, in words."""
 
-LARGEST_HEADER = 100 << 20
-"""Bytes; the safetensors format allows no more."""
+LARGEST_HEADER = 16 << 20
+"""Bytes. Real ones have less than a megabyte; the format allows 100, of which Python would make gigabytes whenever the files are listed."""
+
+MOST_AXES = 8
+"""Of a tensor."""
 
 _SIZES = {("Qwen2.5-VL", 3584): "7B", ("Qwen3-VL", 2560): "4B", ("Qwen3-VL", 4096): "8B"}
 _FORMATS = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "BF16": "bf16", "F16": "fp16", "F32": "fp32", "I8": "int8", "U8": "4 bit"}
@@ -35,7 +39,7 @@ _HEADS = ("lm_head.weight", "model.lm_head.weight")
 @dataclass(frozen=True)
 class TextEncoderFile:
     """A safetensors file. `family`: as people call it, empty where it is none that is known. `problem`: why it cannot be used, as the rest of a
-    sentence that begins with its name; None if it can. `names`: of its tensors."""
+    sentence that begins with its name; None if it can. `names`: of its tensors. `length`: in bytes."""
 
     path: Path
     family: str
@@ -44,6 +48,7 @@ class TextEncoderFile:
     problem: str | None
     head: FileHead | None
     names: frozenset[str] = frozenset()
+    length: int = 0
 
     @property
     def usable(self) -> bool:
@@ -57,7 +62,7 @@ class TextEncoderFile:
     @property
     def told(self) -> str:
         """In a few words, for example "Qwen3-VL 4B, fp8, 4.5 GB"."""
-        return f"{self.family} {self.size}, {self.precision}, {os.path.getsize(self.path) / 1e9:.1f} GB"
+        return f"{self.family} {self.size}, {self.precision}, {self.length / 1e9:.1f} GB"
 
 
 def text_encoders() -> dict[str, TextEncoderFile]:
@@ -85,7 +90,7 @@ def read_text_encoder(path: Path) -> TextEncoderFile | None:
     """What a file is; None if it is not there."""
     try:
         state = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return None
     return _read(str(path), state.st_mtime_ns, state.st_size)
 
@@ -94,10 +99,10 @@ def read_text_encoder(path: Path) -> TextEncoderFile | None:
 def _read(path: str, changed: int, length: int) -> TextEncoderFile:
     try:
         header, begin = _header(path, length)
-        tensors = {name: _Tensor(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1]) for name, entry in header.items()}
+        tensors = {name: _tensor(entry) for name, entry in header.items()}
     except OSError as error:
         return _no_model(path, f"cannot be read ({reason(error)}). Check the file and its permissions.")
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return _no_model(path, "is no safetensors file, whatever its name says, or its beginning is damaged. Download it again.")
     family, width = _family(tensors)
     if not family:
@@ -109,7 +114,7 @@ def _read(path: str, changed: int, length: int) -> TextEncoderFile:
         problem = f"is not complete: it has {length / 1e9:.2f} of {whole / 1e9:.2f} GB. Finish or repeat the download."
     elif (family, width) in _REFUSED:
         problem = f"is {_REFUSED[family, width]}. Choose {WORKS}."
-    return TextEncoderFile(Path(path), family, size, _precision(tensors), problem, _head(Path(path), tensors), frozenset(tensors))
+    return TextEncoderFile(Path(path), family, size, _precision(tensors), problem, _head(Path(path), tensors), frozenset(tensors), length)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,16 @@ class _Tensor:
     end: int
 
 
+def _tensor(entry: Mapping) -> _Tensor:
+    """ValueError, KeyError or TypeError: it describes no tensor."""
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [*shape, begin, end]
+    whole = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+    if not whole or len(shape) > MOST_AXES or not re.fullmatch("[A-Z0-9_]{1,16}", dtype):
+        raise ValueError("no tensor")
+    return _Tensor(dtype, tuple(shape), end)
+
+
 def _header(path: str, length: int) -> tuple[dict, int]:
     """Entries of the tensors, and where their numbers begin. ValueError: it is none."""
     with open(path, "rb") as file:
@@ -126,6 +141,8 @@ def _header(path: str, length: int) -> tuple[dict, int]:
         if not 2 <= size <= min(LARGEST_HEADER, length - 8):
             raise ValueError("no header")
         header = json.loads(file.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("no table")
     header.pop("__metadata__", None)
     if not header:
         raise ValueError("no tensors")

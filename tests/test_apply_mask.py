@@ -209,6 +209,16 @@ def test_the_sound_of_a_part_begins_with_it(tmp_path):
     assert np.abs(found - tones(2.4, 48000)[:, 34560:78720]).max() < 1e-4
 
 
+def test_the_sound_of_a_part_in_a_webm(tmp_path):
+    """Which has no way to say that the beginning of its sound is not to be heard."""
+    source = write_clip(tmp_path / "in.mov", 60, rate=Fraction(25), sound="pcm_s16le", samples=48000)
+    apply_mask(tmp_path / "out.webm", open_window(source, 0.72, 1.64), whole(23), BLUR, sound=SoundFile(source, (Fraction(18, 25), Fraction(41, 25))))
+    begin, found, rate = heard(tmp_path / "out.webm")
+    times, _ = times_of(tmp_path / "out.webm")
+    later, likeness = offset(found, rate, begin - times[0], tones(2.4, 48000)[:, 34560:78720], 48000)
+    assert times[0] == 0 and likeness > 0.98 and abs(later) < 0.002, (times[0], later, likeness)
+
+
 def test_sound_in_memory(tmp_path):
     wave = torch.from_numpy(tones(1.0, 44100))
     apply_mask(tmp_path / "out.mov", clip_from_images(torch.rand(10, 48, 64, 3)), whole(10), BLUR, fps=Fraction(10), sound=SoundWave(wave, 44100))

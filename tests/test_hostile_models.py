@@ -15,9 +15,8 @@ from tiny_models import FAMILIES
 
 from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
-from decaf.mllm import find_mllm, load_mllm
+from decaf.mllm import all_families, find_mllm, load_mllm
 from decaf.mllm.engine import ATTENTION
-from decaf.mllm.load import all_families
 
 
 @pytest.fixture(params=["qwen2_5_vl"])
@@ -166,6 +165,22 @@ def test_more_numbers_than_the_files_of_another_family_hold(model, name):
     for part in ("text_config", "vision_config"):
         change(model / "config.json", **{f"{part}__{name}": 100_000})
         refused(model, "ownload")
+
+
+@every_family
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_fewer_layers_than_the_files_hold(model, tower, layers):
+    """The model would run without the others, and its maps would be of another model."""
+    config = json.loads((model / "config.json").read_text())
+    part = config.get(f"{tower}_config", config)
+    name = next(name for name in ("num_hidden_layers", "depth") if name in part)
+    assert part[name] > 1
+    part[name] = layers
+    if "deepstack_visual_indexes" in config["vision_config"]:
+        config["vision_config"]["deepstack_visual_indexes"] = []
+    change(model / "config.json", config)
+    refused(model)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +340,7 @@ def test_nothing_else_of_the_picture_processor_is_believed(model):
     change(model / "preprocessor_config.json", **hostile, resample=99, image_processor_type="Nonsense", rescale_factor=1e30)
     assert equal(asked(load_mllm(model)), expected)
     change(model / "preprocessor_config.json", patch_size=10**6)
-    refused(model, "preprocessor_config.json", "another model", "1000000")
+    refused(model, "preprocessor_config.json is that of another model", "patch_size of 1000000")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.bin", "sub/model.safetensors", "a\0.safetensors", 5, None, ""])

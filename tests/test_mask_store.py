@@ -8,9 +8,7 @@ import torch
 
 from decaf.data import Track, Tracks
 from decaf.errors import DecafError
-from decaf.finishing.refine import refine
-from decaf.masks import JoinedMasks, MaskStore
-from decaf.settings import RefineSettings
+from decaf.masks import MaskStore
 
 
 def random_masks(objects, length, height, width, seed=0):
@@ -90,20 +88,16 @@ def test_a_full_disk_is_told(monkeypatch):
         store.put(0, 0, disc((9, 9), 4, 4, 3))
 
 
-def test_objects_of_several_masks_join():
+@pytest.mark.parametrize("held", [1, 1 << 20])
+def test_objects_of_several_stores_join(held):
     first, second = random_masks(3, 5, 9, 21), random_masks(2, 5, 9, 21, seed=5)
-    second[0] = False
-    a, b = stored(first), stored(second)
-    soft = refine(a, RefineSettings(feather=2))
-    joined = JoinedMasks([(b.store, 1), (a.store, 0), (soft.store, 2), (a.store, 0)], 5, (9, 21))
-    expected = torch.stack([second[1], first[0], soft.masks(2), first[0]])
+    a, b = stored(first, held=held), stored(second, held=held)
+    order = [(b.store, 1), (a.store, 0), (a.store, 2), (a.store, 0)]
+    joined = MaskStore.joined(order, 5, (9, 21))
+    expected = torch.stack([second[1], first[0], first[2], first[0]])
+    assert joined.objects == 4
     for place, masks in enumerate(expected):
         assert torch.equal(joined.union([place], range(5)), masks)
-    assert torch.equal(joined.union([0, 2], [3, 1]), (expected[0] | expected[2])[[3, 1]])
-    assert torch.equal(joined.alpha([2], range(5)), soft.alpha(objects=[2])) and torch.equal(joined.alpha([1], [0])[0] > 0, first[0, 0])
-    again = JoinedMasks([(joined, 2), (joined, 0)], 5, (9, 21))
-    assert torch.equal(again.union([0], range(5)), expected[2]) and torch.equal(again.union([1], range(5)), expected[0])
-    assert joined.any() and not JoinedMasks([(b.store, 0)], 5, (9, 21)).any() and JoinedMasks([(b.store, 1)], 5, (9, 21)).any()
-    assert not JoinedMasks([], 5, (9, 21)).any() and JoinedMasks([], 5, (9, 21)).union([], range(5)).shape == (5, 9, 21)
+    assert joined.nbytes == sum(MaskStore.joined([one], 5, (9, 21)).nbytes for one in order)
     picked = a.picked([2, 0])
     assert [track.id for track in picked.tracks] == [2, 0] and torch.equal(picked.masks(0), first[2]) and torch.equal(picked.masks(1), first[0])

@@ -9,7 +9,7 @@ import torch
 
 from ..devices import is_out_of_memory, out_of_memory
 from ..mllm import MLLM, Layout
-from ..mllm.footprint import kept_bytes, passing_bytes, query_bytes, seeing_bytes, seen_bytes
+from ..mllm.footprint import generating_bytes, kept_bytes, passing_bytes, query_bytes, seeing_bytes, seen_bytes
 from ..report import Report
 from ..settings import MODES, AttentionSettings
 from .questions import Templates
@@ -22,7 +22,6 @@ ENOUGH_TOKENS = 8192
 
 ENOUGH_TOKENS_ON_CPU = 1024
 """Visual tokens per batch on a CPU; larger batches gain no speed. With a 3B model in float32 they take 0.8 GB."""
-
 
 QUESTIONS_PER_ROLLOUT = 16
 """Questions rolled out together; attention over the shared pictures is computed once per group."""
@@ -90,7 +89,12 @@ def pass_bytes(mllm: MLLM, layout: Layout, text: int, start: int, queries: int, 
     seen = seen_bytes(mllm, layout)
     held = seen + query_bytes(mllm, tokens, start) + kept_bytes(mllm, tokens, start, keep=keep)
     rolling = rollout_bytes(mllm.engine.shape, layout.batch, length, min(2 * queries, QUESTIONS_PER_ROLLOUT), device)
-    return max(seeing_bytes(mllm, layout, device) + seen, held + passing_bytes(mllm, tokens), held + rolling)
+    return max(seeing_bytes(mllm, layout, device) + seen, held + _at_work(mllm, tokens, keep=keep), held + rolling)
+
+
+def _at_work(mllm: MLLM, tokens: int, *, keep: bool) -> int:
+    """Bytes that come and go in the decoder, in the pass or, where keys and values are kept of it, in the answers that are generated."""
+    return max(passing_bytes(mllm, tokens), generating_bytes(mllm, tokens) if keep else 0)
 
 
 def _text_tokens(mllm: MLLM, queries: Sequence[str], asked: Sequence[Callable[[str], str]]) -> int:
@@ -149,8 +153,8 @@ class Batches:
         """Of a prompt, the blocks of its rollout apart: they are no larger for more prompts."""
         tokens = layout.tokens + text
         held = seen_bytes(self._mllm, layout) + query_bytes(self._mllm, tokens, self._start_layer)
-        passing = passing_bytes(self._mllm, tokens) + kept_bytes(self._mllm, tokens, self._start_layer, keep=self._keep)
-        return max(seeing_bytes(self._mllm, layout, self._mllm.device), held + passing)
+        held += kept_bytes(self._mllm, tokens, self._start_layer, keep=self._keep)
+        return max(seeing_bytes(self._mllm, layout, self._mllm.device), held + _at_work(self._mllm, tokens, keep=self._keep))
 
     @property
     def block_bytes(self) -> int | None:
@@ -163,7 +167,7 @@ class Batches:
         free = self._free()
         if free is None:
             return None
-        rest = passing_bytes(self._mllm, tokens) + kept_bytes(self._mllm, tokens, self._start_layer, keep=self._keep)
+        rest = _at_work(self._mllm, tokens, keep=self._keep) + kept_bytes(self._mllm, tokens, self._start_layer, keep=self._keep)
         return 0 if self._low_memory else max(0, free * 9 // 10 - rest - BLOCK_BYTES["cuda"])
 
     def attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True) -> object | None:

@@ -17,7 +17,7 @@ from ..data import Attention
 from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
-from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, pack, run
+from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, logits, pack, run
 from ..report import Progress, Report, checked_per_block, silent
 from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import QUESTION_TOKENS_PER_PASS, QUESTIONS_PER_ROLLOUT, Batches, image_layout, memory_needed
@@ -34,6 +34,9 @@ MOST_KEPT_BYTES = 8 << 30
 
 FPS_OF_IMAGES = 24
 """Frames per second of a clip that does not know its own, for models that are told the times of their frames."""
+
+MOST_FPS = 10**6
+"""Frames per second, and seconds per frame, beyond which a file's rate is damaged and its times are no times."""
 
 
 def key_frames(length: int, most: int = AttentionSettings.max_key_frames) -> tuple[int, ...]:
@@ -92,7 +95,7 @@ def extract_attentions(
         )
     if not 1 <= settings.tokens_per_frame <= MOST_TOKENS_PER_FRAME:
         raise DecafError(
-            f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 16 and at most {MOST_TOKENS_PER_FRAME:,}."
+            f"{settings.tokens_per_frame} visual tokens per frame were asked for; ask for at least 1 and at most {MOST_TOKENS_PER_FRAME:,}."
         )
     start = mllm.layers // 2 if settings.start_layer is None else settings.start_layer
     if not 0 <= start < mllm.layers:
@@ -101,14 +104,16 @@ def extract_attentions(
         )
     keys = key_frames(len(clip), settings.shown_key_frames)
     info = clip_info(clip, keys)
-    mllm.make_room(memory_needed(mllm, len(clip), clip.frame_size, settings, queries=queries, templates=templates))
+    needed = memory_needed(mllm, len(clip), clip.frame_size, settings, queries=queries, templates=templates)
     report = Report.of(progress)
     report.count("key_frames", len(keys))
     report.count("tokens_generated", 0)
-    seconds = [index / float(clip.fps or FPS_OF_IMAGES) for index in keys]
+    fps = float(min(max(clip.fps or FPS_OF_IMAGES, 1 / MOST_FPS), MOST_FPS))
+    seconds = [index / fps for index in keys]
     frames, keep = [clip[index] for index in keys], settings.setting != MODES[0]
     extraction = _Extraction(mllm, frames, seconds, settings, start, report, keep=keep)
-    with report.stage("attention"), explained(mllm.name, report):
+    with mllm.alone(report.check_cancelled), report.stage("attention"), explained(mllm.name, report):
+        mllm.make_room(needed)
         asked, looks, answers = (_by_class_name if keep else _by_expression)(extraction, queries, templates)
 
     def record(index: int, kind: str) -> Attention:
@@ -218,7 +223,7 @@ class _Extraction:
         presence = []
         places = [*range(len(yes))], [*range(len(yes), len(yes + no))]
         for hidden in passes.last[len(asked) :]:
-            presence.append(presence_score(self.mllm.engine.logits(hidden[:1], yes + no)[0], *places))
+            presence.append(presence_score(logits(self.mllm, hidden[:1], yes + no)[0], *places))
         return _Look(passes.maps, presence, passes.answers, self._put_aside(passes.kept, passes.shared) if answer else None)
 
     def _put_aside(self, kept: KeptKV, shared: CapturedQK) -> tuple[KeptKV, CapturedQK] | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..mllm import MLLM
 
+
 def yes_and_no(mllm: MLLM) -> tuple[list[int], list[int]]:
     """Token ids with which an answer "yes", and one "no", may begin; an empty list where the tokenizer has no single token for it."""
     tokenizer, known = mllm.tokenizer, mllm.engine.shape.vocabulary

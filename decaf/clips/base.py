@@ -132,8 +132,8 @@ class ImageFiles(Clip):
 class ImageTensor(Clip):
     """Frames of a (T, H, W, C) tensor, converted on access; the tensor is not copied."""
 
-    def __init__(self, name: str, images: Tensor):
-        self.name, self._images, self.frame_size = name, images, tuple(images.shape[1:3])
+    def __init__(self, name: str, images: Tensor, fps: Fraction | None = None):
+        self.name, self._images, self.frame_size, self.fps = name, images, tuple(images.shape[1:3]), fps
 
     def __len__(self) -> int:
         return len(self._images)
@@ -147,12 +147,13 @@ class ImageTensor(Clip):
         return frame.expand(-1, -1, 3)
 
 
-def clip_from_images(images: Tensor, *, name: str = "images") -> Clip:
+def clip_from_images(images: Tensor, *, name: str = "images", fps: Fraction | None = None) -> Clip:
     """A clip from a tensor.
 
     Args:
         images: (T, H, W, C) on any device, C in 1, 3, 4, uint8 or float in 0..1. Values outside are clipped.
         name: for messages.
+        fps: frames per second, where they come from a video.
 
     Raises:
         DecafError: no frames, another shape or dtype, or values that are not finite.
@@ -169,7 +170,7 @@ def clip_from_images(images: Tensor, *, name: str = "images") -> Clip:
         if not images.is_floating_point():
             raise DecafError(f"The {name} are {images.dtype} numbers; give float in 0..1 or uint8.")
         _check_values(images, name)
-    return ImageTensor(name, images)
+    return ImageTensor(name, images, fps)
 
 
 def _check_values(images: Tensor, name: str) -> None:

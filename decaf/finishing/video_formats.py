@@ -89,8 +89,6 @@ class VideoWriter:
         self._time_base = time_base if time_base.denominator <= _FINEST else Fraction(1, 90_000)
         self._ticks_per = time_base / self._time_base
         self._stream.time_base = context.time_base = self._time_base
-        if alpha and kind.container == "webm":
-            self._stream.metadata["alpha_mode"] = "1"  # without it, players take the alpha for nothing
 
     def write(self, pixels: np.ndarray, tick: int, duration: int) -> None:
         """One frame, (H, W, 3) uint8, or (H, W, 4) with straight alpha: when it is shown and for how long, in units of `time_base`."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple
 
 import torch
@@ -190,6 +192,17 @@ class MLLM:
     system: str = ""
     memory_budget: int | None = None
     streaming: Streaming | None = None
+    _lock: RLock = field(default_factory=RLock, repr=False, compare=False)
+
+    @contextmanager
+    def alone(self, check_cancelled: Callable[[], None]) -> Iterator[None]:
+        """Within it no other thread runs the model: hooks on its layers, and what is streamed to them, belong to one pass at a time."""
+        while not self._lock.acquire(timeout=0.1):
+            check_cancelled()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def model(self) -> nn.Module:

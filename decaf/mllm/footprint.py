@@ -59,3 +59,8 @@ def kept_bytes(mllm: MLLM, tokens: int, start_layer: int, *, keep: bool) -> int:
     key_width = text.kv_heads * text.head_width
     layers = 2 * text.layers if keep else text.layers - start_layer
     return tokens * key_width * layers * mllm.engine.dtype.itemsize
+
+
+def generating_bytes(mllm: MLLM, tokens: int) -> int:
+    """Of a step that generates behind `tokens` tokens whose keys and values are kept: these once more, with the new token's behind them."""
+    return kept_bytes(mllm, tokens, 0, keep=True)

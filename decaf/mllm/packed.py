@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..errors import DecafError
 from .base import MLLM, Encoded, Layout
 
 SHARED = 0
@@ -62,6 +63,7 @@ class PackedAttention:
     Args:
         segments: (L,) of this pass's tokens. Shared tokens come first, and only where there is no `past`.
         past: keys and values of earlier tokens, which the new ones see as if they came before them in the same pass.
+        use_up_past: whether a layer's are let go once the new ones are joined to them: nobody else needs them.
         capture_from: first layer whose queries and keys are captured; None captures nothing.
         keep: whether keys and values of all layers are kept, `past` included, in `kept`.
         q_budget_bytes: of the device, for the queries of shared tokens; further layers' go to host memory. None leaves all where they are.
@@ -73,6 +75,7 @@ class PackedAttention:
         segments: Tensor,
         *,
         past: KeptKV | None = None,
+        use_up_past: bool = False,
         capture_from: int | None = None,
         keep: bool = False,
         q_budget_bytes: int | None = None,
@@ -84,7 +87,8 @@ class PackedAttention:
         asked = [] if capture_from is None else segments[segments != SHARED].unique().tolist()
         self._spans = [_span(segments, number) for number in asked]
         self.questions = [CapturedQK() for _ in self._spans]
-        self._past, self._capture_from, self._budget, self._check_cancelled = past, capture_from, q_budget_bytes, check_cancelled
+        self._past, self._use_up_past = past, use_up_past
+        self._capture_from, self._budget, self._check_cancelled = capture_from, q_budget_bytes, check_cancelled
         behind = segments[self._shared_length :]
         before = segments[: self._shared_length] if past is None else past.segments
         seen = torch.cat([before, behind])
@@ -101,6 +105,8 @@ class PackedAttention:
             parts.append(_attend(q[:, :, :n], k[:, :, :n], v[:, :, :n], scale, is_causal=True))
         if self._past is not None:
             k, v = (torch.cat([old[layer].to(new.device), new], 2) for old, new in ((self._past.k, k), (self._past.v, v)))
+            if self._use_up_past:
+                del self._past.k[layer], self._past.v[layer]
         if self.kept is not None:
             self.kept.k[layer], self.kept.v[layer] = k, v
         if q.shape[2] > n:
@@ -212,6 +218,16 @@ def run(mllm: MLLM, packed: Packed, encoded: Encoded | None, attention_of: Calla
     return Answered(attention, mllm.engine.run(embeds, positions, attention, wanted=ends, **pictures))
 
 
+def logits(mllm: MLLM, hidden: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+    """As `decaf.mllm.engine.Engine.logits`. DecafError: they are no numbers, from which some token would be chosen all the same."""
+    found = mllm.engine.logits(hidden, ids)
+    if not found.isfinite().all():
+        raise DecafError(
+            f"{mllm.name} gives answers that are not finite numbers: the head that turns its states into words is damaged. Download the model again."
+        )
+    return found
+
+
 def generate(
     mllm: MLLM, packed: Packed, answered: Answered, numbers: Sequence[int], max_new_tokens: int, check_cancelled: Callable[[], None]
 ) -> list[list[list[int]]]:
@@ -228,7 +244,7 @@ def generate(
     positions = torch.stack([packed.positions[number][:, -1] for number in numbers], 1)
     hidden = answered.last[:, list(numbers)]
     for step in range(max_new_tokens):
-        chosen = mllm.engine.logits(hidden).argmax(-1)
+        chosen = logits(mllm, hidden).argmax(-1)
         for question, prompt in sorted(unfinished):
             token = int(chosen[prompt, question])
             if token in ends:
@@ -238,7 +254,8 @@ def generate(
         if not unfinished or step + 1 == max_new_tokens:
             break
         positions = positions + 1
-        attention = PackedAttention(segments, past=kept, keep=True, check_cancelled=check_cancelled)
+        # More may be asked on what the pass has kept; what the steps keep is their own.
+        attention = PackedAttention(segments, past=kept, use_up_past=step > 0, keep=True, check_cancelled=check_cancelled)
         hidden = mllm.engine.run(mllm.engine.embed(chosen), positions, attention)
         kept = attention.kept
     return answers

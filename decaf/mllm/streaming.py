@@ -254,5 +254,5 @@ def check_budget(memory_budget: int | None, device: torch.device) -> None:
         return
     if device.type in HOST_MEMORY:
         raise DecafError(f"A memory budget is for a GPU with memory of its own, and the model is to run on {device}. Leave it out, or choose a GPU.")
-    if memory_budget <= 0:
-        raise DecafError(f"A memory budget of {memory_budget} bytes was given; give one above 0, or leave it out.")
+    if not isinstance(memory_budget, int | float) or not memory_budget > 0:  # never true of NaN
+        raise DecafError(f"A memory budget of {str(memory_budget):.40} bytes was given; give a number above 0, or leave it out.")

@@ -13,7 +13,7 @@ from ..clips.base import Clip
 from ..clips.identity import check_tracks
 from ..data import Track, Tracks
 from ..errors import DecafError
-from ..masks import JoinedMasks, MaskStore
+from ..masks import MaskStore
 from ..report import Progress, Report, silent
 from ..settings import CORRECTIONS
 from .frames import FeatureCache, FrameEncoder
@@ -100,7 +100,7 @@ def correct(
     stores, records = [(tracks.store, i) for i in range(len(tracks.tracks))], list(tracks.tracks)
     place = len(records) if place is None else place
     stores[place : place + 1], records[place : place + 1] = [(store, 0)], [new]
-    joined = JoinedMasks(stores, tracks.length, tracks.frame_size)
+    joined = MaskStore.joined(stores, tracks.length, tracks.frame_size)
     return replace(tracks, store=joined, tracks=tuple(records), message="")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import SAM2Prompts
-from ..masks import JoinedMasks, Masks, MaskStore
+from ..masks import MaskStore
 from .candidates import Candidate
 
 
@@ -32,13 +32,13 @@ class Found:
     tracklets: list[Tracklet]
     masks: dict[int, tuple[MaskStore, int]] = field(default_factory=dict)
 
-    def store(self, chosen: Sequence[int], length: int, frame_size: tuple[int, int]) -> Masks:
+    def store(self, chosen: Sequence[int], length: int, frame_size: tuple[int, int]) -> MaskStore:
         """Masks of these tracklets, which all have been tracked."""
         stores = [self.masks[i] for i in chosen]
         whole, places = stores[0][0], [place for _, place in stores]
         if all(store is whole for store, _ in stores) and places == list(range(whole.objects)):
             return whole
-        return JoinedMasks(stores, length, frame_size)
+        return MaskStore.joined(stores, length, frame_size)
 
 
 class TrackMemo:

@@ -121,8 +121,8 @@ def segment(
 def feature_cache(
     model: SegmenterModel, *, shared: bool = False, budget: int | None = None, aside: int | None = None
 ) -> FeatureCache:
-    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `budget`: bytes of the device that
-    all may take. `aside`: bytes of the CPU's memory that those may take that stay, instead of the device's."""
+    """For image features of one clip. `shared`: those of as many frames as fit stay from one query to the next. `budget`: bytes of the device
+    that all may take. `aside`: bytes that those which stay may take instead, in the memory of the CPU."""
     free = free_memory(model.device)
     if free is not None and budget is not None:
         free = max(0, min(free, budget - allocated_bytes(model.device)))

@@ -180,6 +180,10 @@ def case_core_files_that_cannot_be_used_are_refused_by_name():
     (folder / "empty.safetensors").write_bytes(b"")
     (folder / "list.safetensors").write_bytes(struct.pack("<Q", 2) + b"[]" + bytes(8))
     (folder / "odd.safetensors").write_bytes(struct.pack("<Q", 9) + b'{"a": 5} ' + bytes(8))
+    words = {"dtype": ["BF16"], "shape": [2560], "data_offsets": [0, "x"]}
+    names = ("model.language_model.layers.0.input_layernorm.weight", "model.visual.deepstack_merger_list.0.norm.weight")
+    header = json.dumps({names[0]: words, names[1]: {**words, "data_offsets": [0, 5120]}}).encode()
+    (folder / "words.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     torch.save({}, folder / "old.bin")
     expected = {
         "half_there.safetensors": "is not complete: it has 0.91 of 1.91 GB",
@@ -193,6 +197,7 @@ def case_core_files_that_cannot_be_used_are_refused_by_name():
         "empty.safetensors": "is no safetensors file",
         "list.safetensors": "is no safetensors file",
         "odd.safetensors": "is no safetensors file",
+        "words.safetensors": "is no safetensors file",
         "old.bin": "is no safetensors file. Load it with Load CLIP",
     }
     try:

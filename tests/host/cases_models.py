@@ -188,7 +188,7 @@ def case_every_family_is_offered():
     import sys
 
     load = sys.modules["pack_under_test.nodes.load"]
-    families = sys.modules["pack_under_test.decaf.mllm.load"].all_families()
+    families = sys.modules["pack_under_test.decaf.mllm.supported"].all_families()
     schema = NODES["LoadMLLM"].GET_SCHEMA()
     offered = [option.removeprefix("download: ") for option in schema.inputs[0].options if option.startswith("download: ")]
     assert len(families) >= 2 and offered == [repository for family in families for repository in family.repositories]

@@ -15,8 +15,7 @@ _MADE: dict = {}
 
 IDS = {
     "LoadMLLM", "ExtractRolloutAttention", "ObjectBackgroundFusion", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate",
-    "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip", "DecAFShowObjects",
-    "DecAFCorrectObjects",
+    "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip", "DecAFShowObjects", "DecAFCorrectObjects",
     "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
 }  # fmt: skip
 

@@ -32,6 +32,12 @@ def whole_graph(frames: list) -> dict:
         ),
         "objects": node("DecAFShowObjects", frames=frames, tracks=["corrected", 1], style="tint", opacity=0.8, numbers=True, preview_fps=24.0),
         "picked": node("DecAFTracksToMask", tracks=["corrected", 1], objects="", score_threshold=0.0, max_objects=0),
+        "refined": node("DecAFRefineMask", masks=["corrected", 1], grow=1, feather=2.0, holes=9, specks=0, smooth=1, border=2, shortest=0),
+        "applied": node(
+            "DecAFApplyMask", frames=frames, masks=["refined", 0], effect="cut out", invert=False, strength=0.5, format="auto", objects="",
+            colour="#00B140", preview_fps=24.0,
+        ),
+        "saved": node("DecAFSaveCutOut", video=["applied", 0], filename_prefix="cut", format="as it is"),
         "mask": node("MaskPreview", mask=["picked", 0]),
         "sample": node("DecAFSampleClip", clip_seed=3, kind="any", frames=2),
         "sample_shown": node("PreviewImage", images=["sample", 0]),
