@@ -23,7 +23,7 @@ def pytest_addoption(parser):
         "--golden", default=TESTS / "golden" / "data", type=Path, help="folder of golden numbers, laid out like tests/golden/data"
     )
     parser.addoption("--gpu-report", type=Path, metavar="FILE.md", help="table of what tests/gpu computes and measures; JSON beside it")
-    parser.addoption("--long", action="store_true", help="run the long forms of the fuzz, kill and memory tests")
+    parser.addoption("--long", action="store_true", help="run the long forms of the fuzz, kill and memory tests, and checks that start a server")
 
 
 @pytest.fixture(scope="session")

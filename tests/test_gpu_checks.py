@@ -141,7 +141,9 @@ def test_streamed_weights_that_are_not_there_in_time(measured, monkeypatch):
 
 
 @pytest.fixture
-def comfy(gpu):
+def comfy(gpu, request):
+    if not request.config.getoption("--long"):
+        pytest.skip("needs --long: a server is started twice, and tests/host looks at the same")
     module = gpu("comfy")
     try:
         module._host()

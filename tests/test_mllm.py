@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from dense_rollout import dense_row, relative
 from plain_passes import embedded, forward, in_float64, whole_prompt
 from random_clips import clip_of
@@ -252,6 +253,10 @@ def test_output_weights_that_are_those_of_the_input(tmp_path, mllm_folder, famil
 def test_bfloat16_models(mllm_folder):
     for family in FAMILIES:
         folder = mllm_folder(family)
+        if family == "smolvlm" and transformers.__version__.startswith("4."):
+            with pytest.raises(DecafError, match="cannot be computed in bfloat16: transformers 4.*Update it"):
+                load_mllm(folder, dtype=torch.bfloat16)
+            continue
         exact, _ = extract_attention(load_mllm(folder), clip_of(3), QUERY, tokens_per_frame=40)
         rough, _ = extract_attention(load_mllm(folder, dtype=torch.bfloat16), clip_of(3), QUERY, tokens_per_frame=40)
         assert rough.video.dtype == rough.frame.dtype == torch.float32

@@ -35,10 +35,10 @@ examples:
 
 _WRITES = """\
 Writes into the folder --out:
-  masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside (between, at edges that --refine made soft)
+  masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside; between at soft edges (--refine)
   objects/0/00000.png .. one folder per object (with --objects)
   cut-out.mov            the objects with alpha and the clip's sound (with --cut-out mov; or .webm, or a folder of pictures)
-  overlay.mp4            the clip with the objects coloured in (without --no-overlay)
+  overlay.mp4            the clip with the objects in a spotlight (without --no-overlay)
   attention.png          key frames with attention, coarse mask, points and final mask
   result.json            settings, seconds per stage, memory per step, counts, scores of each object
   attention.safetensors  the attention maps; with --resume the language model is not asked again

@@ -166,6 +166,13 @@ class Family(ABC):
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
         """Run the vision tower."""
 
+    def dtype_problem(self, dtype: torch.dtype) -> str | None:
+        """Why its models cannot be computed in a format, and what to do; None where they can."""
+        if dtype in self.dtypes:
+            return None
+        fine = " or ".join(str(one).removeprefix("torch.") for one in self.dtypes)
+        return f"its activations pass that format's largest number. Choose {fine} as its dtype."
+
     def prepare(self, model: nn.Module) -> None:  # noqa: B027, most families need nothing
         """Called once when a model is loaded: what makes it faster and changes no result but for rounding. By default nothing."""
 

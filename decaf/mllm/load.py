@@ -64,12 +64,9 @@ def load_mllm(
     quantised = quantised_as(entries) is not None
     if quantised and memory_budget is not None:
         raise DecafError(f"A memory budget is for weights as published, and those of {folder} are quantised. Leave the budget out.")
-    if dtype not in family.dtypes:
-        fine = " or ".join(str(one).removeprefix("torch.") for one in family.dtypes)
-        raise DecafError(
-            f"{folder.name} cannot be computed in {str(dtype).removeprefix('torch.')}: its activations pass that format's largest number. "
-            f"Choose {fine} as its dtype."
-        )
+    problem = family.dtype_problem(dtype)
+    if problem:
+        raise DecafError(f"{folder.name} cannot be computed in {str(dtype).removeprefix('torch.')}: {problem}")
     with _explained(folder, report):
         check_version(entries, folder)
         from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer

@@ -35,9 +35,11 @@ def case_combos_are_valid_without_a_model_and_say_where_models_go():
     import folder_paths
 
     empty = Path(SETTINGS["scratch"]) / "empty"
+    encoders = folder_paths.folder_names_and_paths["text_encoders"]
     for kind in ("LLM", "sam2"):
         kept = folder_paths.folder_names_and_paths[kind]
         folder_paths.folder_names_and_paths[kind] = ([str(empty / kind)], set())
+        folder_paths.folder_names_and_paths["text_encoders"] = ([str(empty / "text_encoders")], set())
         try:
             node = "LoadMLLM" if kind == "LLM" else "DecAFLoadSAM2"
             combo = next(item for item in NODES[node].FINALIZE_SCHEMA().inputs if item.id == "model")
@@ -47,6 +49,7 @@ def case_combos_are_valid_without_a_model_and_say_where_models_go():
             assert error_of(node, model=combo.default) == message
         finally:
             folder_paths.folder_names_and_paths[kind] = kept
+            folder_paths.folder_names_and_paths["text_encoders"] = encoders
 
 
 def case_a_model_that_went_away_is_named():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from importlib.metadata import version
 
 import torch
 from PIL import Image
@@ -46,6 +47,15 @@ class SmolVLM(Family):
     visual_tokens = {"video": "<image>", "image": "<image>"}
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
+
+    def dtype_problem(self, dtype: torch.dtype) -> str | None:
+        installed = version("transformers")
+        if dtype == torch.bfloat16 and int(installed.split(".")[0]) < 5:
+            return (
+                f"transformers {installed} reckons the places of its patches in that format, too coarsely. Update it (pip install --upgrade "
+                "transformers), or choose float32 as its dtype."
+            )
+        return super().dtype_problem(dtype)
 
     def vision_shape(self, config: object) -> VisionShape:
         tile = whole_number(config.vision_config, "image_size", 2, 4096)
