@@ -53,7 +53,7 @@ def test_another_encoder_is_refused_at_the_node(server):
 
 def test_a_loaded_model_goes_and_comes_back(server, request):
     """Load, run, unload, another model, and again: memory stays what it was, and ComfyUI's list of models shows ours."""
-    cycles = 20 if request.config.getoption("--long") else 6
+    cycles = 20 if request.config.getoption("--long") else 4
     held = []
     for cycle in range(cycles):
         for name in ("qwen3_vl_8b", "qwen2_5_vl"):

@@ -108,7 +108,7 @@ def test_runs_take_no_more_memory_than_the_runs_before_them(own_server, request)
 
 def test_models_that_take_turns_give_their_memory_back(own_server, base, request):
     """Load, run, unload, another model: one of 180 MB in float32, the other converted to fp8, so that one that stays shows at once."""
-    cycles = 20 if request.config.getoption("--long") else 5
+    cycles = 20 if request.config.getoption("--long") else 4
     models = {"wide_qwen2_5_vl": "fp32", "wide_internvl": "fp8"}
     for name in models:
         tiny_models.make_mllm(base / "models" / "LLM" / name, name.removeprefix("wide_"), hidden=1152, heads=12)
