@@ -6,6 +6,10 @@ const PREVIEW = 'video-preview'
 
 app.registerExtension({
   name: 'DecAF.previews',
+  // A node that takes a video is expected to show one. This one shows a picture of it.
+  nodeCreated(node) {
+    if (node.comfyClass === 'DecAFSaveCutOut') node.previewMediaType = 'image'
+  },
   setup() {
     const make = app.graphToPrompt
     app.graphToPrompt = async function (...given) {
