@@ -43,6 +43,8 @@ class Attention:
         answers: generated answers, first to the video, then to each key frame; empty when nothing was generated.
         presence: P(yes) / (P(yes) + P(no)) for the question whether the object is visible (see `decaf.attention.presence`); None if it was
             not asked.
+        not_this: attention of the same kind and grids for what is not meant (see `AttentionSettings.not_this`), of an object attention and of
+            what is made of it; None if nothing was given.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Attention:
     question: str
     answers: tuple[str, ...] = ()
     presence: float | None = None
+    not_this: Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ class FusedAttention:
     Attributes:
         map: (K, rows', cols') float32 in 0..1. All zero means that nothing was attended.
         query, presence: as in `Attention`.
+        not_this: the same map, (K, rows', cols') float32 in 0..1, of what is not meant; None if nothing was given.
     """
 
     map: Tensor
     clip: ClipInfo
     query: str = ""
     presence: float | None = None
+    not_this: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,18 @@ MOST_QUERIES = 256
 """Queries that share the passes over one clip."""
 
 
-def clean_query(query: str) -> str:
-    """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`.
+def clean_query(query: str, what: str = "The query") -> str:
+    """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`. `what`: its name in messages.
 
     Raises DecafError when it is empty, longer than 2,000 characters, or no text.
     """
     text = " ".join(query.split())
     if not text:
-        raise DecafError('The query is empty. Say what to look for, for example "the dog that gets the ball first".')
-    _check_text("The query", text)
+        raise DecafError(f'{what} is empty. Say what to look for, for example "the dog that gets the ball first".')
+    _check_text(what, text)
     if len(text) > LONGEST_QUERY:
         raise DecafError(
-            f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
+            f"{what} has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
         )
     return text if text.endswith((".", "?")) else text + "."
 
@@ -57,6 +57,20 @@ def split_queries(texts: Iterable[str]) -> list[str]:
             if len(queries) > MOST_QUERIES:
                 raise DecafError(f"There are more than {MOST_QUERIES} queries. Ask fewer at a time.")
     return queries
+
+
+def clean_not_this(text: str, queries: Iterable[str]) -> str:
+    """What is not to be masked, as it is asked. DecafError: as in `clean_query`, or it says the same as one of the (cleaned) queries."""
+    if not text.strip():
+        raise DecafError("'Not this' is empty. Say what must not be masked, for example \"the hand\", or leave it out.")
+    cleaned = clean_query(text, "'Not this'")
+    for query in queries:
+        if query.rstrip(".?").casefold() == cleaned.rstrip(".?").casefold():
+            raise DecafError(
+                f'\'Not this\' says the same as the query, "{query}", so nothing would be left of it. Say in \'not this\' only what must not '
+                "be masked, or leave it out."
+            )
+    return cleaned
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
 
     questions = segment.add_argument_group("questions")
     questions.add_argument(
+        "--not", metavar="TEXT", dest="not_this",
+        help="what must not be masked, in words of its own: what the model looks at for this more than for the query is left out; one for all "
+        "queries, in the same passes of the model",
+    )  # fmt: skip
+    questions.add_argument(
         "--setting", choices=("expression", "class-name"), default=AttentionSettings.setting,
         help="what the background question leaves out: what the whole expression refers to (nothing is generated), "
         "or a class name that the model is asked for first",

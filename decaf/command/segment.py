@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..attention.extract import extract_attentions
-from ..attention.questions import split_queries
+from ..attention.questions import clean_not_this, split_queries
 from ..clips import Clip, open_clip, write_video
 from ..clips.identity import check_same_clip
 from ..data import Attention, Tracks
@@ -98,6 +98,10 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
 def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     queries = split_queries(options.queries)
     options.templates.check(queries, options.attention.setting)
+    if options.attention.not_this is not None:
+        not_this = clean_not_this(options.attention.not_this, queries)
+        options.templates.check([not_this], options.attention.setting)
+        options = replace(options, attention=replace(options.attention, not_this=not_this))
     options = replace(options, sam2=sam2_file(options.sam2))
     folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
     check_options(options)
@@ -255,7 +259,8 @@ def _segment(
             "key_frames": list(result.fused.clip.key_frames),
             "frames_with_mask": filled,
             "tracks": outputs.track_records(result.tracks),
-            "questions": {one.kind: one.question for one in attention},
+            "questions": {one.kind: one.question for one in attention}
+            | ({"not_this": attention[0].not_this.question} if attention[0].not_this else {}),
             "answers": list(attention[0].answers),
             "settings": run.settings,
             "seconds": {name: round(spent, 3) for name, spent in (run.report.seconds | record["seconds"] | report.seconds).items()},
