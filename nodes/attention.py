@@ -123,6 +123,12 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="What was asked, and what the model said: its yes (1) or no (0) to whether the object is there, and, in the "
                     "setting 'class name', its name.",
                 ),
+                io.String.Output(
+                    "class_name",
+                    is_output_list=True,
+                    tooltip="What the object is, in a word or two, as the model names it in the setting 'class name': for SAM 3 and other nodes that "
+                    "find things by name. In the setting 'expression' the query itself.",
+                ),
             ],
         )
 
@@ -156,7 +162,9 @@ class ExtractRolloutAttention(io.ComfyNode):
                 mllm.load(needed), clip, queries, settings, templates=templates, progress=host.progress()
             )
         objects, backgrounds = map(list, zip(*found, strict=True))
-        return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
+        told = ["\n".join(_said(object) + _said(background)) for object, background in found]
+        named = [templates.class_name(background.question) or background.query.rstrip(".?") for background in backgrounds]
+        return io.NodeOutput(objects, backgrounds, told, named)
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
