@@ -82,7 +82,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.object,
-                    tooltip="Your own wording of the object question; {query} stands for the query. Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the object question, with the word query in braces where the query goes, as in the grey example. "
+                    "Left empty, the built-in one is asked.",
                 ),
                 io.String.Input(
                     "background_question",
@@ -91,8 +92,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.background,
-                    tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': {object} "
-                    "for the name). Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the background question, with the word query in braces where the query goes (in the setting "
+                    "'class name' the word object, for the name). Left empty, the built-in one is asked.",
                 ),
                 io.Combo.Input(
                     "detail",
