@@ -21,6 +21,7 @@ from ..paths import look_at
 from ..settings import CUT_OUTS, DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
 from .arguments import DETAIL_HELP, refine_settings, size_in_bytes, stage_settings
 from .demo import add_demo
+from .gallery import add_gallery
 from .terminal import progress_bars, say
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
     add_demo(commands, _Help)
+    add_gallery(commands, _Help)
     return top
 
 
