@@ -74,6 +74,15 @@ class FusedAttention:
     presence: float | None = None
     not_this: Tensor | None = None
 
+    def absence(self, threshold: float) -> str:
+        """Why nothing is to be masked: the model does not see the object, its presence is below the threshold. Empty if it is not."""
+        if self.presence is None or self.presence >= threshold:
+            return ""
+        return (
+            f'The model does not see "{self.query.rstrip(".")}" in the clip: its presence score is {self.presence:.2f}, and below '
+            f"{threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
+        )
+
 
 @dataclass(frozen=True)
 class SAM2Prompts:
@@ -101,10 +110,12 @@ class Track:
     Attributes:
         frame: clip index of its prompt frame.
         xy: its point, 0..1.
-        predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given.
+        predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given; of another tracker's object that tracker's score.
         attention: fused attention at the point, 0..1.
         consistency: attention consistency, at most 1. `score` is the mean of the three. An object that no sentence found has 0 for both.
         corrected: clip indices, ascending, of the frames on which somebody has marked the object (see `decaf.tracking.correct`).
+        match: of an object that was given, how well the attention means it (see `decaf.tracking.match`), at most 1; `score` is then this
+            alone. `frame` and `xy` are where the attention sees most of it, and `attention` is the mean in its masks.
     """
 
     id: int
@@ -114,9 +125,12 @@ class Track:
     attention: float
     consistency: float
     corrected: tuple[int, ...] = ()
+    match: float | None = None
 
     @property
     def score(self) -> float:
+        if self.match is not None:
+            return self.match
         return (self.predicted_iou + self.attention + self.consistency) / 3
 
 

@@ -6,6 +6,7 @@ from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFus
 from .finishing import DecAFApplyMask, DecAFRefineMask, DecAFSaveCutOut
 from .load import DecAFLoadSAM2, LoadMLLM
 from .objects import DecAFCorrectObjects, DecAFShowObjects, DecAFTracksToMask
+from .pick_tracks import DecAFFrameOfVideo, DecAFPickTracks
 from .preview import DecAFAttentionPreview
 from .sample import DecAFSampleClip
 from .segmentation import AttentionToSAM2Prompts, SAM2VideoPropagate
@@ -23,6 +24,8 @@ NODES: list[type[io.ComfyNode]] = [
     DecAFShowObjects,
     DecAFCorrectObjects,
     DecAFTracksToMask,
+    DecAFFrameOfVideo,
+    DecAFPickTracks,
     DecAFRefineMask,
     DecAFApplyMask,
     DecAFSaveCutOut,

@@ -82,7 +82,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.object,
-                    tooltip="Your own wording of the object question; {query} stands for the query. Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the object question, with the word query in braces where the query goes, as in the grey example. "
+                    "Left empty, the built-in one is asked.",
                 ),
                 io.String.Input(
                     "background_question",
@@ -91,8 +92,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.background,
-                    tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': {object} "
-                    "for the name). Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the background question, with the word query in braces where the query goes (in the setting "
+                    "'class name' the word object, for the name). Left empty, the built-in one is asked.",
                 ),
                 io.Combo.Input(
                     "detail",
@@ -122,6 +123,12 @@ class ExtractRolloutAttention(io.ComfyNode):
                     is_output_list=True,
                     tooltip="What was asked, and what the model said: its yes (1) or no (0) to whether the object is there, and, in the "
                     "setting 'class name', its name.",
+                ),
+                io.String.Output(
+                    "class_name",
+                    is_output_list=True,
+                    tooltip="What the object is, in a word or two, as the model names it in the setting 'class name': for SAM 3 and other nodes that "
+                    "find things by name. In the setting 'expression' the query itself.",
                 ),
             ],
         )
@@ -156,7 +163,9 @@ class ExtractRolloutAttention(io.ComfyNode):
                 mllm.load(needed), clip, queries, settings, templates=templates, progress=host.progress()
             )
         objects, backgrounds = map(list, zip(*found, strict=True))
-        return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
+        told = ["\n".join(_said(object) + _said(background)) for object, background in found]
+        named = [templates.class_name(background.question) or background.query.rstrip(".?") for background in backgrounds]
+        return io.NodeOutput(objects, backgrounds, told, named)
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:

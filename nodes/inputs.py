@@ -53,6 +53,11 @@ _SOCKETS = {
     f"{io.Image.io_type},{io.Video.io_type}": _Socket(
         lambda value: isinstance(value, torch.Tensor) or _is_video(value), "images or a video", "a node that loads images or a video"
     ),
+    f"{sockets.SAM3TrackData.io_type},{sockets.Tracks.io_type},{io.Mask.io_type}": _Socket(
+        lambda value: isinstance(value, data.Tracks | torch.Tensor) or (isinstance(value, dict) and "packed_masks" in value),
+        "tracks of objects or masks",
+        "Run SAM3 Video Track, Propagate with SAM 2, or a node that makes masks",
+    ),
     io.Video.io_type: _Socket(lambda value: _is_video(value), "a video", "Apply Mask (Video), or a node that loads a video"),
     **dict.fromkeys(
         (f"{sockets.Tracks.io_type},{io.Mask.io_type}", io.MatchType.io_type),  # the only kinds that are matched are these two

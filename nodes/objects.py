@@ -37,6 +37,12 @@ def _described(track) -> str:
     marked = f"marked on frame{'s' * (len(track.corrected) > 1)} {', '.join(map(str, track.corrected))}"
     if track.corrected and track.attention == track.consistency == 0:
         return f"object {track.id}: {marked} (SAM 2 {track.predicted_iou:.2f})"
+    if track.match is not None:
+        line = (
+            f"object {track.id}: match {track.match:.2f} (attention {track.attention:.2f}, consistency {track.consistency:.2f}, tracker "
+            f"{track.predicted_iou:.2f}), most of it on frame {track.frame}"
+        )
+        return f"{line}, {marked}" if track.corrected else line
     line = (
         f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
         f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"

@@ -125,6 +125,13 @@ class Templates:
     def ask_class_background(self, name: str) -> str:
         return self.class_background.replace("{object}", name)
 
+    def class_name(self, asked: str) -> str:
+        """The name in a question of `ask_class_background`; empty if it is none of these templates."""
+        before, *rest = self.class_background.split("{object}")
+        letters = len(asked) - len(before) - sum(map(len, rest))
+        name = asked[len(before) : len(before) + letters // len(rest)] if letters > 0 else ""
+        return name if self.ask_class_background(name) == asked else ""
+
     def ask_choice(self, query: str, answers: list[str]) -> str:
         often = Counter(answer for answer in answers if answer).most_common(MOST_ANSWERS)
         named = ", ".join(answer[:LONGEST_NAME] for answer, _ in often) or "none"
