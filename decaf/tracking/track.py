@@ -15,7 +15,7 @@ from ..clips.identity import check_same_clip
 from ..data import SAM2Prompts, Track, Tracks
 from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
-from ..masks import MaskStore, pack_bits
+from ..masks import Masks, MaskStore, pack_bits
 from ..report import Progress, Report, silent
 from ..settings import TrackingSettings
 from .candidates import CandidatePrompts
@@ -118,7 +118,7 @@ def segment(
     message = ""
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
-    return Tracks(store, tuple(tracks), message, prompts.fused.clip)
+    return _tracks(store, tracks, message, prompts)
 
 
 def feature_cache(
@@ -178,7 +178,11 @@ def _check_prompts(prompts: SAM2Prompts) -> None:
 
 
 def _nothing(clip: Clip, prompts: SAM2Prompts, message: str) -> Tracks:
-    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message, prompts.fused.clip)
+    return _tracks(MaskStore(0, len(clip), clip.frame_size), [], message, prompts)
+
+
+def _tracks(store: Masks, tracks: list[Track], message: str, prompts: SAM2Prompts) -> Tracks:
+    return Tracks(store, tuple(tracks), message, prompts.fused.clip, prompts.fused.query, prompts.fused.name)
 
 
 class _KeyFrames(Sequence):
