@@ -45,6 +45,7 @@ class Attention:
             not asked.
         not_this: attention of the same kind and grids for what is not meant (see `AttentionSettings.not_this`), of an object attention and of
             what is made of it; None if nothing was given.
+        name: what the query is called: by the user, else its number, from 1, if there are several; empty for a single one without a name.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Attention:
     answers: tuple[str, ...] = ()
     presence: float | None = None
     not_this: Attention | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class FusedAttention:
 
     Attributes:
         map: (K, rows', cols') float32 in 0..1. All zero means that nothing was attended.
-        query, presence: as in `Attention`.
+        query, presence, name: as in `Attention`.
         not_this: the same map, (K, rows', cols') float32 in 0..1, of what is not meant; None if nothing was given.
     """
 
@@ -73,6 +75,7 @@ class FusedAttention:
     query: str = ""
     presence: float | None = None
     not_this: Tensor | None = None
+    name: str = ""
 
     def absence(self, threshold: float) -> str:
         """Why nothing is to be masked: the model does not see the object, its presence is below the threshold. Empty if it is not."""
@@ -82,6 +85,11 @@ class FusedAttention:
             f'The model does not see "{self.query.rstrip(".")}" in the clip: its presence score is {self.presence:.2f}, and below '
             f"{threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
         )
+
+
+def caption(record: Attention | FusedAttention | Tracks) -> str:
+    """The query of a record, with its name if it has one: "ball: the ball he throws.\""""
+    return f"{record.name}: {record.query}" if record.name else record.query
 
 
 @dataclass(frozen=True)
@@ -143,12 +151,15 @@ class Tracks:
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
         clip: the clip that they were made of; None if it is not known.
+        query, name: as in `Attention`; empty if no sentence found them.
     """
 
     store: Masks
     tracks: tuple[Track, ...]
     message: str = ""
     clip: ClipInfo | None = None
+    query: str = ""
+    name: str = ""
 
     @property
     def length(self) -> int:

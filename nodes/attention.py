@@ -8,6 +8,7 @@ from .. import decaf
 from ..decaf.attention import fusion
 from ..decaf.attention.batches import memory_needed
 from ..decaf.attention.questions import Templates, clean_not_this, split_queries
+from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.settings import DETAILS, MODES, AttentionSettings
 from . import host
@@ -40,7 +41,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     multiline=True,
                     placeholder="the dog that gets the ball first",
                     tooltip="What to mask: a name, a description, or a sentence that needs thinking, in any language that the model reads. "
-                    "One query a line: several share the model's passes over the pictures; everything behind runs for each, with a mask each.",
+                    "One query a line: several share the model's passes over the pictures; everything behind runs for each, with a mask each. "
+                    "A line may begin with a name: 'ball: the ball he throws'. Pick Query picks one of several.",
                 ),
                 io.Combo.Input(
                     "setting",
@@ -180,7 +182,7 @@ def _said(attention) -> list[str]:
     if attention.kind != "object":
         return lines
     told = "not known, this model has no single token for yes, or no head in its file" if attention.presence is None else f"{attention.presence:.2f}"
-    return [f"presence: {told}", *lines]
+    return [*([f"query: {caption(attention)}"] if attention.name else []), f"presence: {told}", *lines]
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..decaf.clips import Clip, check_tracks, write_video
 from ..decaf.data import Tracks as TracksRecord
+from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import CORRECTIONS, STYLES
@@ -29,8 +30,9 @@ _MOST = 9999
 
 
 def describe(tracks: TracksRecord) -> str:
-    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
-    return "\n".join(filter(None, [*(_described(track) for track in tracks.tracks), tracks.message]))
+    """The query if it has a name, one line per object, and what there is to say of them: why there is none, or that it is a best guess."""
+    heading = caption(tracks) if tracks.name else ""
+    return "\n".join(filter(None, [heading, *(_described(track) for track in tracks.tracks), tracks.message]))
 
 
 def _described(track) -> str:

@@ -22,7 +22,7 @@ from ..report import Progress, Report, checked_per_block, silent
 from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import QUESTION_TOKENS_PER_PASS, QUESTIONS_PER_ROLLOUT, Batches, image_layout, memory_needed
 from .presence import presence_score, yes_and_no
-from .questions import Templates, clean_not_this, clean_query
+from .questions import Templates, clean_not_this, clean_query, names_of
 from .rollout import last_row_rollout
 
 LONGEST_ANSWER = 16
@@ -70,7 +70,8 @@ def extract_attentions(
     """Attention rollout of the object and the background question over the clip's key frames, for each query.
 
     Args:
-        queries: what to look for, in any words. Each pass over the pictures is shared by all of them.
+        queries: what to look for, in any words; before it may stand a name, as in "ball: the ball he throws". Each pass over the pictures is
+            shared by all of them.
         settings: see `AttentionSettings`; `changes`: fields of it that are given by name.
         templates: question wording; None takes our own.
         progress: callback or `Report`. Counts of the latter: forward_passes, frames_encoded_video, frames_encoded_image,
@@ -122,17 +123,17 @@ def extract_attentions(
 
     def record(index: int, kind: str, query: str) -> Attention:
         video, *images = [look.maps[index] for look in looks]
-        return Attention(kind, video[0].cpu(), torch.cat([image[:, 0] for image in images]).cpu(), info, query, asked[index])
+        return Attention(kind, video[0].cpu(), torch.cat([image[:, 0] for image in images]).cpu(), info, str(query), asked[index])
 
     objects = [record(index, "object", query) for index, query in enumerate(sought)]
     not_this = objects[len(queries)] if settings.not_this is not None else None
     presence = looks[0].presence or [None] * len(queries)
     return [
         (
-            replace(objects[index], answers=tuple(answers[index]), presence=presence[index], not_this=not_this),
-            record(len(sought) + index, "background", query),
+            replace(objects[index], answers=tuple(answers[index]), presence=presence[index], not_this=not_this, name=name),
+            replace(record(len(sought) + index, "background", query), name=name),
         )
-        for index, query in enumerate(queries)
+        for index, (query, name) in enumerate(zip(queries, names_of(queries), strict=True))
     ]
 
 

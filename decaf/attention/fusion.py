@@ -86,7 +86,7 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAtt
     video = resize(slots_to_frames(video, len(frame)), frame.shape[-2:])
     fused = min_max(video_weight * video + (1 - video_weight) * frame)
     not_this = attention.not_this and frame_fusion(attention.not_this, video_weight=video_weight).map
-    return FusedAttention(fused, attention.clip, attention.query, attention.presence, not_this)
+    return FusedAttention(fused, attention.clip, attention.query, attention.presence, not_this, attention.name)
 
 
 def coarse_masks(fused: FusedAttention, size: tuple[int, int] | None = None) -> Tensor:

@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     needed.add_argument(
         "--query", required=True, metavar="TEXT", dest="queries", action="append",
         help="what to mask, in any language the model knows; given again, or with several lines, each query gets its own folder "
-        "query-1, query-2, ... in --out, and the model looks at the clip once for all of them",
+        "query-1, query-2, ... in --out, or query-ball for \"ball: the ball he throws\", and the model looks at the clip once for all of them",
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",

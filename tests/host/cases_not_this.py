@@ -12,8 +12,8 @@ def case_not_this_is_the_last_input_and_left_out_by_default():
 
 
 def case_not_this_goes_through_the_graph():
-    plain, background, _ = extract(images(3))
-    object, same, answers = extract(images(3), not_this="the dark ground")
+    plain, background, *_ = extract(images(3))
+    object, same, answers, *_ = extract(images(3), not_this="the dark ground")
     assert torch.allclose(object.video, plain.video, rtol=1e-4, atol=1e-9) and torch.allclose(same.frame, background.frame, rtol=1e-4, atol=1e-9)
     assert "not this: the dark ground." in answers
     maps = []
@@ -25,7 +25,7 @@ def case_not_this_goes_through_the_graph():
 
 
 def case_not_this_is_one_for_all_queries():
-    objects, _, answers = extract_all(images(2), query="the bright square\nthe ground", not_this="the left side", max_key_frames=1)
+    objects, _, answers, _ = extract_all(images(2), query="the bright square\nthe ground", not_this="the left side", max_key_frames=1)
     assert [one.not_this.query for one in objects] == ["the left side."] * 2
     assert all("not this: the left side." in one for one in answers)
 
