@@ -146,7 +146,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                 mllm.load(needed), clip, queries, settings, templates=templates, progress=host.progress()
             )
         objects, backgrounds = map(list, zip(*found, strict=True))
-        return io.NodeOutput(objects, backgrounds, ["\n".join(_said(object) + _said(background)) for object, background in found])
+        answers = ["\n".join(_said(object) + _said(background)) for object, background in found]
+        return io.NodeOutput(objects, backgrounds, answers, ui=host.says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -158,8 +159,16 @@ def _said(attention) -> list[str]:
     lines = [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
     if attention.kind != "object":
         return lines
-    told = "not known, this model has no single token for yes, or no head in its file" if attention.presence is None else f"{attention.presence:.2f}"
-    return [f"presence: {told}", *lines]
+    return [f"presence: {_presence_of(attention)}", *lines]
+
+
+def _presence_of(attention) -> str:
+    unknown = "not known, this model has no single token for yes, or no head in its file"
+    return unknown if attention.presence is None else f"{attention.presence:.2f}"
+
+
+def _presence(attention) -> str:
+    return f'"{attention.query}": presence {_presence_of(attention)}'
 
 
 class ObjectBackgroundFusion(io.ComfyNode):
