@@ -147,7 +147,7 @@ class ExtractRolloutAttention(io.ComfyNode):
             )
         objects, backgrounds = map(list, zip(*found, strict=True))
         answers = ["\n".join(_said(object) + _said(background)) for object, background in found]
-        return io.NodeOutput(objects, backgrounds, answers, ui=host.says("\n".join(map(_presence, objects))))
+        return io.NodeOutput(objects, backgrounds, answers, ui=host.Says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:

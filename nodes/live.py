@@ -123,10 +123,15 @@ def _words(done: int, total: int, what: str) -> str:
     return f"{what}: {done} of {total}"
 
 
-def says(text: str, shown=None) -> dict:
-    """What a node shows when it is done: `text`, if there is any, below what else there is. A node that works through several queries shows the
+class Says:
+    """What a node shows when it is done: `text`, if there is any, and what else it shows. A node that works through several queries shows the
     texts of all, so each has to say which it is of."""
-    return {"text": tuple(filter(None, [text])), **({} if shown is None else shown.as_dict())}
+
+    def __init__(self, text: str, shown=None):
+        self._text, self._shown = text, shown
+
+    def as_dict(self) -> dict:
+        return {"text": [self._text] if self._text else [], **({} if self._shown is None else self._shown.as_dict())}
 
 
 def _server():

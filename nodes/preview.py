@@ -64,9 +64,8 @@ class DecAFAttentionPreview(io.ComfyNode):
             report(len(pictures), len(pictures), "Drawing the heat maps")
             note = "" if fused.presence is None else f"presence {fused.presence:.2f}"
             shown = heat_frames(clip, fused, prompts, fps=clip.fps, note=note)
-            report.check_cancelled()
-            sheet = contact_sheet(clip, fused, prompts)
-        ui = host.says("" if prompts is None else prompts.message, host.shown_images(_image(shown)))
+            sheet = contact_sheet(clip, fused, prompts, progress=report)
+        ui = host.Says("" if prompts is None else prompts.message, host.shown_images(_image(shown)))
         return io.NodeOutput(host.as_image(torch.stack(pictures)), host.as_mask(masks), _image(sheet), fused, prompts, ui=ui)
 
 

@@ -74,7 +74,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
             attention_boxes(prompts),
             fused.clip.key_frames[best],
             1.0 if fused.presence is None else fused.presence,
-            ui=host.says(prompts.message or _found(prompts)),
+            ui=host.Says(prompts.message or _found(prompts)),
         )
 
 
@@ -170,4 +170,4 @@ class SAM2VideoPropagate(io.ComfyNode):
         fps = host.frame_rate(frames, clip, preview_fps)
         overlay = host.drawn_video(overlay_of(frames, tracks, fps, style="spotlight", opacity=1.0, numbers=len(tracks.tracks) > 1))
         mask = host.tracks_mask(tracks, report)
-        return io.NodeOutput(mask, tracks, overlay, float(fps), describe(tracks), ui=host.says(describe(tracks)))
+        return io.NodeOutput(mask, tracks, overlay, float(fps), describe(tracks), ui=host.Says(describe(tracks)))

@@ -79,7 +79,7 @@ def _cell(frame_size: tuple[int, int], columns: int) -> tuple[int, int]:
     """(height, width) of a frame; very thin ones are stretched to stay visible."""
     height, width = frame_size
     across = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns
-    high = round(across * height / width)
+    high = max(round(across * height / width), 60)
     return (high, across) if high <= _WIDTH else (_WIDTH, max(round(_WIDTH * width / height), 60))
 
 
