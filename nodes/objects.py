@@ -54,7 +54,7 @@ def draw_overlay(
         report(index, len(clip), "drawing")
         return drawn_frame(clip, tracks, index, size, style, opacity, numbers)
 
-    write_video(path, (frame(index) for index in range(len(clip))), fps, size)
+    write_video(path, (frame(index) for index in range(len(clip))), fps, size, quick=side is not None)
     report(len(clip), len(clip), "drawing")
 
 
@@ -65,7 +65,9 @@ def drawn_frame(
     picture = clip[index]
     if tuple(picture.shape[:2]) != tuple(size):
         picture = torch.from_numpy(np.array(Image.fromarray(picture.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=1.0)))
-    masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
+    # Made smaller, every edge is soft; the masks' own soft edges cost more than they show then, unless somebody has made them.
+    of = tracks.levels if tuple(size) != tuple(tracks.frame_size) else tracks.alpha
+    masks = [of(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
     return show_objects(picture, masks, style, opacity=opacity, numbers=[track.id for track in tracks.tracks] if numbers else None)
 
 

@@ -211,12 +211,12 @@ _UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result|cut-out)(\.[0-9a-f
 
 def union_masks(tracks: Tracks) -> Iterator[Tensor]:
     """The mask of all objects, frame by frame: (H, W) uint8 0..255."""
-    return (tracks.alpha(frame, frame + 1)[0] for frame in range(tracks.length))
+    return (tracks.levels(frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
     """The mask of the object of that index, frame by frame: (H, W) uint8 0..255."""
-    return (tracks.alpha(frame, frame + 1, [index])[0] for frame in range(tracks.length))
+    return (tracks.levels(frame, frame + 1, [index])[0] for frame in range(tracks.length))
 
 
 def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent) -> int:

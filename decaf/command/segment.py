@@ -300,7 +300,7 @@ def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iter
     # One object needs no number.
     numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
     for index in range(len(clip)):
-        masks = [tracks.masks(number, index, index + 1)[0] for number in range(len(tracks.tracks))]
+        masks = [tracks.alpha(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
         yield show_objects(clip[index], masks, style, numbers=numbers)
         progress(index + 1, len(clip), "Writing the overlay")
 
