@@ -19,7 +19,7 @@ from ..decaf.settings import CORRECTIONS, STYLES
 from ..decaf.tracking import Marks, correct, memory_needed
 from . import host
 from .inputs import checked
-from .interop import box_of, points_of
+from .interop import box_of, objects_of, points_of
 from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input
 
 _SHOWN_SIDE = 640
@@ -202,26 +202,9 @@ class DecAFTracksToMask(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, tracks, objects, score_threshold=0.0, max_objects=0) -> io.NodeOutput:
-        places = {track.id: place for place, track in enumerate(tracks.tracks)}
-        wanted = _numbers(objects) or list(places)
-        missing = [number for number in wanted if number not in places]
-        if missing and places:
-            raise DecafError(
-                f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
-            )
-        named = dict.fromkeys(places[number] for number in wanted if number in places)
-        picked = tracks.picked(named).best(score_threshold or None, max_objects or None)
-        return io.NodeOutput(host.tracks_mask(picked, host.progress()), picked)
-
-
-def _numbers(text: str) -> list[int]:
-    words = text.replace(",", " ").split()
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise DecafError(
-            f"'objects' holds '{wrong[0]}', which is not a number. Write numbers of objects, for example 0 or 0, 2; or nothing for all."
-        )
-    return [int(word) for word in words]
+        places = objects_of(tracks, objects)
+        chosen = (tracks if places is None else tracks.picked(places)).best(score_threshold or None, max_objects or None)
+        return io.NodeOutput(host.tracks_mask(chosen, host.progress()), chosen)
 
 
 class DecAFCorrectObjects(io.ComfyNode):
