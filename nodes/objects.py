@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..decaf.clips import Clip, check_tracks, write_video
 from ..decaf.data import Tracks as TracksRecord
+from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import CORRECTIONS, STYLES
@@ -29,14 +30,21 @@ _MOST = 9999
 
 
 def describe(tracks: TracksRecord) -> str:
-    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
-    return "\n".join(filter(None, [*(_described(track) for track in tracks.tracks), tracks.message]))
+    """The query if it has a name, one line per object, and what there is to say of them: why there is none, or that it is a best guess."""
+    heading = caption(tracks) if tracks.name else ""
+    return "\n".join(filter(None, [heading, *(_described(track) for track in tracks.tracks), tracks.message]))
 
 
 def _described(track) -> str:
     marked = f"marked on frame{'s' * (len(track.corrected) > 1)} {', '.join(map(str, track.corrected))}"
     if track.corrected and track.attention == track.consistency == 0:
         return f"object {track.id}: {marked} (SAM 2 {track.predicted_iou:.2f})"
+    if track.match is not None:
+        line = (
+            f"object {track.id}: match {track.match:.2f} (attention {track.attention:.2f}, consistency {track.consistency:.2f}, tracker "
+            f"{track.predicted_iou:.2f}), most of it on frame {track.frame}"
+        )
+        return f"{line}, {marked}" if track.corrected else line
     line = (
         f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
         f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"

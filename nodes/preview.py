@@ -7,7 +7,9 @@ from comfy_api.latest import io
 
 from ..decaf.attention.fusion import coarse_masks
 from ..decaf.clips import check_same_clip
+from ..decaf.data import caption
 from ..decaf.pictures.contact_sheet import heat_overlay
+from ..decaf.pictures.lettering import captioned
 from . import host
 from .inputs import checked
 from .sockets import CATEGORY, FusedAttention, Prompts, frames_input
@@ -48,6 +50,7 @@ class DecAFAttentionPreview(io.ComfyNode):
             for key, index in enumerate(fused.clip.key_frames):
                 report(key, len(fused.clip.key_frames), "drawing")
                 dots = None if prompts is None else prompts.xy[prompts.key == key]
-                pictures.append(heat_overlay(clip[index], fused.map[key], masks[key], dots))
+                picture = heat_overlay(clip[index], fused.map[key], masks[key], dots)
+                pictures.append(captioned(picture, caption(fused)) if fused.name else picture)
         images = host.as_image(torch.stack(pictures))
         return io.NodeOutput(images, host.as_mask(masks), ui=host.shown_images(images))

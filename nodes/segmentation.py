@@ -50,7 +50,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                 Prompts.Output("prompts", tooltip="The points and their attention, for Propagate with SAM 2."),
                 io.String.Output(
                     "positive_points",
-                    tooltip='Points of the best key frame as JSON [{"x": .., "y": ..}, ...] in pixels, for SAM3 Detect and kijai\'s SAM 2.',
+                    tooltip="Points of the best key frame as JSON, a list of x and y in pixels, for SAM3 Detect and kijai's SAM 2.",
                 ),
                 io.BoundingBox.Output("boxes", tooltip="One list per key frame with the box around its attended spots, or with none."),
                 io.Int.Output(

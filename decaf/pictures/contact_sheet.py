@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention.fusion import coarse_masks
 from ..clips.base import Clip
-from ..data import FusedAttention, SAM2Prompts, Tracks
+from ..data import FusedAttention, SAM2Prompts, Tracks, caption
 from .drawing import cut_out, heat_overlay, point_overlay
 from .lettering import font_for, plain, wrapped, write
 from .styles import show_objects
@@ -37,7 +37,7 @@ def contact_sheet(
     coarse = coarse_masks(FusedAttention(fused.map[keys], fused.clip))
     columns = ["Key frame", "Heat map", "Coarse mask"] + ["Points"] * (prompts is not None) + ["Final masks"] * (tracks is not None)
     layout = _Layout.of(fused.clip.frame_size, len(columns), len(keys))
-    lines = wrapped(plain(fused.query) or "(no query)", font_for(fused.query, 26), layout.width - 2 * _MARGIN, 3)
+    lines = wrapped(plain(caption(fused)) or "(no query)", font_for(caption(fused), 26), layout.width - 2 * _MARGIN, 3)
     head = _MARGIN + 34 * len(lines) + 28 + 34
     sheet = Image.new("RGB", (layout.width, head + layout.height), _PAPER)
 

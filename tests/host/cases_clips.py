@@ -202,7 +202,7 @@ def case_queries_are_checked_when_they_are_queued():
 
 
 def case_one_query_a_line():
-    objects, backgrounds, answers = extract_all(images(3), query="the bright square\n\n  the slope? \n")
+    objects, backgrounds, answers, _ = extract_all(images(3), query="the bright square\n\n  the slope? \n")
     assert [one.query for one in objects] == [one.query for one in backgrounds] == ["the bright square.", "the slope?"]
     assert len(answers) == 2 and "the slope?" in answers[1]
     alone = extract(images(3), query="the slope?")[0]
