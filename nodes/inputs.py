@@ -54,7 +54,9 @@ _SOCKETS = {
         lambda value: isinstance(value, torch.Tensor) or _is_video(value), "images or a video", "a node that loads images or a video"
     ),
     f"{sockets.SAM3TrackData.io_type},{sockets.Tracks.io_type},{io.Mask.io_type}": _Socket(
-        lambda value: isinstance(value, data.Tracks | torch.Tensor) or (isinstance(value, dict) and "packed_masks" in value),
+        lambda value: isinstance(value, data.Tracks)
+        or (isinstance(value, torch.Tensor) and value.ndim in (2, 3))
+        or (isinstance(value, dict) and "packed_masks" in value),
         "tracks of objects or masks",
         "Run SAM3 Video Track, Propagate with SAM 2, or a node that makes masks",
     ),

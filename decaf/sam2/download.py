@@ -11,7 +11,9 @@ from pathlib import Path
 from ..errors import DecafError, reason
 from ..report import Progress, Report, silent
 
-PUBLISHED = {f"facebook/sam2.1-hiera-{size.replace('_', '-')}": f"sam2.1_hiera_{size}.pt" for size in ("tiny", "small", "base_plus", "large")}
+PUBLISHED = {
+    f"facebook/sam2.1-hiera-{size.replace('_', '-')}": f"sam2.1_hiera_{size}.pt" for size in ("tiny", "small", "base_plus", "large")
+}
 """Repositories with SAM 2.1's checkpoints, smallest first, and the file in each."""
 
 _BLOCK = 1 << 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -218,8 +219,8 @@ def _track(
                 prompts[place] = segmenter.remember(seen, [base if frame == marks.frame else anchors[frame]])
         for place, logits in sweep_prompted(segmenter, encoder, prompts):
             for _, masks in video_masks(logits, frame_size):
-                store.put(0, frames[place], masks[0])
-            swept_frames.done()
+                store.put(0, frames[place], masks[0], logits[0, 0])
+            swept_frames.done(frames[place], partial(clip.__getitem__, frames[place]), logits)
     return store, predicted_iou
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..data import SAM2Prompts, Track, Tracks
 from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
 from ..masks import Masks, MaskStore, pack_bits
-from ..report import Progress, Report, silent
+from ..report import Preview, Progress, Report, silent
 from ..settings import TrackingSettings
 from .candidates import CandidatePrompts
 from .frames import FeatureCache, FrameEncoder, SomeFrames
@@ -199,9 +200,11 @@ class SweptFrames:
     def encoding(self) -> None:
         self._report.count(self._count)
 
-    def done(self) -> None:
+    def done(self, index: int, frame: Callable[[], Tensor], logits: Tensor) -> None:
+        """`index` of the frame in the clip; `frame`: reads it; `logits` (n, 1, h, w) of the objects on it."""
         self._done += 1
         self._report.progress(self._done, self._total, self._what)
+        self._report.preview(lambda: Preview(index, frame(), masks=tuple((logits[:, 0] > 0).cpu())))
 
 
 def _find_tracklets(
@@ -224,7 +227,8 @@ def _find_tracklets(
                     coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[i]
                     if prompter.standing[id_].key == swept.frame:
                         prompt_masks[id_] = pack_bits(masks[i])
-            swept_frames.done()
+            index = prompts.fused.clip.key_frames[swept.frame]
+            swept_frames.done(index, partial(clip.__getitem__, index), swept.logits)
     return [Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
 
@@ -268,9 +272,9 @@ def _propagate(
         encoder = FrameEncoder(segmenter, SomeFrames(clip, frames), limits.cache, swept_frames.encoding, indices=frames)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
-                for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
-                    store.put(id_, frames[swept.frame], mask)
-            swept_frames.done()
+                for id_, mask, logits in zip(swept.ids[part], found.cpu(), swept.logits[part, 0].cpu(), strict=True):
+                    store.put(id_, frames[swept.frame], mask, logits)
+            swept_frames.done(frames[swept.frame], partial(clip.__getitem__, frames[swept.frame]), swept.logits)
     return store
 
 

@@ -40,6 +40,8 @@ def whole(node):
         "DecAFCorrectObjects": lambda: {"sam2": sam2(), "frames": clip, "tracks": segment(2)[1], "mask": torch.ones(1, 72, 96)},
         "DecAFPickQuery": lambda: {"tracks": [segment(2)[1]], "query": ["1"]},
         "DecAFTracksToMask": lambda: {"tracks": segment(2)[1]},
+        "DecAFPickTracks": lambda: {"fused": fused(2), "objects": segment(2)[1]},
+        "DecAFFrameOfVideo": lambda: {"frames": clip},
         "DecAFRefineMask": lambda: {"masks": segment(2)[1]},
         "DecAFApplyMask": lambda: {"frames": clip, "masks": segment(2)[1], "background": images(1)},
         "DecAFSaveCutOut": lambda: {"video": video()},

@@ -132,7 +132,11 @@ def _changed(old: dict, now: dict) -> list[str]:
         found.append(f"its type is {now['type']} and was {old['type']}")
     if old.get("optional") and not now["optional"]:
         found.append("it was optional")
-    found += [f"its {key} is {now.get(key)!r} and was {old.get(key)!r}" for key in ("default", "list", "forceInput") if old.get(key) != now.get(key)]
+    found += [
+        f"its {key} is {now.get(key)!r} and was {old.get(key)!r}"
+        for key in ("default", "list", "forceInput")
+        if old.get(key) != now.get(key)
+    ]
     found += [f"the option {option!r} is gone" for option in old.get("options", ()) if option not in now.get("options", ())]
     if now.get("min", old.get("min")) != old.get("min") and not now["min"] < old.get("min", now["min"]):
         found.append(f"its smallest value is {now['min']} and was {old.get('min')}")
@@ -195,7 +199,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as base:
         nodes = node_list(host, Path(base))
     present = definition(nodes)
-    recorded = json.loads(DEFINITION.read_text(encoding="utf-8")) if DEFINITION.is_file() else {"nodes": {}, "socket_types": [], "blueprints": {}}
+    recorded = (
+        json.loads(DEFINITION.read_text(encoding="utf-8")) if DEFINITION.is_file() else {"nodes": {}, "socket_types": [], "blueprints": {}}
+    )
     broken, new = differences(recorded, present)
     if broken and "--anyway" not in sys.argv:
         print("Not recorded, as saved workflows would break (--anyway records it):", *broken, sep="\n  ")
