@@ -29,7 +29,10 @@ class ExtractRolloutAttention(io.ComfyNode):
             category=CATEGORY,
             description="Asks the multimodal LLM about the clip and its key frames, and follows its attention back to the pixels: once "
             "for the object that the sentence means, once for the background.",
-            search_aliases=["decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask"],
+            search_aliases=[
+                "decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask", "prompt to mask", "find object",
+                "segment", "mask", "video segmentation",
+            ],
             inputs=[
                 mllm_input(
                     "From Load Multimodal LLM; or a CLIP, from Load CLIP or the loader of another pack, of a text encoder that sees pictures: "

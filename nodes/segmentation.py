@@ -92,7 +92,9 @@ class SAM2VideoPropagate(io.ComfyNode):
             category=CATEGORY,
             description="SAM 2 turns the points into objects, keeps those that follow the attention over the clip, and masks them in "
             "every frame.",
-            search_aliases=["decaf", "sam2 video", "track object", "video mask", "propagate mask"],
+            search_aliases=[
+                "decaf", "sam2 video", "track object", "track", "video mask", "propagate mask", "segment", "video segmentation", "roto", "mask",
+            ],
             inputs=[
                 SAM2.Input("sam2", tooltip="From Load SAM 2."),
                 frames_input("The same clip (or image) that the attention was extracted from."),
