@@ -24,8 +24,7 @@ def tracks(frames=6):
 
 
 def applied(frames, masks, **more):
-    (made,) = run("DecAFApplyMask", frames=frames, masks=masks, **more)[0]
-    return made
+    return run("DecAFApplyMask", frames=frames, masks=masks, **more)[0]
 
 
 def case_tracks_stay_tracks_and_a_mask_a_mask():
@@ -45,7 +44,8 @@ def case_a_cut_out_has_alpha_sound_and_times():
     clip = video()
     mask = run("DecAFRefineMask", masks=square(), feather=2.0)[0]
     for format, alpha in (("auto", 1), ("webm (VP9)", 8)):
-        (made,), report = run("DecAFApplyMask", frames=clip, masks=mask, format=format).args
+        made, report, (alone,) = run("DecAFApplyMask", frames=clip, masks=mask, format=format).args
+        assert alone is made
         assert "with alpha" in report and made.get_dimensions() == (96, 72)
         path = Path(made.get_stream_source())
         pictures = list(module("decaf.finishing").read_with_alpha(path))
@@ -90,8 +90,10 @@ def case_exr_pictures_are_linear_and_premultiplied():
 def case_one_video_per_object():
     found = segment(6, max_objects=0, score_threshold=0.0)[1]
     assert len(found.tracks) > 1
-    videos, report = run("DecAFApplyMask", frames=images(6), masks=found, one_per_object=True).args
-    assert len(videos) == len(found.tracks) and f"of {len(videos)} objects each by itself" in report
+    whole, report, videos = run("DecAFApplyMask", frames=images(6), masks=found, one_per_object=True).args
+    assert len(videos) == len(found.tracks) and f"and {len(videos)} objects each by itself" in report
+    first = next(module("decaf.finishing").read_with_alpha(Path(whole.get_stream_source())))
+    assert np.abs(first[..., 3].astype(int) - found.alpha(0, 1)[0].numpy()).max() <= 1
     for place, (made, track) in enumerate(zip(videos, found.tracks, strict=True)):
         run("DecAFSaveCutOut", video=made, filename_prefix="each/cut")
         (saved,) = (Path(folder_paths.get_output_directory()) / "each").glob(f"cut_object-{track.id}_*.mov")
@@ -99,7 +101,7 @@ def case_one_video_per_object():
         for index, picture in enumerate(pictures):
             assert np.abs(picture[..., 3].astype(int) - found.alpha(index, index + 1, [place])[0].numpy()).max() <= 1
     number = found.tracks[1].id
-    (one,), _ = run("DecAFApplyMask", frames=images(6), masks=found, one_per_object=True, objects=str(number)).args
+    (one,) = run("DecAFApplyMask", frames=images(6), masks=found, one_per_object=True, objects=str(number))[2]
     assert one.part == f"object-{number}"
     none = type(found)(module("decaf.masks").MaskStore(0, 6, (72, 96)), ())
     assert "no object to make a video of" in error_of("DecAFApplyMask", frames=images(6), masks=none, one_per_object=True)
