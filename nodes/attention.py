@@ -167,7 +167,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         objects, backgrounds = map(list, zip(*found, strict=True))
         told = ["\n".join(_said(object) + _said(background)) for object, background in found]
         named = [templates.class_name(background.question) or background.query.rstrip(".?") for background in backgrounds]
-        return io.NodeOutput(objects, backgrounds, told, named)
+        return io.NodeOutput(objects, backgrounds, told, named, ui=host.Says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -181,8 +181,16 @@ def _said(attention) -> list[str]:
         lines.append(f"not this: {attention.not_this.question}")
     if attention.kind != "object":
         return lines
-    told = "not known, this model has no single token for yes, or no head in its file" if attention.presence is None else f"{attention.presence:.2f}"
-    return [*([f"query: {caption(attention)}"] if attention.name else []), f"presence: {told}", *lines]
+    return [*([f"query: {caption(attention)}"] if attention.name else []), f"presence: {_presence_of(attention)}", *lines]
+
+
+def _presence_of(attention) -> str:
+    unknown = "not known, this model has no single token for yes, or no head in its file"
+    return unknown if attention.presence is None else f"{attention.presence:.2f}"
+
+
+def _presence(attention) -> str:
+    return f'"{attention.query}": presence {_presence_of(attention)}'
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

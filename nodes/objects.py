@@ -149,8 +149,8 @@ class DecAFShowObjects(io.ComfyNode):
                 draw_overlay(path, clip, tracks, fps, side=_SHOWN_SIDE, **look)
                 shown = ui.PreviewVideo([saved])
                 if size == tuple(clip.frame_size):
-                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=shown)
-        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=shown)
+                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=host.Says(tracks.message, shown))
+        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=host.Says(tracks.message, shown))
 
 
 def overlay_of(frames, tracks: TracksRecord, fps: Fraction | float, **look):
@@ -291,14 +291,15 @@ class DecAFCorrectObjects(io.ComfyNode):
         )
         if marks.mask is None and marks.clicks is None:
             told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
-            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, f"{describe(tracks)}\n{told}".strip())
+            told = f"{describe(tracks)}\n{told}".strip()
+            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=host.Says(told))
         with host.returning_memory():
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
             features = host.kept_of(sam2, frames).features
             number = None if object < 0 else object
             found = correct(sam2.load(needed), clip, tracks, marks, number=number, mode=mode, progress=report, features=features)
             features.let_go()
-        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found))
+        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=host.Says(describe(found)))
 
 
 def _own_mask(mask: torch.Tensor, frame: int, length: int) -> torch.Tensor:

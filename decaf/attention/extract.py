@@ -18,7 +18,7 @@ from ..errors import DecafError
 from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, logits, pack, run
-from ..report import Progress, Report, checked_per_block, silent
+from ..report import Preview, Progress, Report, checked_per_block, silent
 from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import QUESTION_TOKENS_PER_PASS, QUESTIONS_PER_ROLLOUT, Batches, image_layout, memory_needed
 from .presence import presence_score, yes_and_no
@@ -115,7 +115,7 @@ def extract_attentions(
     fps = float(min(max(clip.fps or FPS_OF_IMAGES, 1 / MOST_FPS), MOST_FPS))
     seconds = [index / fps for index in keys]
     frames, keep = [clip[index] for index in keys], settings.setting != MODES[0]
-    extraction = _Extraction(mllm, frames, seconds, settings, start, report, keep=keep)
+    extraction = _Extraction(mllm, keys, frames, seconds, settings, start, report, keep=keep)
     with mllm.alone(report.check_cancelled), report.stage("attention"), explained(mllm.name, report):
         mllm.make_room(needed)
         asked, looks, answers = (_by_class_name if keep else _by_expression)(extraction, queries, templates)
@@ -181,11 +181,13 @@ def _by_class_name(extraction: _Extraction, queries: list[str], templates: Templ
 
 
 class _Extraction:
-    """The passes over one clip's key frames, with what all of them share. `done`: prompts of pictures that are finished."""
+    """The passes over one clip's key frames, with what all of them share. `done`: prompts of pictures that are finished. `keys`: clip indices of
+    the key frames."""
 
     def __init__(
         self,
         mllm: MLLM,
+        keys: Sequence[int],
         frames: Sequence[Tensor],
         seconds: Sequence[float],
         settings: AttentionSettings,
@@ -196,7 +198,7 @@ class _Extraction:
     ):
         self.mllm, self.frames, self.seconds, self.settings, self.start_layer = mllm, frames, seconds, settings, start_layer
         self.batches = Batches(mllm, start_layer, report, keep=keep)
-        self.report, self.done = report, 0
+        self.report, self.done, self.keys = report, 0, keys
         self._kept_bytes = 0
 
     def look_at_all(self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], _Look]):
@@ -204,25 +206,38 @@ class _Extraction:
         result of each."""
         mllm, size = self.mllm, tuple(self.frames[0].shape[:2])
         video = mllm.family.video_layout(mllm.vision, size, self.seconds, self.settings.tokens_per_frame)
-        yield video, self.frames, self._attempt(lambda: step(video, self.frames), 1)
+        look = self._attempt(lambda: step(video, self.frames), 1)
+        self.report.preview(lambda: self._seen(look.maps[0][0], 0, len(self.frames)))
+        yield video, self.frames, look
         text = min(QUESTION_TOKENS_PER_PASS, sum(len(self.mllm.question_ids(video, question)) for question in asked))
         for batch in self.batches.of(len(self.frames), video, image_layout(mllm, size, 1, self.settings), text):
             frames = self.frames[batch]
             layout = image_layout(mllm, size, len(frames), self.settings)
             result = self._attempt(lambda layout=layout, frames=frames: step(layout, frames), len(frames))
             if result is not None:
+                self.report.preview(lambda maps=result.maps[0][:, 0], first=batch.start: self._seen(maps, first, len(maps)))
                 yield layout, frames, result
 
+    def _seen(self, maps: Tensor, first: int, count: int) -> Preview:
+        """Of `count` key frames from `first` on, with their maps (slots, rows, cols), the one with the strongest attention."""
+        slot = int(maps.flatten(1).amax(1).argmax())
+        place = first + min(slot * -(-count // len(maps)), count - 1)  # a slot of a video may hold two frames
+        return Preview(self.keys[place], self.frames[place], heat=maps[slot].float().cpu())
+
     def _attempt(self, step: Callable[[], object], prompts: int, *, divisible: bool = True):
-        self._progress()
+        self._progress(self.done)
         result = self.batches.attempt(step, prompts, divisible=divisible)
         if result is not None:
             self.done += prompts
-            self._progress()
+            self._progress(self.done, ended=True)
         return result
 
-    def _progress(self) -> None:
-        self.report.progress(self.done, len(self.frames) + 1, "Attention")
+    def _progress(self, done: int, *, ended: bool = False) -> None:
+        """After so many prompts, of which the video is the first."""
+        if done == 0 or (done == 1 and ended):
+            self.report.progress(done, 1, "Asking about the video")
+        else:
+            self.report.progress(done - 1, len(self.frames), "Asking about the key frames")
 
     def look(self, layout: Layout, frames: Sequence[Tensor], asked: list[str], present: list[str], *, answered: int = 0) -> _Look:
         """Encode the pictures and ask everything of them. Presence is asked of the video alone: an object that moves, or comes late, is not in

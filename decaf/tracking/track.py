@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..data import SAM2Prompts, Track, Tracks
 from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
 from ..masks import Masks, MaskStore, pack_bits
-from ..report import Progress, Report, silent
+from ..report import Preview, Progress, Report, silent
 from ..settings import TrackingSettings
 from .candidates import CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
@@ -211,9 +212,11 @@ class SweptFrames:
     def encoding(self) -> None:
         self._report.count(self._count)
 
-    def done(self) -> None:
+    def done(self, index: int, frame: Callable[[], Tensor], logits: Tensor) -> None:
+        """`index` of the frame in the clip; `frame`: reads it; `logits` (n, 1, h, w) of the objects on it."""
         self._done += 1
         self._report.progress(self._done, self._total, self._what)
+        self._report.preview(lambda: Preview(index, frame(), masks=tuple((logits[:, 0] > 0).cpu())))
 
 
 def _find_tracklets(
@@ -236,7 +239,8 @@ def _find_tracklets(
                     coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[i]
                     if prompter.standing[id_].key == swept.frame:
                         prompt_masks[id_] = pack_bits(masks[i])
-            swept_frames.done()
+            index = prompts.fused.clip.key_frames[swept.frame]
+            swept_frames.done(index, partial(clip.__getitem__, index), swept.logits)
     return [Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
 
@@ -281,7 +285,7 @@ def _propagate(
             for part, found in video_masks(swept.logits, clip.frame_size):
                 for id_, mask, logits in zip(swept.ids[part], found.cpu(), swept.logits[part, 0].cpu(), strict=True):
                     store.put(id_, swept.frame, mask, logits)
-            swept_frames.done()
+            swept_frames.done(swept.frame, partial(clip.__getitem__, swept.frame), swept.logits)
     return store
 
 
