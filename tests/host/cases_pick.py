@@ -106,7 +106,7 @@ def case_own_tracks_are_picked_from_and_corrected():
     assert torch.equal(mask, run("DecAFTracksToMask", tracks=tracks)[0])
     refined = run("DecAFRefineMask", masks=tracks, feather=2.0, specks=0)[0]
     assert run("DecAFPickTracks", fused=fused(6), objects=refined, presence_threshold=0.0, least_match=0.0)[1].tracks
-    video_file, told = run("DecAFApplyMask", frames=images(6), masks=tracks, effect="cut out").args
+    told = run("DecAFApplyMask", frames=images(6), masks=tracks, effect="cut out")[1]
     assert "6 frames" in told and run("DecAFShowObjects", frames=images(6), tracks=everything).ui
 
 
