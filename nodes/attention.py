@@ -10,7 +10,7 @@ from ..decaf.attention.batches import memory_needed
 from ..decaf.attention.questions import Templates, split_queries
 from ..decaf.errors import DecafError
 from ..decaf.settings import DETAILS, MODES, AttentionSettings
-from . import host
+from . import host, live
 from .core_mllm import managed
 from .inputs import checked
 from .sockets import CATEGORY, Attention, FusedAttention, frames_input, mllm_input
@@ -147,7 +147,7 @@ class ExtractRolloutAttention(io.ComfyNode):
             )
         objects, backgrounds = map(list, zip(*found, strict=True))
         answers = ["\n".join(_said(object) + _said(background)) for object, background in found]
-        return io.NodeOutput(objects, backgrounds, answers, ui=host.Says("\n".join(map(_presence, objects))))
+        return io.NodeOutput(objects, backgrounds, answers, ui=live.Says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -168,7 +168,7 @@ def _presence_of(attention) -> str:
 
 
 def _presence(attention) -> str:
-    return f'"{attention.query}": presence {_presence_of(attention)}'
+    return f"{live.named(attention.query)}: presence {_presence_of(attention)}"
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

@@ -25,7 +25,7 @@ from ..decaf.finishing import SoundFile, SoundWave
 from ..decaf.report import Progress
 from .drawn_video import DrawnVideo
 from .kept import KeptClip
-from .live import NodeReport, Says  # noqa: F401, the other nodes have it from here
+from .live import NodeReport
 from .managed import Managed  # noqa: F401, the other nodes have it from here
 
 Cancelled = mm.InterruptProcessingException

@@ -41,8 +41,8 @@ def attention_points(
 
 def _not_there(fused: FusedAttention, threshold: float) -> str:
     return (
-        f'Not in this clip: presence {fused.presence:.2f}. The model does not see "{fused.query.rstrip(".")}" in the clip, and below a presence of '
-        f"{threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
+        f'"{fused.query.rstrip(".")}" is not in this clip: presence {fused.presence:.2f}, and below {threshold:g} nothing is masked. '
+        "Set the presence threshold to 0 to mask the best match all the same."
     )
 
 
