@@ -90,8 +90,8 @@ class FusedAttention:
         if self.presence is None or self.presence >= threshold:
             return ""
         return (
-            f'Not in this clip: presence {self.presence:.2f}. The model does not see "{self.query.rstrip(".")}" in the clip, and below a presence '
-            f"of {threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
+            f'"{self.query.rstrip(".")}" is not in this clip: presence {self.presence:.2f}, and below {threshold:g} nothing is masked. '
+            "Set the presence threshold to 0 to mask the best match all the same."
         )
 
 

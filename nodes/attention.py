@@ -12,7 +12,7 @@ from ..decaf.attention.questions import Templates, clean_not_this, split_queries
 from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.settings import DETAILS, MODES, AttentionSettings
-from . import host
+from . import host, live
 from .core_mllm import managed
 from .inputs import checked
 from .sockets import CATEGORY, Attention, FusedAttention, frames_input, mllm_input
@@ -204,7 +204,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         objects, backgrounds = map(list, zip(*found, strict=True))
         told = ["\n".join(_said(object) + _said(background)) for object, background in found]
         named = [templates.class_name(background.question) or background.query.rstrip(".?") for background in backgrounds]
-        return io.NodeOutput(objects, backgrounds, told, named, ui=host.Says("\n".join(map(_presence, objects))))
+        return io.NodeOutput(objects, backgrounds, told, named, ui=live.Says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -227,7 +227,7 @@ def _presence_of(attention) -> str:
 
 
 def _presence(attention) -> str:
-    return f'"{attention.query}": presence {_presence_of(attention)}'
+    return f"{live.named(attention.query)}: presence {_presence_of(attention)}"
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

@@ -28,7 +28,7 @@ from ..decaf.finishing.edges import box_of
 from ..decaf.report import Progress
 from .drawn_video import DrawnVideo
 from .kept import KeptClip
-from .live import NodeReport, Says  # noqa: F401, the other nodes have it from here
+from .live import NodeReport
 from .managed import Managed  # noqa: F401, the other nodes have it from here
 
 Cancelled = mm.InterruptProcessingException

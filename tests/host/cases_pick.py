@@ -114,7 +114,7 @@ def case_nothing_is_picked_with_a_reason():
     masks = boxes(6)
     data = track_data(masks, SIZE)
     for given, objects, said in (
-        (attended(masks, 0, presence=0.1), data, "does not see"),
+        (attended(masks, 0, presence=0.1), data, "is not in this clip"),
         (attended(masks, 0), {"packed_masks": None, "n_frames": 6, "scores": [], "orig_size": SIZE}, "found no object"),
         (attended(masks, 0), torch.zeros(12, *SIZE), "masks are empty"),
         (replace(attended(masks, 0), map=torch.zeros_like(fused(6).map)), data, "Nothing is attended"),
