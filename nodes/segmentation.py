@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..decaf.attention import points
 from ..decaf.settings import PointSettings, TrackingSettings
-from ..decaf.tracking import memory_needed, segment
+from ..decaf.tracking import memory_needed, needs_model, segment
 from . import host
 from .inputs import checked
 from .interop import attention_boxes, points_json
@@ -150,8 +150,9 @@ class SAM2VideoPropagate(io.ComfyNode):
                 sam2.value, host.compute_device(), len(clip), points=max(1, len(prompts.key)), frame_size=clip.frame_size
             )
             kept = host.kept_of(sam2, frames)
+            computes = needs_model(kept.memo, prompts, nms_iou=nms_iou, score_threshold=score_threshold)
             tracks = segment(
-                sam2.load(needed),
+                sam2.load(needed) if computes else sam2.value,
                 clip,
                 prompts,
                 nms_iou=nms_iou,
