@@ -43,6 +43,9 @@ class Attention:
         answers: generated answers, first to the video, then to each key frame; empty when nothing was generated.
         presence: P(yes) / (P(yes) + P(no)) for the question whether the object is visible (see `decaf.attention.presence`); None if it was
             not asked.
+        not_this: attention of the same kind and grids for what is not meant (see `AttentionSettings.not_this`), of an object attention and of
+            what is made of it; None if nothing was given.
+        name: what the query is called: by the user, else its number, from 1, if there are several; empty for a single one without a name.
     """
 
     kind: str
@@ -53,6 +56,8 @@ class Attention:
     question: str
     answers: tuple[str, ...] = ()
     presence: float | None = None
+    not_this: Attention | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,30 @@ class FusedAttention:
 
     Attributes:
         map: (K, rows', cols') float32 in 0..1. All zero means that nothing was attended.
-        query, presence: as in `Attention`.
+        query, presence, name: as in `Attention`.
+        not_this: the same map, (K, rows', cols') float32 in 0..1, of what is not meant; None if nothing was given.
     """
 
     map: Tensor
     clip: ClipInfo
     query: str = ""
     presence: float | None = None
+    not_this: Tensor | None = None
+    name: str = ""
+
+    def absence(self, threshold: float) -> str:
+        """Why nothing is to be masked: the model does not see the object, its presence is below the threshold. Empty if it is not."""
+        if self.presence is None or self.presence >= threshold:
+            return ""
+        return (
+            f'Not in this clip: presence {self.presence:.2f}. The model does not see "{self.query.rstrip(".")}" in the clip, and below a presence '
+            f"of {threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
+        )
+
+
+def caption(record: Attention | FusedAttention | Tracks) -> str:
+    """The query of a record, with its name if it has one: "ball: the ball he throws.\""""
+    return f"{record.name}: {record.query}" if record.name else record.query
 
 
 @dataclass(frozen=True)
@@ -96,10 +118,12 @@ class Track:
     Attributes:
         frame: clip index of its prompt frame.
         xy: its point, 0..1.
-        predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given.
+        predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given; of another tracker's object that tracker's score.
         attention: fused attention at the point, 0..1.
         consistency: attention consistency, at most 1. `score` is the mean of the three. An object that no sentence found has 0 for both.
         corrected: clip indices, ascending, of the frames on which somebody has marked the object (see `decaf.tracking.correct`).
+        match: of an object that was given, how well the attention means it (see `decaf.tracking.match`), at most 1; `score` is then this
+            alone. `frame` and `xy` are where the attention sees most of it, and `attention` is the mean in its masks.
     """
 
     id: int
@@ -109,9 +133,12 @@ class Track:
     attention: float
     consistency: float
     corrected: tuple[int, ...] = ()
+    match: float | None = None
 
     @property
     def score(self) -> float:
+        if self.match is not None:
+            return self.match
         return (self.predicted_iou + self.attention + self.consistency) / 3
 
 
@@ -124,12 +151,15 @@ class Tracks:
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
         clip: the clip that they were made of; None if it is not known.
+        query, name: as in `Attention`; empty if no sentence found them.
     """
 
     store: Masks
     tracks: tuple[Track, ...]
     message: str = ""
     clip: ClipInfo | None = None
+    query: str = ""
+    name: str = ""
 
     @property
     def length(self) -> int:

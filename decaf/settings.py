@@ -50,6 +50,8 @@ class AttentionSettings:
         start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
         detail: one of DETAILS. "paper": as published. "fast": images of single frames as coarse as the video's, and at most FAST_KEY_FRAMES
             key frames. What it costs in quality is in the README.
+        not_this: what is not to be masked, in a sentence of its own; one for all queries. What it attends more than the query does is
+            subtracted (see `decaf.attention.fusion.object_background_fusion`). Not in the paper. None for nothing.
     """
 
     setting: str = MODES[0]
@@ -57,6 +59,7 @@ class AttentionSettings:
     tokens_per_frame: int = 400
     start_layer: int | None = None
     detail: str = DETAILS[0]
+    not_this: str | None = None
 
     @property
     def is_fast(self) -> bool:
@@ -98,6 +101,42 @@ class TrackingSettings:
     nms_iou: float = 0.7
     score_threshold: float = 0.8
     max_tracks: int | None = None
+
+
+PICKS = {
+    "the best one": "the object that the attention matches best",
+    "all that match": "every object that matches nearly as well as the best one",
+    "a fixed number": "as many as you say, the best ones",
+}
+"""Which objects of another tracker are picked (see `decaf.tracking.match`)."""
+
+MATCHES = {
+    "agreement": "how much the object's area and the attention look alike on the frames where it is seen",
+    "density": "the mean of the attention in its masks; for whole objects only, as a part of one that is attended most always wins",
+    "consistency": "the attention consistency of the paper",
+}
+"""What says how well the attention means an object (see `decaf.tracking.match`)."""
+
+
+@dataclass(frozen=True)
+class PickSettings:
+    """Which of the objects that another tracker has found are picked.
+
+    Attributes:
+        pick: one of PICKS.
+        number: of objects, at least 1, that "a fixed number" picks.
+        match: one of MATCHES.
+        share: of the best one's match, 0..1, that an object needs for "all that match".
+        least: match, 0..1, below which no object is picked: the attention is somewhere else.
+        presence_threshold: as in `PointSettings`.
+    """
+
+    pick: str = next(iter(PICKS))
+    number: int = 1
+    match: str = next(iter(MATCHES))
+    share: float = 0.6
+    least: float = 0.2
+    presence_threshold: float = PointSettings.presence_threshold
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFus
 from .finishing import DecAFApplyMask, DecAFRefineMask, DecAFSaveCutOut
 from .load import DecAFLoadSAM2, LoadMLLM
 from .objects import DecAFCorrectObjects, DecAFShowObjects, DecAFTracksToMask
+from .pick_tracks import DecAFFrameOfVideo, DecAFPickTracks
 from .preview import DecAFAttentionPreview
+from .queries import DecAFPickQuery
 from .sample import DecAFSampleClip
 from .segmentation import AttentionToSAM2Prompts, SAM2VideoPropagate
 
@@ -20,9 +22,12 @@ NODES: list[type[io.ComfyNode]] = [
     AttentionToSAM2Prompts,
     DecAFLoadSAM2,
     SAM2VideoPropagate,
+    DecAFPickQuery,
     DecAFShowObjects,
     DecAFCorrectObjects,
     DecAFTracksToMask,
+    DecAFFrameOfVideo,
+    DecAFPickTracks,
     DecAFRefineMask,
     DecAFApplyMask,
     DecAFSaveCutOut,

@@ -53,6 +53,13 @@ _SOCKETS = {
     f"{io.Image.io_type},{io.Video.io_type}": _Socket(
         lambda value: isinstance(value, torch.Tensor) or _is_video(value), "images or a video", "a node that loads images or a video"
     ),
+    f"{sockets.SAM3TrackData.io_type},{sockets.Tracks.io_type},{io.Mask.io_type}": _Socket(
+        lambda value: isinstance(value, data.Tracks)
+        or (isinstance(value, torch.Tensor) and value.ndim in (2, 3))
+        or (isinstance(value, dict) and "packed_masks" in value),
+        "tracks of objects or masks",
+        "Run SAM3 Video Track, Propagate with SAM 2, or a node that makes masks",
+    ),
     io.Video.io_type: _Socket(lambda value: _is_video(value), "a video", "Apply Mask (Video), or a node that loads a video"),
     **dict.fromkeys(
         (f"{sockets.Tracks.io_type},{io.Mask.io_type}", io.MatchType.io_type),  # the only kinds that are matched are these two
@@ -87,9 +94,11 @@ def _checked(cls: type[io.ComfyNode], inputs: Mapping[str, object]) -> dict[str,
         value = inputs.get(item.id)
         if value is None and item.optional:
             continue
-        problem = _problem(item, value, _checked_by_itself(cls))
-        if problem:
-            raise DecafError(f"{schema.display_name} was given {shown(value)} as '{item.id}', {problem}")
+        # A node that takes whole lists gets every input as one.
+        for one in value if schema.is_input_list and isinstance(value, list) else [value]:
+            problem = _problem(item, one, _checked_by_itself(cls))
+            if problem:
+                raise DecafError(f"{schema.display_name} was given {shown(one)} as '{item.id}', {problem}")
         kept[item.id] = value
     return kept
 

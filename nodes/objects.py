@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..decaf.clips import Clip, check_tracks, write_video
 from ..decaf.data import Tracks as TracksRecord
+from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import CORRECTIONS, STYLES
@@ -29,14 +30,21 @@ _MOST = 9999
 
 
 def describe(tracks: TracksRecord) -> str:
-    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
-    return "\n".join(filter(None, [*(_described(track) for track in tracks.tracks), tracks.message]))
+    """The query if it has a name, one line per object, and what there is to say of them: why there is none, or that it is a best guess."""
+    heading = caption(tracks) if tracks.name else ""
+    return "\n".join(filter(None, [heading, *(_described(track) for track in tracks.tracks), tracks.message]))
 
 
 def _described(track) -> str:
     marked = f"marked on frame{'s' * (len(track.corrected) > 1)} {', '.join(map(str, track.corrected))}"
     if track.corrected and track.attention == track.consistency == 0:
         return f"object {track.id}: {marked} (SAM 2 {track.predicted_iou:.2f})"
+    if track.match is not None:
+        line = (
+            f"object {track.id}: match {track.match:.2f} (attention {track.attention:.2f}, consistency {track.consistency:.2f}, tracker "
+            f"{track.predicted_iou:.2f}), most of it on frame {track.frame}"
+        )
+        return f"{line}, {marked}" if track.corrected else line
     line = (
         f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
         f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"
@@ -139,8 +147,8 @@ class DecAFShowObjects(io.ComfyNode):
                 draw_overlay(path, clip, tracks, fps, side=_SHOWN_SIDE, **look)
                 shown = ui.PreviewVideo([saved])
                 if size == tuple(clip.frame_size):
-                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=shown)
-        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=shown)
+                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=host.Says(tracks.message, shown))
+        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=host.Says(tracks.message, shown))
 
 
 def overlay_of(frames, tracks: TracksRecord, fps: Fraction | float, **look):
@@ -298,14 +306,15 @@ class DecAFCorrectObjects(io.ComfyNode):
         )
         if marks.mask is None and marks.clicks is None:
             told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
-            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, f"{describe(tracks)}\n{told}".strip())
+            told = f"{describe(tracks)}\n{told}".strip()
+            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=host.Says(told))
         with host.returning_memory():
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
             features = host.kept_of(sam2, frames).features
             number = None if object < 0 else object
             found = correct(sam2.load(needed), clip, tracks, marks, number=number, mode=mode, progress=report, features=features)
             features.let_go()
-        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found))
+        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=host.Says(describe(found)))
 
 
 def _own_mask(mask: torch.Tensor, frame: int, length: int) -> torch.Tensor:

@@ -24,6 +24,9 @@ Prompts = io.Custom("DECAF_PROMPTS")
 # decaf.data.Tracks: compressed masks of N objects over all T frames, with id, prompt frame and scores of each.
 Tracks = io.Custom("DECAF_TRACKS")
 
+# Core's tracks of SAM 3: a dict with packed_masks (T, N, h, w / 8) uint8 or None, n_frames, scores of each object, and orig_size (H, W).
+SAM3TrackData = io.Custom("SAM3_TRACK_DATA")
+
 # Core's {"x", "y", "width", "height"} in whole pixels, one or a list of them, as a socket without a widget.
 BoundingBox = io.Custom(io.BoundingBox.io_type)
 
@@ -41,3 +44,8 @@ def frames_input(tooltip: str):
 def masks_input(tooltip: str):
     """What to mask in each frame: DECAF_TRACKS, which make a frame's mask when it is asked for, or MASK (T, H, W) float 0..1."""
     return io.MultiType.Input("masks", types=[Tracks, io.Mask], display_name="tracks or mask", tooltip=tooltip)
+
+
+def objects_input(tooltip: str):
+    """Objects of any tracker: SAM3_TRACK_DATA, DECAF_TRACKS, or MASK (N * T, H, W) float 0..1, object by object."""
+    return io.MultiType.Input("objects", types=[SAM3TrackData, Tracks, io.Mask], display_name="SAM 3 tracks, tracks or masks", tooltip=tooltip)

@@ -27,23 +27,16 @@ def attention_points(
         raise DecafError(f"The point threshold is {threshold}; give a value above 0 and at most 1.")
     if not fused.map.isfinite().all():
         raise DecafError("The fused attention has values that are not finite numbers; extract the attention again.")
-    absent = fused.presence is not None and fused.presence < presence_threshold
-    strong = torch.zeros_like(fused.map, dtype=torch.bool) if absent else fused.map >= threshold
+    absence = fused.absence(presence_threshold)
+    strong = torch.zeros_like(fused.map, dtype=torch.bool) if absence else fused.map >= threshold
     cells = strong.nonzero()  # ascending: frame, row, column
     values = fused.map[tuple(cells.T)]
     rows, cols = fused.map.shape[-2:]
     xy = torch.stack([(cells[:, 2] + 0.5) / cols, (cells[:, 1] + 0.5) / rows], dim=1)
     return SAM2Prompts(
         key=cells[:, 0].contiguous(), xy=xy.to(torch.float32), value=values, fused=fused,
-        message=_not_there(fused, presence_threshold) if absent else "",
+        message=absence,
     )  # fmt: skip
-
-
-def _not_there(fused: FusedAttention, threshold: float) -> str:
-    return (
-        f'The model does not see "{fused.query.rstrip(".")}" in the clip: its presence score is {fused.presence:.2f}, and below '
-        f"{threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
-    )
 
 
 def best_key_frame(prompts: SAM2Prompts) -> int:

@@ -44,9 +44,7 @@ def check_same_clip(clip: Clip, info: ClipInfo, made: str = "attention was taken
             f"give the same frames to {users}."
         )
     (height, width), (info_height, info_width) = clip.frame_size, info.frame_size
-    off_by = min(abs(width - height * info_width / info_height), abs(height - width * info_height / info_width))
-    ratio = (width * info_height) / (height * info_width)
-    if off_by > 1 and not 0.95 <= ratio <= 1 / 0.95:  # sides rounded to a multiple of 8 or 16 are not a crop
+    if not same_shape(clip.frame_size, info.frame_size):
         raise DecafError(
             f"The {made} from frames of {info_width}x{info_height}, but those of {clip.name} are {width}x{height}, which is "
             "another shape; crop or pad the clip before anything is made of it, not after."
@@ -57,6 +55,24 @@ def check_same_clip(clip: Clip, info: ClipInfo, made: str = "attention was taken
             f"{clip.name} is not the clip that the {made} from: {int((similarity < MIN_SIMILARITY).sum())} of its {len(similarity)} key "
             f"frames show something else; give the same frames to {users}."
         )
+
+
+def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether frames of the one (height, width) may be those of the other, scaled."""
+    (height, width), (high, wide) = first, second
+    off_by = min(abs(width - height * wide / high), abs(height - width * high / wide))
+    return off_by <= 1 or 0.95 <= (width * high) / (height * wide) <= 1 / 0.95  # sides rounded to a multiple of 8 or 16 are not a crop
+
+
+def check_same_pictures(tracks: Tracks, info: ClipInfo) -> None:
+    """Refuses tracks whose clip shows something else than that of `info` on the key frames that both have: on most of them the same at 16x16
+    pixels, as in `check_same_clip`. DecafError."""
+    if tracks.clip is None:
+        return
+    common = sorted({*tracks.clip.key_frames} & {*info.key_frames})
+    first, second = (each.thumbnails[[each.key_frames.index(frame) for frame in common]] for each in (tracks.clip, info))
+    if common and _similarity(first, second).mean() < MIN_SIMILARITY:
+        raise DecafError("The tracks were made from another clip than the attention: their pictures differ. Give the same clip to both.")
 
 
 def check_tracks(clip: Clip, tracks: Tracks) -> None:

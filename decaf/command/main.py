@@ -21,6 +21,7 @@ from ..paths import look_at
 from ..settings import CUT_OUTS, DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
 from .arguments import DETAIL_HELP, refine_settings, size_in_bytes, stage_settings
 from .demo import add_demo
+from .gallery import add_gallery
 from .terminal import progress_bars, say
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     needed.add_argument(
         "--query", required=True, metavar="TEXT", dest="queries", action="append",
         help="what to mask, in any language the model knows; given again, or with several lines, each query gets its own folder "
-        "query-1, query-2, ... in --out, and the model looks at the clip once for all of them",
+        "query-1, query-2, ... in --out, or query-ball for \"ball: the ball he throws\", and the model looks at the clip once for all of them",
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
@@ -100,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
     needed.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results; earlier results in it are replaced")
 
     questions = segment.add_argument_group("questions")
+    questions.add_argument(
+        "--not", metavar="TEXT", dest="not_this",
+        help="what must not be masked, in words of its own: what the model looks at for this more than for the query is left out; one for all "
+        "queries, in the same passes of the model",
+    )  # fmt: skip
     questions.add_argument(
         "--setting", choices=("expression", "class-name"), default=AttentionSettings.setting,
         help="what the background question leaves out: what the whole expression refers to (nothing is generated), "
@@ -186,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
     add_demo(commands, _Help)
+    add_gallery(commands, _Help)
     return top
 
 

@@ -104,11 +104,8 @@ def versions() -> dict[str, str | None]:
 
 def finished(folder: Path, made_from: dict) -> dict | None:
     """The result of a run from the same clip, models and settings that ended in `folder` and whose files are still there, else None."""
-    path = folder / RESULT
     try:
-        if not os.path.isfile(path) or path.stat().st_size > _LARGEST_RESULT:
-            return None
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = _result(folder)
         if result["made_from"] != json.loads(json.dumps(made_from)):
             return None
         whole = (
@@ -134,10 +131,31 @@ def clear(folder: Path) -> None:
         raise _kept(error) from error
 
 
+def query_folder(out: Path, name: str) -> Path:
+    """Where the results of one of several queries go. `name`: see `decaf.attention.questions.names_of`."""
+    return out / f"query-{name}"
+
+
 def query_folders(out: Path) -> list[Path]:
-    """The folders that a run into `out` may have used: itself for one query, query-1, query-2, ... in it for several."""
+    """The folders that a run into `out` may have used: itself for one query; for several, query-1, query-2, ... in it, and those of queries with a
+    name. The latter only if they hold results of that name: one that the user has renamed is the user's own."""
     found = out.iterdir() if out.is_dir() else ()
-    return [out, *sorted(entry for entry in found if entry.is_dir() and re.fullmatch(r"query-\d+", entry.name))]
+    return [out, *sorted(entry for entry in found if entry.is_dir() and (re.fullmatch(r"query-\d+", entry.name) or _of_its_name(entry)))]
+
+
+def _of_its_name(folder: Path) -> bool:
+    try:
+        return folder.name.startswith("query-") and query_folder(folder.parent, _result(folder)["name"]) == folder
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _result(folder: Path) -> dict:
+    """What is written in its record. ValueError: it is no file, or too large to be one of ours."""
+    path = folder / RESULT
+    if not os.path.isfile(path) or path.stat().st_size > _LARGEST_RESULT:
+        raise ValueError
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def earlier_results(out: Path, folders: list[Path]) -> list[Path]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..attention.extract import extract_attentions
-from ..attention.questions import split_queries
+from ..attention.questions import clean_not_this, names_of, split_queries
 from ..clips import Clip, open_clip, write_video
 from ..clips.identity import check_same_clip
-from ..data import Attention, Tracks
+from ..data import Attention, Tracks, caption
 from ..demo import BUNDLED, MLLM_FOLDER
 from ..devices import empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
@@ -49,9 +49,11 @@ DEFAULT_FPS = Fraction(24)
 
 @dataclass(frozen=True)
 class _Job:
-    """One query and the folder of its results. `attention_from`, `made_from`: what they come from, which a later run compares with its own."""
+    """One query, what it is called, and the folder of its results. `attention_from`, `made_from`: what they come from, which a later run compares
+    with its own."""
 
     query: str
+    name: str
     folder: Path
     attention_from: dict
     made_from: dict
@@ -98,8 +100,13 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
 def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     queries = split_queries(options.queries)
     options.templates.check(queries, options.attention.setting)
+    if options.attention.not_this is not None:
+        not_this = clean_not_this(options.attention.not_this, queries)
+        options.templates.check([not_this], options.attention.setting)
+        options = replace(options, attention=replace(options.attention, not_this=not_this))
     options = replace(options, sam2=sam2_file(options.sam2))
-    folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
+    names = names_of(queries)
+    folders = [options.out] if len(queries) == 1 else [outputs.query_folder(options.out, name) for name in names]
     check_options(options)
     check_paths(options, folders)
     device = choose_device(options.device)
@@ -122,7 +129,8 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
-        _Job(query, folder, source | {"query": query}, whole | {"query": query}) for query, folder in zip(queries, folders, strict=True)
+        _Job(query, name, folder, source | {"query": query}, whole | {"query": query, "name": name})
+        for query, name, folder in zip(queries, names, folders, strict=True)
     ]
     earlier = {job.folder: outputs.finished(job.folder, job.made_from) if options.resume else None for job in jobs}
     left = [job for job in jobs if earlier[job.folder] is None]
@@ -138,9 +146,11 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
         features = feature_cache(sam2, shared=len(left) > 1, budget=options.memory_budget)
         for job, (attention, record) in zip(left, attentions, strict=True):
+            attention = replace(attention[0], name=job.name), replace(attention[1], name=job.name)
             tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
-            lines.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+            told = _summary(job.folder, tracks, filled)
+            lines.append(f"{caption(tracks)} {told}" if tracks.name else told)
     else:
         lines.append(f"Already finished in {options.out}; nothing to do.")
         lines += filter(None, messages.values())
@@ -243,6 +253,7 @@ def _segment(
         job.folder / outputs.RESULT,
         {
             "query": job.query,
+            "name": job.name,
             "message": result.tracks.message,
             "presence": attention[0].presence,
             "clip": {
@@ -255,7 +266,8 @@ def _segment(
             "key_frames": list(result.fused.clip.key_frames),
             "frames_with_mask": filled,
             "tracks": outputs.track_records(result.tracks),
-            "questions": {one.kind: one.question for one in attention},
+            "questions": {one.kind: one.question for one in attention}
+            | ({"not_this": attention[0].not_this.question} if attention[0].not_this else {}),
             "answers": list(attention[0].answers),
             "settings": run.settings,
             "seconds": {name: round(spent, 3) for name, spent in (run.report.seconds | record["seconds"] | report.seconds).items()},

@@ -79,7 +79,7 @@ def load_sam2(precision="fp32"):
 
 def maps(made, **inputs):
     inputs = {"query": "the bright square", "tokens_per_frame": 16, "max_key_frames": 3} | inputs
-    object, background, _ = run("ExtractRolloutAttention", mllm=made, frames=images(3), **inputs).args
+    object, background, *_ = run("ExtractRolloutAttention", mllm=made, frames=images(3), **inputs).args
     found = [one for attention in (*object, *background) for one in (attention.video, attention.frame)]
     assert all(one.device.type == "cpu" and torch.isfinite(one).all() for one in found)
     return found

@@ -17,7 +17,7 @@ IDS = {
     "LoadMLLM", "ExtractRolloutAttention", "ObjectBackgroundFusion", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate",
     "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip", "DecAFShowObjects",
     "DecAFCorrectObjects",
-    "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
+    "DecAFPickTracks", "DecAFFrameOfVideo", "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
 }  # fmt: skip
 
 
@@ -81,11 +81,11 @@ def sam2():
 
 def extract(frames, family="qwen2_5_vl", **inputs):
     """(object, background, answers) of the first query."""
-    return tuple(output[0] for output in extract_all(frames, family, **inputs))
+    return tuple(output[0] for output in extract_all(frames, family, **inputs)[:3])
 
 
 def extract_all(frames, family="qwen2_5_vl", **inputs):
-    """Lists of them, one for each query."""
+    """Lists of them and of the class names, one for each query."""
     inputs = {"query": "the bright square", "tokens_per_frame": 32, "max_key_frames": 4} | inputs
     return run("ExtractRolloutAttention", mllm=mllm(family), frames=frames, **inputs).args
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import recorded_sam3
 import small_core
 import tiny_models
 import tiny_sam2
@@ -19,6 +20,7 @@ def make_base(base: Path) -> Path:
         tiny_models.make_mllm(base / "models" / "LLM" / f"tiny_{family}", family)
     small_core.make_all(base / "models")
     small_core.make_pack(base / "custom_nodes", base / "models")
+    recorded_sam3.make_pack(base / "custom_nodes")
     (base / "models" / "sam2").mkdir()
     tiny_sam2.make_sam2(base / "models" / "sam2" / "tiny_sam2.safetensors")
     (base / "input").mkdir()

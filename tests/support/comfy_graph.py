@@ -32,6 +32,13 @@ def whole_graph(frames: list) -> dict:
         ),
         "objects": node("DecAFShowObjects", frames=frames, tracks=["corrected", 1], style="tint", opacity=0.8, numbers=True, preview_fps=24.0),
         "picked": node("DecAFTracksToMask", tracks=["corrected", 1], objects="", score_threshold=0.0, max_objects=0),
+        "one_frame": node("DecAFFrameOfVideo", frames=frames, which="one frame", frame=2, longest_side=48),
+        "matched": node(
+            "DecAFPickTracks", fused=["fused", 0], objects=["propagate", 1], pick="all that match", number=1, share=0.6, presence_threshold=0.0,
+            least_match=0.0, match="agreement", lead=0,
+        ),
+        "matched_mask": node("MaskPreview", mask=["matched", 0]),
+        "one_frame_shown": node("PreviewImage", images=["one_frame", 0]),
         "refined": node("DecAFRefineMask", masks=["corrected", 1], grow=1, feather=2.0, holes=9, specks=0, smooth=1, border=2, shortest=0),
         "applied": node(
             "DecAFApplyMask", frames=frames, masks=["refined", 0], effect="cut out", invert=False, strength=0.5, format="auto", objects="",
