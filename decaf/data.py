@@ -194,6 +194,13 @@ class Tracks:
         return self.store.union(indices, range(self.length)[start:stop])
 
     def alpha(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
-        """(stop - start, H, W) uint8, 0 outside and 255 inside of those objects; between them only at edges that were made soft."""
+        """(stop - start, H, W) uint8, 0 outside and 255 inside of those objects; between them at their soft edges. At least 128 just where
+        `union` is true."""
         indices = range(len(self.tracks)) if objects is None else objects
         return self.store.alpha(indices, range(self.length)[start:stop])
+
+    def levels(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """(stop - start, H, W) uint8 for whoever wants masks as they were made: `alpha` if they are finished, else the `union` as 0 and 255."""
+        if self.store.finished:
+            return self.alpha(start, stop, objects)
+        return self.union(start, stop, objects).byte() * 255

@@ -185,7 +185,12 @@ EFFECTS = {
 }
 """What can be made of a clip and its masks, and what each shows (see `decaf.finishing.effects`)."""
 
-CUT_OUTS = {"mov": "ProRes 4444, for editing programs", "webm": "VP9, for web pages", "png": "a folder of pictures, without sound"}
+CUT_OUTS = {
+    "mov": "ProRes 4444, for editing programs",
+    "webm": "VP9, for web pages",
+    "png": "a folder of pictures, without sound",
+    "exr": "the same in linear light, for compositing",
+}
 """Kinds of files that a cut-out is written as: those with alpha."""
 
 

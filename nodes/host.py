@@ -218,12 +218,12 @@ def as_mask(masks: torch.Tensor) -> torch.Tensor:
 
 
 def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None = None) -> torch.Tensor:
-    """MASK of all objects, or of those at the indices `objects`, together, with their soft edges if they have some. Filled frame by frame: it
-    is the only thing of its size."""
+    """MASK of all objects, or of those at the indices `objects`, together: 0 and 1, and between them where edges were made
+    soft. Filled frame by frame: it is the only thing of its size."""
     mask = torch.empty(tracks.length, *tracks.frame_size, dtype=torch.float32, device=mm.intermediate_device())
     for frame in range(tracks.length):
         report(frame, tracks.length, "filling the mask")
-        mask[frame] = tracks.alpha(frame, frame + 1, objects)[0]
+        mask[frame] = tracks.levels(frame, frame + 1, objects)[0]
         mask[frame] /= 255
     report(tracks.length, tracks.length, "filling the mask")
     return mask

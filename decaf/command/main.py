@@ -39,6 +39,7 @@ Writes into the folder --out:
   masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside; between at soft edges (--refine)
   objects/0/00000.png .. one folder per object (with --objects)
   cut-out.mov            the objects with alpha and the clip's sound (with --cut-out mov; or .webm, or a folder of pictures)
+  cut-out-0.mov ...      the same of each object by itself (with --cut-out and --objects)
   overlay.mp4            the clip with the objects in a spotlight (without --no-overlay)
   attention.png          key frames with attention, coarse mask, points and final mask
   result.json            settings, seconds per stage, memory per step, counts, scores of each object
@@ -170,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     output = segment.add_argument_group("output")
-    output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")
+    output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself, and its cut-out")
     output.add_argument(
         "--style", choices=tuple(STYLES), default="spotlight",
         help="how overlay.mp4 shows the objects: " + "; ".join(f"{name}: {what}" for name, what in STYLES.items()),

@@ -23,7 +23,7 @@ from ..demo import BUNDLED, MLLM_FOLDER
 from ..devices import empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
 from ..files import write_image, write_json
-from ..finishing import SoundFile, apply_mask, refine
+from ..finishing import PICTURES, SoundFile, apply_mask, apply_mask_each, refine
 from ..mllm import find_mllm, load_mllm
 from ..mllm.folder import stored_dtype
 from ..mllm.streaming import check_budget
@@ -297,22 +297,27 @@ def _write(options: Options, folder: Path, clip: Clip, result: Result, progress:
 
 
 def _write_cut_out(options: Options, folder: Path, clip: Clip, tracks: Tracks, progress: Progress) -> list[str]:
-    """The file that is to be there, if one was asked for. What there is to say of its sound goes to the log."""
-    if options.cut_out is None:
+    """The files that are to be there, if some were asked for; with --objects also one of each object. What there is to say of the sound goes to
+    the log."""
+    kind = options.cut_out
+    if kind is None:
         return []
-    path = outputs.cut_out_path(folder, options.cut_out)
-    sound = SoundFile(options.clip) if options.clip.is_file() and options.cut_out != "png" else None
-    note = apply_mask(path, clip, tracks, EffectSettings("cut out"), sound=sound, fps=DEFAULT_FPS, progress=progress)
-    if note:
-        log.warning("%s", note)
-    return [path.name] if path.suffix else [f"{path.name}/{len(clip) - 1:05d}.png"]
+    sound = SoundFile(options.clip) if options.clip.is_file() and kind not in PICTURES else None
+    given = {"sound": sound, "fps": DEFAULT_FPS, "pictures": kind, "progress": progress}
+    path, settings = outputs.cut_out_path(folder, kind), EffectSettings("cut out")
+    written = {path: apply_mask(path, clip, tracks, settings, **given)}
+    if options.objects:
+        written |= apply_mask_each(path, clip, tracks, settings, **given)
+    if written[path]:
+        log.warning("%s", written[path])
+    return [one.name if one.suffix else f"{one.name}/{len(clip) - 1:05d}.{kind}" for one in written]
 
 
 def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:
     # One object needs no number.
     numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
     for index in range(len(clip)):
-        masks = [tracks.masks(number, index, index + 1)[0] for number in range(len(tracks.tracks))]
+        masks = [tracks.alpha(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
         yield show_objects(clip[index], masks, style, numbers=numbers)
         progress(index + 1, len(clip), "Writing the overlay")
 

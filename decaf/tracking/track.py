@@ -302,8 +302,8 @@ def _propagate(
         encoder = FrameEncoder(segmenter, clip, limits.cache, swept_frames.encoding)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
-                for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
-                    store.put(id_, swept.frame, mask)
+                for id_, mask, logits in zip(swept.ids[part], found.cpu(), swept.logits[part, 0].cpu(), strict=True):
+                    store.put(id_, swept.frame, mask, logits)
             swept_frames.done(swept.frame, partial(clip.__getitem__, swept.frame), swept.logits)
     return store
 
