@@ -11,7 +11,7 @@ from . import host
 from .inputs import checked
 from .interop import attention_boxes, points_json
 from .objects import describe, overlay_of
-from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
+from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input, preview_fps_input
 
 
 class AttentionToSAM2Prompts(io.ComfyNode):
@@ -116,15 +116,8 @@ class SAM2VideoPropagate(io.ComfyNode):
                     optional=True,
                     tooltip="Two candidates whose masks overlap more than this count as one object; the better one stays.",
                 ),
-                io.Float.Input(
-                    "preview_fps",
-                    default=24.0,
-                    min=1.0,
-                    max=120.0,
-                    step=1.0,
-                    advanced=True,
-                    optional=True,
-                    tooltip="Frames per second of the overlay, and of the output fps, when images are connected; a video brings its own.",
+                preview_fps_input(
+                    "Frames per second of the overlay, and of the output fps, when images are connected; a video brings its own."
                 ),
             ],
             outputs=[

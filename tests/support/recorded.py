@@ -115,7 +115,7 @@ def _compare(where: str, old: list[dict], now: list[dict], broken: list[str], ne
         else:
             broken += [f"{where}: {name}: {problem}" for problem in _changed(slot, now[number])]
             added = [option for option in now[number].get("options", ()) if option not in slot.get("options", ())]
-            wider = [key for key in ("min", "max", "type", "optional") if slot.get(key) != now[number].get(key)]
+            wider = [key for key in ("min", "max", "type", "optional", "list") if slot.get(key) != now[number].get(key)]
             new += [f"{where}: {name}: the option {option!r}" for option in added]
             new += [f"{where}: {name}: another {key}" for key in wider]
     for slot in now[len(old) :]:
@@ -134,7 +134,7 @@ def _changed(old: dict, now: dict) -> list[str]:
         found.append("it was optional")
     found += [
         f"its {key} is {now.get(key)!r} and was {old.get(key)!r}"
-        for key in ("default", "list", "forceInput")
+        for key in ("default", "forceInput")
         if old.get(key) != now.get(key)
     ]
     found += [f"the option {option!r} is gone" for option in old.get("options", ()) if option not in now.get("options", ())]
