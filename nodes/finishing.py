@@ -18,7 +18,7 @@ from ..decaf.settings import EFFECTS, REFINE_RANGES, EffectSettings, RefineSetti
 from . import host
 from .inputs import checked
 from .interop import objects_of
-from .sockets import CATEGORY, Tracks, frames_input, masks_input
+from .sockets import CATEGORY, Tracks, frames_input, masks_input, preview_fps_input
 
 _FORMATS = {"auto": "", **{f"{suffix[1:]} ({one.name})": suffix for suffix, one in FORMATS.items()}}
 _PICTURES = {"PNG pictures": "png", "EXR pictures": "exr"}
@@ -120,10 +120,7 @@ class DecAFApplyMask(io.ComfyNode):
                     tooltip="Numbers of the objects that are meant, for example 0 or 0, 2. Empty: all.",
                 ),
                 io.String.Input("colour", default=EffectSettings.colour, advanced=True, optional=True, tooltip="Of 'colour rest', as #RRGGBB."),
-                io.Float.Input(
-                    "preview_fps", default=24.0, min=1.0, max=120.0, step=1.0, advanced=True, optional=True,
-                    tooltip="Frames per second when images are connected; a video brings its own.",
-                ),
+                preview_fps_input(),
                 io.Boolean.Input(
                     "one_per_object", default=False, advanced=True, optional=True,
                     tooltip="Also make a video of each object by itself: for the output 'one per object'.",

@@ -21,7 +21,7 @@ from ..decaf.tracking import Marks, correct, memory_needed
 from . import host, live
 from .inputs import checked
 from .interop import box_of, objects_of, points_of
-from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input
+from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input, preview_fps_input
 
 _SHOWN_SIDE = 640
 """Pixels of the longer side of what a node shows."""
@@ -115,16 +115,7 @@ class DecAFShowObjects(io.ComfyNode):
                 io.Boolean.Input(
                     "numbers", default=True, tooltip="Write each object's number at it: Pick Objects as Mask and Correct Objects take these."
                 ),
-                io.Float.Input(
-                    "preview_fps",
-                    default=24.0,
-                    min=1.0,
-                    max=120.0,
-                    step=1.0,
-                    advanced=True,
-                    optional=True,
-                    tooltip="Frames per second when images are connected; a video brings its own.",
-                ),
+                preview_fps_input(),
             ],
             outputs=[
                 io.Video.Output(

@@ -6,12 +6,12 @@ from comfy_api.latest import io
 
 from ..decaf.attention import points
 from ..decaf.settings import PointSettings, TrackingSettings
-from ..decaf.tracking import memory_needed, segment
+from ..decaf.tracking import memory_needed, needs_model, segment
 from . import host, live
 from .inputs import checked
 from .interop import attention_boxes, points_json
 from .objects import describe, overlay_of
-from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input
+from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input, preview_fps_input
 
 
 class AttentionToSAM2Prompts(io.ComfyNode):
@@ -127,15 +127,8 @@ class SAM2VideoPropagate(io.ComfyNode):
                     optional=True,
                     tooltip="Two candidates whose masks overlap more than this count as one object; the better one stays.",
                 ),
-                io.Float.Input(
-                    "preview_fps",
-                    default=24.0,
-                    min=1.0,
-                    max=120.0,
-                    step=1.0,
-                    advanced=True,
-                    optional=True,
-                    tooltip="Frames per second of the overlay, and of the output fps, when images are connected; a video brings its own.",
+                preview_fps_input(
+                    "Frames per second of the overlay, and of the output fps, when images are connected; a video brings its own."
                 ),
             ],
             outputs=[
@@ -167,8 +160,9 @@ class SAM2VideoPropagate(io.ComfyNode):
                 sam2.value, host.compute_device(), len(clip), points=max(1, len(prompts.key)), frame_size=clip.frame_size
             )
             kept = host.kept_of(sam2, frames)
+            computes = needs_model(kept.memo, prompts, nms_iou=nms_iou, score_threshold=score_threshold)
             tracks = segment(
-                sam2.load(needed),
+                sam2.load(needed) if computes else sam2.value,
                 clip,
                 prompts,
                 nms_iou=nms_iou,

@@ -49,3 +49,8 @@ def masks_input(tooltip: str):
 def objects_input(tooltip: str):
     """Objects of any tracker: SAM3_TRACK_DATA, DECAF_TRACKS, or MASK (N * T, H, W) float 0..1, object by object."""
     return io.MultiType.Input("objects", types=[SAM3TrackData, Tracks, io.Mask], display_name="SAM 3 tracks, tracks or masks", tooltip=tooltip)
+
+
+def preview_fps_input(tooltip: str = "Frames per second when images are connected; a video brings its own."):
+    """The frame rate of what has none of its own: IMAGE."""
+    return io.Float.Input("preview_fps", default=24.0, min=1.0, max=120.0, step=1.0, advanced=True, optional=True, tooltip=tooltip)

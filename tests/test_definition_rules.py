@@ -49,7 +49,6 @@ BREAKS = {
     ),
     "an output": (lambda made: made["nodes"]["LoadMLLM"]["outputs"].pop(), "mllm is gone"),
     "an output's type": (lambda made: slot(made, "SAM2VideoPropagate", "mask", "outputs").update(type="IMAGE"), "its type is IMAGE"),
-    "an output that became a list": (lambda made: slot(made, "LoadMLLM", "mllm", "outputs").update(list=True), "its list is True"),
     "a socket type": (lambda made: made["socket_types"].remove("DECAF_TRACKS"), "of the type DECAF_TRACKS"),
     "a blueprint": (lambda made: made["blueprints"].clear(), "the blueprint Box is gone"),
     "a blueprint's id": (lambda made: made["blueprints"]["Box"].update(id="2"), "the blueprint Box is gone or has another id"),
@@ -68,6 +67,8 @@ ADDS = {
     ),
     "an option": (lambda made: slot(made, "DecAFApplyMask", "effect")["options"].append("fog"), "the option 'fog'"),
     "a type": (lambda made: slot(made, "LoadMLLM", "dtype").update(type="COMBO,STRING"), "another type"),
+    # The host runs what follows once for every entry.
+    "an output that became a list": (lambda made: slot(made, "LoadMLLM", "mllm", "outputs").update(list=True), "another list"),
     "a wider range": (lambda made: slot(made, "DecAFRefineMask", "grow").update(max=256, min=-256), "another max"),
     "a blueprint": (lambda made: made["blueprints"].update(More=made["blueprints"]["Box"]), "the blueprint More"),
 }

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from recorded import DEFINITION, LIVE, LOCALES, read_texts
+from recorded import DEFINITION, LIVE, LOCALES, carried_over, read_texts
 
 LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru")
 SAME = {"mllm", "sam2", "format", "style", "mode", "attention", "sigma", "fps", "images", "video"}
@@ -100,3 +100,11 @@ def test_texts_call_nodes_by_their_names(language):
         if name in text and names[name] not in texts[path]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_recorded_anew_keeps_translations_that_still_hold():
+    then = {"A.display_name": "Mask", "A.inputs.x.tooltip": "Old.", "A.inputs.y.name": "mask"}
+    german = {"A.display_name": "Maske", "A.inputs.x.tooltip": "Alt.", "A.inputs.y.name": "Maske klein", LIVE[0]: "Datei"}
+    now = {"B.inputs.z.name": "mask", "A.display_name": "Mask", "A.inputs.x.tooltip": "New.", LIVE[0]: "file"}
+    carried = carried_over(german, then, now)
+    assert carried == {"B.inputs.z.name": "Maske klein", "A.display_name": "Maske", LIVE[0]: "Datei"}

@@ -4,7 +4,7 @@ import { app } from '../../scripts/app.js'
 const specs = (node) => ({ ...node.constructor.nodeData?.input?.required, ...node.constructor.nodeData?.input?.optional })
 
 function showTranslation(node) {
-  if (!node.constructor.nodeData?.python_module?.includes('DecAF') && !node.comfyClass?.startsWith('DecAF')) return
+  if (!node.constructor.nodeData?.category?.startsWith('DecAF')) return
   for (const input of node.inputs ?? []) {
     const shown = specs(node)[input.name]?.[1]?.display_name
     const translated = input.localized_name && input.localized_name !== input.name

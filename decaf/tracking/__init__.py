@@ -2,6 +2,6 @@
 
 from .correction import Marks, correct
 from .memo import TrackMemo
-from .track import feature_cache, memory_needed, segment
+from .track import feature_cache, memory_needed, needs_model, segment
 
-__all__ = ["Marks", "TrackMemo", "correct", "feature_cache", "memory_needed", "segment"]
+__all__ = ["Marks", "TrackMemo", "correct", "feature_cache", "memory_needed", "needs_model", "segment"]

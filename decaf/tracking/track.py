@@ -123,6 +123,25 @@ def segment(
     return _tracks(store, tracks, message, prompts)
 
 
+def needs_model(
+    memo: TrackMemo,
+    prompts: SAM2Prompts,
+    *,
+    nms_iou: float = TrackingSettings.nms_iou,
+    score_threshold: float = TrackingSettings.score_threshold,
+    max_tracks: int | None = TrackingSettings.max_tracks,
+) -> bool:
+    """Whether `segment` with these arguments runs the model: not if `memo` has all that it returns, or there are no points. A model that is not
+    needed need not be brought to its device."""
+    if len(prompts.key) == 0:
+        return False
+    found = memo.found(prompts, nms_iou)
+    if found is None:
+        return True
+    chosen = _choose(found.tracklets, prompts, score_threshold, max_tracks)[0] if found.tracklets else []
+    return any(i not in found.masks for i in chosen)
+
+
 def feature_cache(
     model: SegmenterModel, *, shared: bool = False, budget: int | None = None, aside: int | None = None
 ) -> FeatureCache:

@@ -115,7 +115,7 @@ def _compare(where: str, old: list[dict], now: list[dict], broken: list[str], ne
         else:
             broken += [f"{where}: {name}: {problem}" for problem in _changed(slot, now[number])]
             added = [option for option in now[number].get("options", ()) if option not in slot.get("options", ())]
-            wider = [key for key in ("min", "max", "type", "optional") if slot.get(key) != now[number].get(key)]
+            wider = [key for key in ("min", "max", "type", "optional", "list") if slot.get(key) != now[number].get(key)]
             new += [f"{where}: {name}: the option {option!r}" for option in added]
             new += [f"{where}: {name}: another {key}" for key in wider]
     for slot in now[len(old) :]:
@@ -134,7 +134,7 @@ def _changed(old: dict, now: dict) -> list[str]:
         found.append("it was optional")
     found += [
         f"its {key} is {now.get(key)!r} and was {old.get(key)!r}"
-        for key in ("default", "list", "forceInput")
+        for key in ("default", "forceInput")
         if old.get(key) != now.get(key)
     ]
     found += [f"the option {option!r} is gone" for option in old.get("options", ()) if option not in now.get("options", ())]
@@ -186,6 +186,19 @@ def read_texts(language: str) -> dict[str, str]:
     return flat(json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8")))
 
 
+def carried_over(old: dict[str, str], english_then: dict[str, str], english_now: dict[str, str]) -> dict[str, str]:
+    """A language's texts in the order of the English ones: those whose English did not change, and for new ones the translation of an equal
+    English text elsewhere. What else is new is left out, for the test of completeness to name it."""
+    known = {english_then[path]: text for path, text in old.items() if path in english_then}
+    texts = {}
+    for path, text in english_now.items():
+        if path in old and (path in LIVE or english_then.get(path) == text):
+            texts[path] = old[path]
+        elif text in known:
+            texts[path] = known[text]
+    return texts
+
+
 def write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -207,8 +220,11 @@ def main() -> int:
         print("Not recorded, as saved workflows would break (--anyway records it):", *broken, sep="\n  ")
         return 1
     write(DEFINITION, present)
-    texts = {path: text for path, text in flat(english(nodes)).items() if path not in LIVE}
-    write(LOCALES / "en" / "nodeDefs.json", nested(texts))
+    texts, then = flat(english(nodes)), read_texts("en")
+    for folder in LOCALES.iterdir():
+        if folder.name != "en":
+            write(folder / "nodeDefs.json", nested(carried_over(read_texts(folder.name), then, texts)))
+    write(LOCALES / "en" / "nodeDefs.json", nested({path: text for path, text in texts.items() if path not in LIVE}))
     print(f"{len(present['nodes'])} nodes and {len(texts)} English texts recorded", *(f"new: {one}" for one in new), sep="\n  ")
     return 0
 
