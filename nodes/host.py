@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import mmap
 import os
 import sys
 import uuid
@@ -30,6 +28,7 @@ from .drawn_video import DrawnVideo
 from .kept import KeptClip
 from .live import NodeReport
 from .managed import Managed  # noqa: F401, the other nodes have it from here
+from .mask_memory import MaskMemory
 
 Cancelled = mm.InterruptProcessingException
 """Raised by a progress callback when the user has pressed Cancel."""
@@ -222,30 +221,18 @@ def as_mask(masks: torch.Tensor) -> torch.Tensor:
 
 def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None = None) -> torch.Tensor:
     """MASK of all objects, or of those at the indices `objects`, together: 0 and 1, and between them where edges were made
-    soft. Filled frame by frame: it is the only thing of its size, and takes memory only where the objects are."""
-    mask = _zeros((tracks.length, *tracks.frame_size))
+    soft. Filled frame by frame: it is the only thing of its size."""
+    memory = MaskMemory((tracks.length, *tracks.frame_size))
     for frame in range(tracks.length):
         report(frame, tracks.length, "filling the mask")
         levels = tracks.levels(frame, frame + 1, objects)[0]
         box = box_of(levels.numpy() > 0)
         if box is not None:
-            mask[frame][box] = levels[box].float() / 255
+            memory.tensor[frame][box] = levels[box].float() / 255
+        memory.filled(4 * levels.numel())
+    memory.settle()
     report(tracks.length, tracks.length, "filling the mask")
-    return mask
-
-
-def _zeros(shape: tuple[int, ...]) -> torch.Tensor:
-    """Float32 zeros on the device where ComfyUI keeps results. In the CPU's memory, a page counts only once something is written into it: a
-    mask of 640 frames of 720p is 2.4 GB, most of it 0."""
-    size = 4 * math.prod(shape)
-    if mm.intermediate_device().type != "cpu" or not size:
-        return torch.zeros(shape, dtype=torch.float32, device=mm.intermediate_device())
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    pages = mmap.mmap(-1, size, **private)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages
-            pages.madvise(mmap.MADV_NOHUGEPAGE)  # of 2 MB, of which each row of an object would touch one
-    return torch.frombuffer(pages, dtype=torch.float32).view(shape)
+    return memory.tensor
 
 
 def file_of(video) -> Path | None:

@@ -98,9 +98,10 @@ def test_from_a_sentence_to_a_cut_out_in_flat_memory(own_server, base, request):
         print(f"{length} frames: {peaks[length]:.0f} MB above {start:.0f} MB, {time.monotonic() - began:.0f} s")
         check_files(base / "output" / f"long{length}", source, length)
     few, many = (peaks[length] for length in lengths)
-    pages = 4 * size[0] * size[1] * (lengths[1] - lengths[0]) / MB  # of the MASK that Propagate with SAM 2 gives: the only thing that grows
+    # Of the MASK that Propagate with SAM 2 gives. A large one lies in a file, from 256 MB on (nodes/mask_memory.py).
+    held = 0 if request.config.getoption("--long") else 4 * size[0] * size[1] * (lengths[1] - lengths[0]) / MB
     assert many < 2500
-    assert many - few < 150 + pages, peaks
+    assert many - few < 200 + held, peaks
     assert os.path.isfile(source)
 
 
