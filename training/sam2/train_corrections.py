@@ -2,7 +2,7 @@
 
 Training from points alone leaves out negative points, boxes and masks as prompts. Only what reads these is trained here: the embeddings of
 negative points and of a box's corners, the encoder of mask prompts, and the head of the mask that is used where there are two points or
-more. All other weights stay bit for bit, and so does what the model makes of a single point. The image encoder does not change, so every
+more. All other weights stay bit for bit, and so does what the model makes of a single positive point. The image encoder does not change, so every
 picture goes through it once.
 
 Tracking begins with a mask too, which reaches the object pointer through the encoder of mask prompts, as numbers near 0, where a correction's
