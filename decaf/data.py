@@ -43,6 +43,9 @@ class Attention:
         answers: generated answers, first to the video, then to each key frame; empty when nothing was generated.
         presence: P(yes) / (P(yes) + P(no)) for the question whether the object is visible (see `decaf.attention.presence`); None if it was
             not asked.
+        not_this: attention of the same kind and grids for what is not meant (see `AttentionSettings.not_this`), of an object attention and of
+            what is made of it; None if nothing was given.
+        name: what the query is called: by the user, else its number, from 1, if there are several; empty for a single one without a name.
     """
 
     kind: str
@@ -53,6 +56,8 @@ class Attention:
     question: str
     answers: tuple[str, ...] = ()
     presence: float | None = None
+    not_this: Attention | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,22 +66,30 @@ class FusedAttention:
 
     Attributes:
         map: (K, rows', cols') float32 in 0..1. All zero means that nothing was attended.
-        query, presence: as in `Attention`.
+        query, presence, name: as in `Attention`.
+        not_this: the same map, (K, rows', cols') float32 in 0..1, of what is not meant; None if nothing was given.
     """
 
     map: Tensor
     clip: ClipInfo
     query: str = ""
     presence: float | None = None
+    not_this: Tensor | None = None
+    name: str = ""
 
     def absence(self, threshold: float) -> str:
         """Why nothing is to be masked: the model does not see the object, its presence is below the threshold. Empty if it is not."""
         if self.presence is None or self.presence >= threshold:
             return ""
         return (
-            f'The model does not see "{self.query.rstrip(".")}" in the clip: its presence score is {self.presence:.2f}, and below '
-            f"{threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
+            f'Not in this clip: presence {self.presence:.2f}. The model does not see "{self.query.rstrip(".")}" in the clip, and below a presence '
+            f"of {threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
         )
+
+
+def caption(record: Attention | FusedAttention | Tracks) -> str:
+    """The query of a record, with its name if it has one: "ball: the ball he throws.\""""
+    return f"{record.name}: {record.query}" if record.name else record.query
 
 
 @dataclass(frozen=True)
@@ -138,12 +151,15 @@ class Tracks:
         tracks: N records in the same order. N may be 0: nothing was found.
         message: a sentence that says why N is 0, or that the only track is a best guess below the threshold; else empty.
         clip: the clip that they were made of; None if it is not known.
+        query, name: as in `Attention`; empty if no sentence found them.
     """
 
     store: Masks
     tracks: tuple[Track, ...]
     message: str = ""
     clip: ClipInfo | None = None
+    query: str = ""
+    name: str = ""
 
     @property
     def length(self) -> int:
@@ -178,6 +194,13 @@ class Tracks:
         return self.store.union(indices, range(self.length)[start:stop])
 
     def alpha(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
-        """(stop - start, H, W) uint8, 0 outside and 255 inside of those objects; between them only at edges that were made soft."""
+        """(stop - start, H, W) uint8, 0 outside and 255 inside of those objects; between them at their soft edges. At least 128 just where
+        `union` is true."""
         indices = range(len(self.tracks)) if objects is None else objects
         return self.store.alpha(indices, range(self.length)[start:stop])
+
+    def levels(self, start: int = 0, stop: int | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """(stop - start, H, W) uint8 for whoever wants masks as they were made: `alpha` if they are finished, else the `union` as 0 and 255."""
+        if self.store.finished:
+            return self.alpha(start, stop, objects)
+        return self.union(start, stop, objects).byte() * 255

@@ -32,7 +32,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         raise _explained(path, error) from error
     try:
         yield part
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except FileNotFoundError as error:  # the folder has gone meanwhile
+            raise _explained(path, error) from error
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()

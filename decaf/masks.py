@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .contours import edge_alpha, near_contour, packed_edge
 from .errors import DecafError
 
 HELD = 128 << 20
@@ -25,6 +26,8 @@ class Masks(Protocol):
 
     length: int
     frame_size: tuple[int, int]
+    finished: bool
+    """Whether somebody has given the edges their softness: then a mask made of these has it, too. Else it is 0 and 1, as the segmenter's."""
 
     def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
         """(len(frames), H, W) bool: pixels of any of these objects, on these frames."""
@@ -39,27 +42,32 @@ class Masks(Protocol):
 class MaskStore:
     """(H, W) bool masks of N objects on T frames, in any order; unset masks are empty.
 
-    Each is packed to bits and compressed by zlib, without loss: about 6 kB and half a millisecond for an object on a full HD frame. Beyond
-    `held` bytes all of them move to a temporary file, which goes when the store does.
+    Each is packed to bits and compressed by zlib, without loss: about 5 kB and half a millisecond for an object on a full HD frame. What its
+    soft edge is made of takes 2 kB more (see `decaf.contours`). Beyond `held` bytes all of them move to a temporary file, which goes when the
+    store does.
     """
+
+    finished = False
 
     def __init__(self, objects: int, length: int, frame_size: tuple[int, int], *, held: int = HELD):
         self.length, self.frame_size = length, tuple(frame_size)
-        self._spans = np.zeros((objects, length, 2), np.int64)  # first byte and number of bytes; none for an empty mask
+        self._spans = np.zeros((objects, length, 3), np.int64)  # first byte, bytes of the mask, none for an empty one, and of its edge
         self._file = tempfile.SpooledTemporaryFile(max_size=held)
         self._lock = threading.Lock()  # the file has one position
 
-    def put(self, index: int, frame: int, mask: Tensor) -> None:
-        """Keeps the mask, on any device, of object `index`. DecafError: the disk is full."""
+    def put(self, index: int, frame: int, mask: Tensor, logits: Tensor | None = None) -> None:
+        """Keeps the mask, on any device, of object `index`. `logits`: (h, w) that were enlarged to make it, for a soft edge; None leaves the
+        edge hard. DecafError: the disk is full."""
         packed = pack_bits(mask).numpy()
         if not packed.any():
             self._spans[index, frame] = 0
             return
         data = zlib.compress(packed, 1)
+        edge = b"" if logits is None else packed_edge(logits, self.frame_size)
         with self._lock:
             try:
                 start = self._file.seek(0, os.SEEK_END)
-                self._file.write(data)
+                self._file.write(data + edge)
                 self._file.flush()  # else the error of a full disk would come to whoever reads next
             except OSError as error:
                 with contextlib.suppress(OSError):  # closing writes what is left, which fails again
@@ -68,7 +76,7 @@ class MaskStore:
                     f"The masks outgrew {HELD >> 20} MB and could not be kept in a temporary file ({error.strerror}). Free space in "
                     f"{tempfile.tempdir or 'a folder for temporary files'}, or set TMPDIR to another folder."
                 ) from error
-        self._spans[index, frame] = start, len(data)
+        self._spans[index, frame] = start, len(data), len(edge)
 
     def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
         """(len(frames), H, W) bool: pixels of any of these objects, on these frames."""
@@ -81,8 +89,8 @@ class MaskStore:
         return torch.from_numpy(masks)
 
     def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
-        """(len(frames), H, W) uint8: 255 in pixels of any of these objects, 0 elsewhere."""
-        return self.union(objects, frames).to(torch.uint8).mul_(255)
+        """(len(frames), H, W) uint8 0..255: soft at the contour of all these objects together, so that there is no seam between neighbours."""
+        return _alpha_of([(self, index) for index in objects], self.union(objects, frames), frames)
 
     def any(self, objects: Sequence[int] | None = None) -> bool:
         """Whether any mask, or any of these objects, has a pixel."""
@@ -96,14 +104,37 @@ class MaskStore:
     @property
     def nbytes(self) -> int:
         """Bytes of the compressed masks, in memory or in the file."""
-        return int(self._spans[..., 1].sum())
+        return int(self._spans[..., 1:].sum())
+
+    def edge(self, index: int, frame: int) -> bytes:
+        """What `decaf.contours` keeps of the logits; nothing for a hard edge."""
+        start, size, more = self._spans[index, frame].tolist()
+        return self._read(start + size, more)
 
     def _packed(self, index: int, frame: int) -> np.ndarray:
-        start, size = self._spans[index, frame].tolist()
+        start, size, _ = self._spans[index, frame].tolist()
+        return np.frombuffer(zlib.decompress(self._read(start, size)), np.uint8).reshape(self.frame_size[0], -1)
+
+    def _read(self, start: int, size: int) -> bytes:
         with self._lock:
             self._file.seek(start)
-            data = self._file.read(size)
-        return np.frombuffer(zlib.decompress(data), np.uint8).reshape(self.frame_size[0], -1)
+            return self._file.read(size)
+
+
+def _alpha_of(objects: Sequence[tuple[MaskStore, int]], union: Tensor, frames: Sequence[int]) -> Tensor:
+    """(len(frames), H, W) uint8 of objects, of each its store and its index there, which together are `union`."""
+    alpha = union.to(torch.uint8).mul_(255)
+    for mask, pixels, frame in zip(union.numpy(), alpha.numpy(), frames, strict=True):
+        edges = [store.edge(index, frame) for store, index in objects]
+        if any(edges):
+            rows, cols = near_contour(mask)
+            soft = np.maximum.reduce([edge_alpha(edge, mask.shape, rows, cols) for edge in edges if edge])
+            for (store, index), edge in zip(objects, edges, strict=True):
+                if not edge:
+                    soft = np.maximum(soft, store.union([index], [frame])[0].numpy()[rows, cols] * np.uint8(255))
+            # The logits that are kept are rounded; the contour is that of the mask.
+            pixels[rows, cols] = np.where(mask[rows, cols], np.maximum(soft, 128), np.minimum(soft, 127))
+    return alpha
 
 
 class JoinedMasks:
@@ -112,6 +143,7 @@ class JoinedMasks:
     def __init__(self, objects: Sequence[tuple[Masks, int]], length: int, frame_size: tuple[int, int]):
         self.length, self.frame_size = length, tuple(frame_size)
         self._objects = [masks._objects[index] if isinstance(masks, JoinedMasks) else (masks, index) for masks, index in objects]
+        self.finished = any(masks.finished for masks, _ in self._objects)
 
     def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
         """(len(frames), H, W) bool."""
@@ -122,9 +154,18 @@ class JoinedMasks:
 
     def alpha(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
         """(len(frames), H, W) uint8 0..255."""
-        joined = torch.zeros(len(frames), *self.frame_size, dtype=torch.uint8)
+        stored, made = [], []
         for masks, indices in self._sources(objects):
-            joined = torch.maximum(joined, masks.alpha(indices, frames))
+            if isinstance(masks, MaskStore):
+                stored += [(masks, index) for index in indices]
+            else:
+                made.append(masks.alpha(indices, frames))
+        union = torch.zeros(len(frames), *self.frame_size, dtype=torch.bool)
+        for store, index in stored:
+            union |= store.union([index], frames)
+        joined = _alpha_of(stored, union, frames)
+        for alpha in made:
+            joined = torch.maximum(joined, alpha)
         return joined
 
     def any(self) -> bool:

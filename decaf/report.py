@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, what)`: `done` of `total` units of the step named `what`. It may raise to cancel the step."""
@@ -16,6 +17,23 @@ Progress = Callable[[int, int, str], None]
 
 def silent(done: int, total: int, what: str) -> None:
     """Reports nothing."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What there is to see of a step while it works: one frame, and what was found in it.
+
+    Attributes:
+        index: of the frame in the clip.
+        frame: (H, W, 3) uint8.
+        heat: attention (rows, cols), any values, the frame's own largest being the strongest; None in a step that makes masks.
+        masks: (h, w) bool of any size, stretched over the frame; one per object.
+    """
+
+    index: int
+    frame: Tensor
+    heat: Tensor | None = None
+    masks: Sequence[Tensor] = ()
 
 
 class Report:
@@ -30,16 +48,18 @@ class Report:
 
     Args:
         callback: called with every progress. What it raises cancels the work, whatever exception that is.
+        watch: called with a function whenever there is something new to see; that function makes the `Preview`, which costs time, so it is to
+            be called only for somebody who looks, a few times a second. None: nobody does.
 
     Attributes:
         counts: work done, by name.
         seconds: wall time by stage.
     """
 
-    def __init__(self, callback: Progress = silent):
+    def __init__(self, callback: Progress = silent, watch: Callable[[Callable[[], Preview]], None] | None = None):
         self.counts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        self._callback = callback
+        self._callback, self._watch = callback, watch
         self._last: tuple[int, int, str] | None = None
         self._raised: BaseException | None = None
 
@@ -56,6 +76,16 @@ class Report:
         except BaseException as error:
             self._raised = error
             raise
+
+    def preview(self, make: Callable[[], Preview]) -> None:
+        """Offers something to see. `make` is called only if somebody looks, and before this returns. Raises if
+        whoever looks cancels."""
+        if self._watch is not None:
+            try:
+                self._watch(make)
+            except BaseException as error:
+                self._raised = error
+                raise
 
     def check_cancelled(self) -> None:
         """Gives the callback a chance to cancel: repeats the latest progress, if there was any."""

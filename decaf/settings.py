@@ -50,6 +50,8 @@ class AttentionSettings:
         start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
         detail: one of DETAILS. "paper": as published. "fast": images of single frames as coarse as the video's, and at most FAST_KEY_FRAMES
             key frames. What it costs in quality is in the README.
+        not_this: what is not to be masked, in a sentence of its own; one for all queries. What it attends more than the query does is
+            subtracted (see `decaf.attention.fusion.object_background_fusion`). Not in the paper. None for nothing.
     """
 
     setting: str = MODES[0]
@@ -57,6 +59,7 @@ class AttentionSettings:
     tokens_per_frame: int = 400
     start_layer: int | None = None
     detail: str = DETAILS[0]
+    not_this: str | None = None
 
     @property
     def is_fast(self) -> bool:
@@ -182,7 +185,12 @@ EFFECTS = {
 }
 """What can be made of a clip and its masks, and what each shows (see `decaf.finishing.effects`)."""
 
-CUT_OUTS = {"mov": "ProRes 4444, for editing programs", "webm": "VP9, for web pages", "png": "a folder of pictures, without sound"}
+CUT_OUTS = {
+    "mov": "ProRes 4444, for editing programs",
+    "webm": "VP9, for web pages",
+    "png": "a folder of pictures, without sound",
+    "exr": "the same in linear light, for compositing",
+}
 """Kinds of files that a cut-out is written as: those with alpha."""
 
 

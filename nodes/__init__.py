@@ -8,6 +8,7 @@ from .load import DecAFLoadSAM2, LoadMLLM
 from .objects import DecAFCorrectObjects, DecAFShowObjects, DecAFTracksToMask
 from .pick_tracks import DecAFFrameOfVideo, DecAFPickTracks
 from .preview import DecAFAttentionPreview
+from .queries import DecAFPickQuery
 from .sample import DecAFSampleClip
 from .segmentation import AttentionToSAM2Prompts, SAM2VideoPropagate
 
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     AttentionToSAM2Prompts,
     DecAFLoadSAM2,
     SAM2VideoPropagate,
+    DecAFPickQuery,
     DecAFShowObjects,
     DecAFCorrectObjects,
     DecAFTracksToMask,

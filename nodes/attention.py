@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from .. import decaf
 from ..decaf.attention import fusion
 from ..decaf.attention.batches import memory_needed
-from ..decaf.attention.questions import Templates, split_queries
+from ..decaf.attention.questions import Templates, clean_not_this, split_queries
+from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.settings import DETAILS, MODES, AttentionSettings
 from . import host
@@ -40,7 +41,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     multiline=True,
                     placeholder="the dog that gets the ball first",
                     tooltip="What to mask: a name, a description, or a sentence that needs thinking, in any language that the model reads. "
-                    "One query a line: several share the model's passes over the pictures; everything behind runs for each, with a mask each.",
+                    "One query a line: several share the model's passes over the pictures; everything behind runs for each, with a mask each. "
+                    "A line may begin with a name: 'ball: the ball he throws'. Pick Query picks one of several.",
                 ),
                 io.Combo.Input(
                     "setting",
@@ -82,7 +84,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.object,
-                    tooltip="Your own wording of the object question; {query} stands for the query. Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the object question, with the word query in braces where the query goes, as in the grey example. "
+                    "Left empty, the built-in one is asked.",
                 ),
                 io.String.Input(
                     "background_question",
@@ -91,8 +94,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder=Templates.background,
-                    tooltip="Your own wording of the background question; {query} stands for the query (setting 'class name': {object} "
-                    "for the name). Left empty, the built-in one is asked.",
+                    tooltip="Your own wording of the background question, with the word query in braces where the query goes (in the setting "
+                    "'class name' the word object, for the name). Left empty, the built-in one is asked.",
                 ),
                 io.Combo.Input(
                     "detail",
@@ -103,6 +106,15 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="paper: as published. fast: single frames as coarse as the video's, and at most 8 key frames. "
                     "About a sixth of the visual tokens of 16 key frames. With the bundled models masks were as good, but for motion "
                     "(J&F 0.70 instead of 0.97) and sizes (0.61 instead of 0.70).",
+                ),
+                io.String.Input(
+                    "not_this",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    placeholder="the hand that holds it",
+                    tooltip="What must not be masked, in words of its own: where the model looks for this more than for the query, nothing is "
+                    "masked. One for all queries. It costs no further look at the pictures.",
                 ),
             ],
             outputs=[
@@ -137,13 +149,14 @@ class ExtractRolloutAttention(io.ComfyNode):
     @checked
     def execute(
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question="",
-        detail=AttentionSettings.detail,
+        detail=AttentionSettings.detail, not_this="",
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
+        not_this = clean_not_this(not_this, queries) if not_this.strip() else None
         mllm = managed(mllm)
         clip = host.clip_of(frames)
-        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail)
+        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail, not_this)
         with host.returning_memory():
             needed = memory_needed(
                 mllm.value, len(clip), clip.frame_size, settings, queries=queries, templates=templates, device=host.compute_device()
@@ -154,7 +167,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         objects, backgrounds = map(list, zip(*found, strict=True))
         told = ["\n".join(_said(object) + _said(background)) for object, background in found]
         named = [templates.class_name(background.question) or background.query.rstrip(".?") for background in backgrounds]
-        return io.NodeOutput(objects, backgrounds, told, named)
+        return io.NodeOutput(objects, backgrounds, told, named, ui=host.Says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -164,10 +177,20 @@ def _templates(setting: str, object_question: str | None, background_question: s
 
 def _said(attention) -> list[str]:
     lines = [f"{attention.kind}: {attention.question}", *(f"  {answer}" for answer in attention.answers)]
+    if attention.not_this is not None:
+        lines.append(f"not this: {attention.not_this.question}")
     if attention.kind != "object":
         return lines
-    told = "not known, this model has no single token for yes, or no head in its file" if attention.presence is None else f"{attention.presence:.2f}"
-    return [f"presence: {told}", *lines]
+    return [*([f"query: {caption(attention)}"] if attention.name else []), f"presence: {_presence_of(attention)}", *lines]
+
+
+def _presence_of(attention) -> str:
+    unknown = "not known, this model has no single token for yes, or no head in its file"
+    return unknown if attention.presence is None else f"{attention.presence:.2f}"
+
+
+def _presence(attention) -> str:
+    return f'"{attention.query}": presence {_presence_of(attention)}'
 
 
 class ObjectBackgroundFusion(io.ComfyNode):
@@ -177,7 +200,8 @@ class ObjectBackgroundFusion(io.ComfyNode):
             node_id="ObjectBackgroundFusion",
             display_name="Subtract Background Attention",
             category=CATEGORY,
-            description="Object-background fusion: takes out of the object's attention what the background question attends as well.",
+            description="Object-background fusion: takes out of the object's attention what the background question attends as well, and what "
+            "'not this' does, if Extract Rollout Attention was given it.",
             search_aliases=["decaf", "object background fusion", "contrast", "attention contrast"],
             inputs=[
                 Attention.Input("object", tooltip="The object attention of Extract Rollout Attention."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 
 import torch
 from comfy_api.latest import InputImpl, io
@@ -17,10 +17,11 @@ from ..decaf.pictures.styles import on_checkerboard
 from ..decaf.settings import EFFECTS, REFINE_RANGES, EffectSettings, RefineSettings
 from . import host
 from .inputs import checked
+from .interop import objects_of
 from .sockets import CATEGORY, Tracks, frames_input, masks_input
 
 _FORMATS = {"auto": "", **{f"{suffix[1:]} ({one.name})": suffix for suffix, one in FORMATS.items()}}
-_PICTURES = "PNG pictures"
+_PICTURES = {"PNG pictures": "png", "EXR pictures": "exr"}
 
 
 def _number(name: str, default: float, tooltip: str, **more):
@@ -123,9 +124,15 @@ class DecAFApplyMask(io.ComfyNode):
                     "preview_fps", default=24.0, min=1.0, max=120.0, step=1.0, advanced=True, optional=True,
                     tooltip="Frames per second when images are connected; a video brings its own.",
                 ),
+                io.Boolean.Input(
+                    "one_per_object", default=False, advanced=True, optional=True,
+                    tooltip="A video of each object by itself. Save Video with Alpha then saves them all, with the object's number in the name.",
+                ),
             ],
             outputs=[
-                io.Video.Output("video", tooltip="The result with its sound, for Save Video with Alpha; mp4 for Save Video too."),
+                io.Video.Output(
+                    "video", is_output_list=True, tooltip="The result with its sound, for Save Video with Alpha; mp4 for Save Video too."
+                ),
                 io.String.Output("report", tooltip="What was made, and what became of the sound."),
             ],
         )  # fmt: skip
@@ -133,27 +140,41 @@ class DecAFApplyMask(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, frames, masks, effect, invert, strength, format, background=None, objects="", colour=EffectSettings.colour, preview_fps=24.0
-    ) -> io.NodeOutput:
+        cls, frames, masks, effect, invert, strength, format, background=None, objects="", colour=EffectSettings.colour, preview_fps=24.0,
+        one_per_object=False,
+    ) -> io.NodeOutput:  # fmt: skip
         settings = EffectSettings(effect, strength, colour, invert)
         suffix = _FORMATS[format] or (".mov" if has_alpha(settings) else ".mp4")
         tracks = _tracks_of(masks)
-        path, _ = host.temp_file(suffix)
+        places = objects_of(tracks, objects)
+        if one_per_object and not tracks.tracks:
+            raise DecafError(f"There is no object to make a video of. {tracks.message or 'Leave one_per_object off.'}")
         with host.returning_memory():
             clip = host.clip_of(frames)
             sound = host.sound_of(frames, clip)
-            note = apply_mask(
-                path, clip, tracks, settings,
-                objects=picked(tracks, objects),
-                background=None if background is None else host.clip_of(background),
-                sound=sound,
-                fps=host.frame_rate(frames, clip, preview_fps),
-                progress=host.progress(),
-            )  # fmt: skip
+            given = {
+                "background": None if background is None else host.clip_of(background),
+                "sound": sound,
+                "fps": host.frame_rate(frames, clip, preview_fps),
+            }
+            videos = []
+            for each in [[place] for place in places or range(len(tracks.tracks))] if one_per_object else [places]:
+                path, _ = host.temp_file(suffix)
+                note = apply_mask(path, clip, tracks, settings, objects=each, progress=host.progress(), **given)
+                videos.append(NamedVideo(path, f"object-{tracks.tracks[each[0]].id}" if one_per_object else ""))
         height, width = clip.frame_size
         told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
+        told += f", of {len(videos)} objects each by itself" * one_per_object
         told += ", with sound." if sound is not None and not note else "."
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), f"{told} {note}".strip())
+        return io.NodeOutput(videos, f"{told} {note}".strip())
+
+
+class NamedVideo(InputImpl.VideoFromFile):
+    """`part`: what tells it from others of the same node, for the name under which it is saved; may be empty."""
+
+    def __init__(self, path: Path, part: str):
+        super().__init__(str(path))
+        self.part = part
 
 
 def _tracks_of(masks) -> TracksRecord:
@@ -163,16 +184,6 @@ def _tracks_of(masks) -> TracksRecord:
     return tracks_from_masks(masks if masks.ndim == 3 else masks[None])
 
 
-def picked(tracks: TracksRecord, text: str) -> list[int] | None:
-    """Indices of the objects whose numbers `text` lists; None for an empty text, which means all. DecafError: there is no such object."""
-    places = {str(track.id): place for place, track in enumerate(tracks.tracks)}
-    words = text.replace(",", " ").split()
-    missing = [word for word in words if word not in places]
-    if missing and places:
-        raise DecafError(f"There is no object '{missing[0][:40]}'; there are {', '.join(places)}. Change 'objects', or empty it for all.")
-    return [places[word] for word in words if word in places] if words else None
-
-
 class DecAFSaveCutOut(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -180,14 +191,15 @@ class DecAFSaveCutOut(io.ComfyNode):
             node_id="DecAFSaveCutOut",
             display_name="Save Video with Alpha",
             category=CATEGORY,
-            description="Saves a video as it is, with its alpha and sound, into ComfyUI's output folder; or its frames as PNG pictures.",
-            search_aliases=["decaf", "save cut out", "save prores", "save mov", "save webm alpha", "png sequence", "export alpha"],
+            description="Saves a video as it is, with its alpha and sound, into ComfyUI's output folder; or its frames as PNG or EXR pictures.",
+            search_aliases=["decaf", "save cut out", "save prores", "save mov", "save webm alpha", "png sequence", "exr sequence", "export alpha"],
             inputs=[
                 io.Video.Input("video", tooltip="From Apply Mask (Video)."),
                 io.String.Input("filename_prefix", default="video/DecAF", tooltip="The beginning of the file's name; may name a folder."),
                 io.Combo.Input(
-                    "format", options=["as it is", _PICTURES], default="as it is",
-                    tooltip="PNG pictures: a folder of numbered pictures, with alpha if the video has it, without sound.",
+                    "format", options=["as it is", *_PICTURES], default="as it is",
+                    tooltip="PNG or EXR pictures: a folder of numbered pictures, with alpha if the video has it, without sound. EXR is for "
+                    "compositing: linear light, colours multiplied by alpha, half floats.",
                 ),
             ],
             outputs=[],
@@ -199,17 +211,33 @@ class DecAFSaveCutOut(io.ComfyNode):
     def execute(cls, video, filename_prefix, format) -> io.NodeOutput:
         source, report = host.file_of(video), host.progress()
         clip = None if source else host.clip_of(video)
-        suffix = "" if format == _PICTURES else source.suffix if source else ".mp4"
-        path = host.output_path(filename_prefix, suffix, size_of(video))
-        if format == _PICTURES:
-            frames = read_with_alpha(source) if source else (clip[index].numpy() for index in range(len(clip)))
-            write_pictures(path, frames, video.get_frame_count(), report)
+        kind = _PICTURES.get(format)
+        suffix = "" if kind else source.suffix if source else ".mp4"
+        part = getattr(video, "part", "")
+        path = host.output_path(f"{filename_prefix}_{part}" if part else filename_prefix, suffix, size_of(video))
+        if kind:
+            frames = read_with_alpha(source, deep=kind == "exr") if source else (clip[index].numpy() for index in range(len(clip)))
+            write_pictures(path, frames, video.get_frame_count(), report, kind=kind)
         else:
-            with atomic_write(path) as part:
-                video.save_to(str(part)) if source is None else shutil.copyfile(source, part)
+            with atomic_write(path) as unfinished:
+                video.save_to(str(unfinished)) if source is None else copied(source, unfinished, report)
         first = next(read_with_alpha(source)) if source else clip[0].numpy()
         shown = on_checkerboard(torch.from_numpy(first))
         return io.NodeOutput(ui=host.shown_images(host.as_image(shown)[None]))
+
+
+def copied(source: Path, target: Path, report) -> None:
+    """Copies a file a few megabytes at a time, so that Cancel stops it."""
+    size, done = source.stat().st_size, 0
+    with source.open("rb") as read, target.open("wb") as write:
+        report(done, size, "Saving")
+        while block := read.read(_BLOCK):
+            write.write(block)
+            done += len(block)
+            report(done, size, "Saving")
+
+
+_BLOCK = 8 << 20
 
 
 def size_of(video) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import comfy.model_management as mm
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import InputImpl, io, ui
@@ -26,6 +25,7 @@ from ..decaf.finishing import SoundFile, SoundWave
 from ..decaf.report import Progress
 from .drawn_video import DrawnVideo
 from .kept import KeptClip
+from .live import NodeReport, Says  # noqa: F401, the other nodes have it from here
 from .managed import Managed  # noqa: F401, the other nodes have it from here
 
 Cancelled = mm.InterruptProcessingException
@@ -82,28 +82,9 @@ def mixed_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32
 
 
-def progress() -> Progress:
-    """A callback that shows a step on the node and stops it when the user has pressed Cancel."""
-    bar, phase, last = None, None, 0
-    stopped = []
-
-    def report(done: int, total: int, what: str) -> None:
-        nonlocal bar, phase, last
-        # ComfyUI tells of a Cancel once, but a download asks from several threads, each of which has to stop.
-        if stopped:
-            raise stopped[0]
-        try:
-            mm.throw_exception_if_processing_interrupted()
-        except Cancelled as cancel:
-            stopped.append(cancel)
-            raise
-        # ComfyUI's bar sends nothing that is less than what it has sent: what starts again at 0 needs a bar of its own.
-        if what != phase or done < last:
-            bar = comfy.utils.ProgressBar(total)
-        phase, last = what, done
-        bar.update_absolute(done, total)
-
-    return report
+def progress() -> NodeReport:
+    """A callback, or report, that shows a step on the node and stops it when the user has pressed Cancel."""
+    return NodeReport()
 
 
 @cache
@@ -237,12 +218,12 @@ def as_mask(masks: torch.Tensor) -> torch.Tensor:
 
 
 def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None = None) -> torch.Tensor:
-    """MASK of all objects, or of those at the indices `objects`, together, with their soft edges if they have some. Filled frame by frame: it
-    is the only thing of its size."""
+    """MASK of all objects, or of those at the indices `objects`, together: 0 and 1, and between them where edges were made
+    soft. Filled frame by frame: it is the only thing of its size."""
     mask = torch.empty(tracks.length, *tracks.frame_size, dtype=torch.float32, device=mm.intermediate_device())
     for frame in range(tracks.length):
         report(frame, tracks.length, "filling the mask")
-        mask[frame] = tracks.alpha(frame, frame + 1, objects)[0]
+        mask[frame] = tracks.levels(frame, frame + 1, objects)[0]
         mask[frame] /= 255
     report(tracks.length, tracks.length, "filling the mask")
     return mask

@@ -94,9 +94,11 @@ def _checked(cls: type[io.ComfyNode], inputs: Mapping[str, object]) -> dict[str,
         value = inputs.get(item.id)
         if value is None and item.optional:
             continue
-        problem = _problem(item, value, _checked_by_itself(cls))
-        if problem:
-            raise DecafError(f"{schema.display_name} was given {shown(value)} as '{item.id}', {problem}")
+        # A node that takes whole lists gets every input as one.
+        for one in value if schema.is_input_list and isinstance(value, list) else [value]:
+            problem = _problem(item, one, _checked_by_itself(cls))
+            if problem:
+                raise DecafError(f"{schema.display_name} was given {shown(one)} as '{item.id}', {problem}")
         kept[item.id] = value
     return kept
 

@@ -1,4 +1,5 @@
-"""Points and boxes as ComfyUI's nodes and other packs take them. Nothing of ComfyUI is imported: these are only texts and numbers.
+"""Points, boxes and numbers of objects as ComfyUI's nodes and other packs take them. Nothing of ComfyUI is imported: these are only texts and
+numbers.
 
 Points: a STRING of JSON, `[{"x": 12, "y": 34}, ...]` in whole pixels, as KJNodes' Points Editor gives it, and kijai's SAM 2 pack and core's
 SAM3_Detect take it. Boxes: BOUNDING_BOX of core, `{"x", "y", "width", "height"}` in whole pixels, here a list of them for every frame.
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..decaf.attention.fusion import coarse_masks
-from ..decaf.data import FusedAttention, SAM2Prompts
-from ..decaf.errors import DecafError
+from ..decaf.data import FusedAttention, SAM2Prompts, Tracks
+from ..decaf.errors import DecafError, shown
 
 
 def points_json(prompts: SAM2Prompts, key: int) -> str:
@@ -36,6 +37,24 @@ def points_of(text: str, name: str, frame_size: tuple[int, int]) -> list[tuple[f
             f"'{name}' holds {brief(text)}, which are no points. Connect a points editor, or write points in pixels of the frame, for example "
             '[{"x": 120, "y": 80}].'
         ) from None
+
+
+def objects_of(tracks: Tracks, text: str) -> list[int] | None:
+    """Indices of the objects whose numbers `text` lists, each once; None for an empty text, which means all. DecafError: there is no such
+    object, or it is no number."""
+    words = text.replace(",", " ").split()
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise DecafError(
+            f"'objects' holds '{shown(wrong[0], 40)}', which is not a number. Write numbers of objects, for example 0 or 0, 2; or nothing for all."
+        )
+    places = {track.id: place for place, track in enumerate(tracks.tracks)}
+    missing = [int(word) for word in words if int(word) not in places]
+    if missing and places:
+        raise DecafError(
+            f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
+        )
+    return list(dict.fromkeys(places[int(word)] for word in words if int(word) in places)) if words else None
 
 
 def box_of(box: object, frame_size: tuple[int, int]) -> tuple[float, float, float, float]:

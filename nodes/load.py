@@ -12,7 +12,7 @@ from ..decaf.mllm import all_families
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
 from ..decaf.mllm.load import is_quantised, load_mllm
-from ..decaf.sam2 import load_sam2
+from ..decaf.sam2 import PUBLISHED, download_checkpoint, load_sam2
 from . import host
 from .core_mllm import ManagedClip
 from .inputs import checked
@@ -70,13 +70,17 @@ def _sam2_files() -> dict[str, Path]:
     return host.files("sam2", (".safetensors", ".pt", ".pth"))
 
 
+def _sam2_choices() -> list[str]:
+    return [*_sam2_files(), *(DOWNLOAD + repository for repository in PUBLISHED), BUNDLED, CHOOSE]
+
+
 def _sam2_problem(model: object) -> str | None:
-    if model in [*_sam2_files(), BUNDLED]:
+    if model in _sam2_choices() and model != CHOOSE:
         return None
     return (
         ("No SAM 2 checkpoint is chosen." if model == CHOOSE else f"There is no checkpoint {brief(model)} in models/sam2.")
         + " Put a SAM 2 or 2.1 checkpoint (.safetensors or .pt, for example sam2.1_hiera_large.pt of facebook/sam2.1-hiera-large) into "
-        f"{host.folders('sam2')[0]} and press R, then choose it in the node Load SAM 2."
+        f"{host.folders('sam2')[0]} and press R, then choose it in the node Load SAM 2, or choose a '{DOWNLOAD}...' entry there."
     )
 
 
@@ -153,7 +157,6 @@ def _downloaded(repository: str, report) -> Path:
 class DecAFLoadSAM2(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        choices = [*_sam2_files(), BUNDLED, CHOOSE]
         return io.Schema(
             node_id="DecAFLoadSAM2",
             display_name="Load SAM 2",
@@ -163,9 +166,10 @@ class DecAFLoadSAM2(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=choices,
-                    default=CHOOSE if choices[0] == BUNDLED else choices[0],
-                    tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run). "
+                    options=_sam2_choices(),
+                    default=next(iter(_sam2_files()), CHOOSE),
+                    tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run). A "
+                    "'download' entry fetches one once, into models/sam2, when the node runs (0.2 to 0.9 GB); afterwards it needs no network. "
                     "bundled: a tiny one for Make Sample Clip.",
                 ),
                 io.Combo.Input(
@@ -191,5 +195,11 @@ class DecAFLoadSAM2(io.ComfyNode):
         problem = _sam2_problem(model)
         if problem:
             raise DecafError(problem)
-        file = SAM2_FILE if model == BUNDLED else _sam2_files()[model]
+        file = SAM2_FILE if model == BUNDLED else _sam2_files().get(model) or _checkpoint(model.removeprefix(DOWNLOAD))
         return io.NodeOutput(host.Managed(load_sam2(file, device=host.offload_device(), dtype=host.mixed_dtype(precision))))
+
+
+def _checkpoint(repository: str) -> Path:
+    """The published checkpoint, wherever it lies already; else it is fetched."""
+    here = [file for label, file in _sam2_files().items() if label.split("/")[-1] == PUBLISHED[repository]]
+    return here[0] if here else download_checkpoint(repository, host.folders("sam2")[0], host.progress())

@@ -13,13 +13,14 @@ from PIL import Image
 
 from ..decaf.clips import Clip, check_tracks, write_video
 from ..decaf.data import Tracks as TracksRecord
+from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import CORRECTIONS, STYLES
 from ..decaf.tracking import Marks, correct, memory_needed
 from . import host
 from .inputs import checked
-from .interop import box_of, points_of
+from .interop import box_of, objects_of, points_of
 from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input
 
 _SHOWN_SIDE = 640
@@ -29,8 +30,9 @@ _MOST = 9999
 
 
 def describe(tracks: TracksRecord) -> str:
-    """One line per object, and what there is to say of them: why there is none, or that it is a best guess."""
-    return "\n".join(filter(None, [*(_described(track) for track in tracks.tracks), tracks.message]))
+    """The query if it has a name, one line per object, and what there is to say of them: why there is none, or that it is a best guess."""
+    heading = caption(tracks) if tracks.name else ""
+    return "\n".join(filter(None, [heading, *(_described(track) for track in tracks.tracks), tracks.message]))
 
 
 def _described(track) -> str:
@@ -60,7 +62,7 @@ def draw_overlay(
         report(index, len(clip), "drawing")
         return drawn_frame(clip, tracks, index, size, style, opacity, numbers)
 
-    write_video(path, (frame(index) for index in range(len(clip))), fps, size)
+    write_video(path, (frame(index) for index in range(len(clip))), fps, size, quick=side is not None)
     report(len(clip), len(clip), "drawing")
 
 
@@ -71,7 +73,9 @@ def drawn_frame(
     picture = clip[index]
     if tuple(picture.shape[:2]) != tuple(size):
         picture = torch.from_numpy(np.array(Image.fromarray(picture.numpy()).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=1.0)))
-    masks = [tracks.masks(place, index, index + 1)[0] for place in range(len(tracks.tracks))]
+    # Made smaller, every edge is soft; the masks' own soft edges cost more than they show then, unless somebody has made them.
+    of = tracks.levels if tuple(size) != tuple(tracks.frame_size) else tracks.alpha
+    masks = [of(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
     return show_objects(picture, masks, style, opacity=opacity, numbers=[track.id for track in tracks.tracks] if numbers else None)
 
 
@@ -145,8 +149,8 @@ class DecAFShowObjects(io.ComfyNode):
                 draw_overlay(path, clip, tracks, fps, side=_SHOWN_SIDE, **look)
                 shown = ui.PreviewVideo([saved])
                 if size == tuple(clip.frame_size):
-                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=shown)
-        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=shown)
+                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=host.Says(tracks.message, shown))
+        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=host.Says(tracks.message, shown))
 
 
 def overlay_of(frames, tracks: TracksRecord, fps: Fraction | float, **look):
@@ -206,26 +210,9 @@ class DecAFTracksToMask(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, tracks, objects, score_threshold=0.0, max_objects=0) -> io.NodeOutput:
-        places = {track.id: place for place, track in enumerate(tracks.tracks)}
-        wanted = _numbers(objects) or list(places)
-        missing = [number for number in wanted if number not in places]
-        if missing and places:
-            raise DecafError(
-                f"There is no object {missing[0]}; the tracks hold {', '.join(map(str, places))}. Change 'objects', or empty it for all."
-            )
-        named = dict.fromkeys(places[number] for number in wanted if number in places)
-        picked = tracks.picked(named).best(score_threshold or None, max_objects or None)
-        return io.NodeOutput(host.tracks_mask(picked, host.progress()), picked)
-
-
-def _numbers(text: str) -> list[int]:
-    words = text.replace(",", " ").split()
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong:
-        raise DecafError(
-            f"'objects' holds '{wrong[0]}', which is not a number. Write numbers of objects, for example 0 or 0, 2; or nothing for all."
-        )
-    return [int(word) for word in words]
+        places = objects_of(tracks, objects)
+        chosen = (tracks if places is None else tracks.picked(places)).best(score_threshold or None, max_objects or None)
+        return io.NodeOutput(host.tracks_mask(chosen, host.progress()), chosen)
 
 
 class DecAFCorrectObjects(io.ComfyNode):
@@ -304,14 +291,15 @@ class DecAFCorrectObjects(io.ComfyNode):
         )
         if marks.mask is None and marks.clicks is None:
             told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
-            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, f"{describe(tracks)}\n{told}".strip())
+            told = f"{describe(tracks)}\n{told}".strip()
+            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=host.Says(told))
         with host.returning_memory():
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
             features = host.kept_of(sam2, frames).features
             number = None if object < 0 else object
             found = correct(sam2.load(needed), clip, tracks, marks, number=number, mode=mode, progress=report, features=features)
             features.let_go()
-        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found))
+        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=host.Says(describe(found)))
 
 
 def _own_mask(mask: torch.Tensor, frame: int, length: int) -> torch.Tensor:

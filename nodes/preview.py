@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from comfy_api.latest import io
 
 from ..decaf.attention.fusion import coarse_masks
 from ..decaf.clips import check_same_clip
-from ..decaf.pictures.contact_sheet import heat_overlay
+from ..decaf.data import caption
+from ..decaf.pictures.contact_sheet import contact_sheet
+from ..decaf.pictures.drawing import heat_overlay
+from ..decaf.pictures.heat_frames import heat_frames
+from ..decaf.pictures.lettering import captioned
 from . import host
 from .inputs import checked
 from .sockets import CATEGORY, FusedAttention, Prompts, frames_input
@@ -20,7 +25,8 @@ class DecAFAttentionPreview(io.ComfyNode):
             node_id="DecAFAttentionPreview",
             display_name="Preview Attention",
             category=CATEGORY,
-            description="Shows where the model looks: a heat map over every key frame, the outline of the coarse mask, and the points.",
+            description="Shows where the model looks: a heat map over up to six key frames, and the points. "
+            "Put it before Propagate with SAM 2, through its output prompts, and it shows them before SAM 2 runs.",
             search_aliases=["decaf", "heat map", "heatmap", "attention preview", "coarse mask", "visualize attention"],
             inputs=[
                 frames_input("The same clip (or image) that the attention was extracted from."),
@@ -31,6 +37,14 @@ class DecAFAttentionPreview(io.ComfyNode):
                 io.Image.Output("images", tooltip="The key frames with heat map, coarse mask and points."),
                 io.Mask.Output(
                     "coarse_mask", tooltip="The mask that attention gives without SAM 2, one per key frame (not per frame of the clip)."
+                ),
+                io.Image.Output(
+                    "sheet", tooltip="One picture with up to six key frames, each with its heat map, coarse mask and points, to save or to show."
+                ),
+                FusedAttention.Output("fused", tooltip="What came in. What takes it from here runs after the pictures were shown."),
+                Prompts.Output(
+                    "prompts",
+                    tooltip="What came in, for Propagate with SAM 2: it then runs after the pictures were shown. Nothing if no prompts came in.",
                 ),
             ],
             is_output_node=True,
@@ -46,8 +60,18 @@ class DecAFAttentionPreview(io.ComfyNode):
         pictures = []
         with host.returning_memory():
             for key, index in enumerate(fused.clip.key_frames):
-                report(key, len(fused.clip.key_frames), "drawing")
+                report(key, len(fused.clip.key_frames), "Drawing the heat maps")
                 dots = None if prompts is None else prompts.xy[prompts.key == key]
-                pictures.append(heat_overlay(clip[index], fused.map[key], masks[key], dots))
-        images = host.as_image(torch.stack(pictures))
-        return io.NodeOutput(images, host.as_mask(masks), ui=host.shown_images(images))
+                picture = heat_overlay(clip[index], fused.map[key], masks[key], dots)
+                pictures.append(captioned(picture, caption(fused)) if fused.name else picture)
+            report(len(pictures), len(pictures), "Drawing the heat maps")
+            note = "" if fused.presence is None else f"presence {fused.presence:.2f}"
+            shown = heat_frames(clip, fused, prompts, fps=clip.fps, note=note)
+            sheet = contact_sheet(clip, fused, prompts, progress=report)
+        ui = host.Says("" if prompts is None else prompts.message, host.shown_images(_image(shown)))
+        return io.NodeOutput(host.as_image(torch.stack(pictures)), host.as_mask(masks), _image(sheet), fused, prompts, ui=ui)
+
+
+def _image(picture) -> torch.Tensor:
+    """IMAGE of a Pillow picture."""
+    return host.as_image(torch.from_numpy(np.array(picture))[None])

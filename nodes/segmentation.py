@@ -50,7 +50,7 @@ class AttentionToSAM2Prompts(io.ComfyNode):
                 Prompts.Output("prompts", tooltip="The points and their attention, for Propagate with SAM 2."),
                 io.String.Output(
                     "positive_points",
-                    tooltip='Points of the best key frame as JSON [{"x": .., "y": ..}, ...] in pixels, for SAM3 Detect and kijai\'s SAM 2.',
+                    tooltip="Points of the best key frame as JSON, a list of x and y in pixels, for SAM3 Detect and kijai's SAM 2.",
                 ),
                 io.BoundingBox.Output("boxes", tooltip="One list per key frame with the box around its attended spots, or with none."),
                 io.Int.Output(
@@ -74,7 +74,13 @@ class AttentionToSAM2Prompts(io.ComfyNode):
             attention_boxes(prompts),
             fused.clip.key_frames[best],
             1.0 if fused.presence is None else fused.presence,
+            ui=host.Says(prompts.message or _found(prompts)),
         )
+
+
+def _found(prompts) -> str:
+    count, frames = len(prompts.key), len(prompts.key.unique())
+    return f'"{prompts.fused.query}": {count} point{"s" * (count != 1)} on {frames} of {len(prompts.fused.map)} key frames'
 
 
 class SAM2VideoPropagate(io.ComfyNode):
@@ -163,4 +169,5 @@ class SAM2VideoPropagate(io.ComfyNode):
             kept.features.let_go()
         fps = host.frame_rate(frames, clip, preview_fps)
         overlay = host.drawn_video(overlay_of(frames, tracks, fps, style="spotlight", opacity=1.0, numbers=len(tracks.tracks) > 1))
-        return io.NodeOutput(host.tracks_mask(tracks, report), tracks, overlay, float(fps), describe(tracks))
+        mask = host.tracks_mask(tracks, report)
+        return io.NodeOutput(mask, tracks, overlay, float(fps), describe(tracks), ui=host.Says(describe(tracks)))

@@ -20,7 +20,9 @@ def test_masks_are_refined(line, tmp_path):
     assert result["attention_from_earlier_run"] and result["settings"]["refine"]["grow"] == 3
     assert np.any(plain) and len(np.unique(refined)) > 4
     for before, after in zip(plain, refined, strict=True):
-        assert np.array_equal(after, feathered(grown(before > 0, 3), 2))
+        mask = grown(before > 0, 3)
+        assert np.array_equal(after >= 128, mask)
+        assert np.abs(after.astype(int) - feathered(mask, 2)).max() < 70, "the soft edge knows the contour more exactly than the mask does"
     assert len(result["tracks"]) == len(list((tmp_path / "out" / "objects").iterdir()))
 
 

@@ -1,12 +1,7 @@
 """Finding and downloading models, against a hub on this machine."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-from hub_server import HubServer
+from hub_server import HubServer, run
 
 REPO = "someone/tiny-vl"
 
@@ -22,22 +17,6 @@ def hub(mllm_folder, tmp_path):
     server = HubServer({REPO: folder})
     yield server
     server.close()
-
-
-def run(code, hub, tmp_path, *arguments):
-    """Run Python code in a process of its own, whose hub is ours: libraries read the address when they are imported."""
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    environment |= {"no_proxy": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 DOWNLOAD = """

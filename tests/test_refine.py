@@ -199,6 +199,9 @@ class Counting:
         self.read += len(objects) * len(frames)
         return self._store.union(objects, frames)
 
+    def alpha(self, objects, frames):
+        return self._store.alpha(objects, frames)
+
     def any(self):
         return self._store.any()
 

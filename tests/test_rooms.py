@@ -19,7 +19,7 @@ FLOORS = (
     ("mllm", "clips", "demo"),
     ("data", "files"),
     ("masks", "paths", "report", "settings"),
-    ("devices",),
+    ("devices", "contours"),
     ("errors",),
 )
 """From the roof to the cellar. A room may import those on floors below it."""

@@ -91,6 +91,50 @@ def test_soft_edges_are_blended():
     assert torch.equal(show_objects(frame, [square().float()], "spotlight"), show_objects(frame, [square()], "spotlight"))
 
 
+def test_alpha_of_tracks_is_taken_as_it_is():
+    frame, soft = noise(), torch.linspace(0, 1, 80).expand(60, 80)
+    for style in STYLES:
+        levels = (soft * 255).round().to(torch.uint8)
+        assert torch.equal(show_objects(frame, [levels], style), show_objects(frame, [soft], style))
+
+
+def test_masks_of_another_size():
+    """Larger ones get a soft edge when they are made smaller: a pixel is as white as it is covered."""
+    large = torch.zeros(120, 160, dtype=torch.bool)
+    large[41:81, 60:120] = True
+    for mask in (large, large.float(), large.byte() * 255):
+        matte = show_objects(GREY, [mask], "matte")[..., 0]
+        assert matte[25:39, 32:58].min() == 255 and matte[:18].max() == 0 and 100 < matte[20, 45] < 155
+    small = torch.zeros(6, 8, dtype=torch.bool)
+    small[2:4, 3:6] = True
+    assert torch.equal(show_objects(GREY, [small], "matte")[..., 0] == 255, square((20, 40), (30, 60)))
+
+
+def test_a_border_that_two_objects_share_does_not_show():
+    """Where either covers half of a pixel, both together cover it."""
+    left, right = torch.zeros(2, 60, 80, dtype=torch.uint8).unbind()
+    left[:, :40], left[:, 40], right[:, 40], right[:, 41:] = 255, 128, 127, 255
+    frame = noise()
+    assert torch.equal(show_objects(frame, [left, right], "checkerboard"), frame)
+    assert (show_objects(frame, [left, right], "matte")[:, 38:43] == 255).all()
+
+
+@pytest.mark.parametrize("width", [1.5, 6, 20])
+def test_lines_are_as_smooth_as_edges_and_as_strong(width):
+    """On a slanted edge, a soft mask's line changes little from column to column; and however wide the edge, there is the line's own colour."""
+    frame = torch.full((200, 240, 3), 100, dtype=torch.uint8)
+    y, x = torch.meshgrid(torch.arange(200.0), torch.arange(240.0), indexing="ij")
+    soft = ((y - 100 + 0.15 * x) / width + 0.5).clamp(0, 1)
+    shown = show_objects(frame, [soft], "outline").float()
+    hard = show_objects(frame, [soft >= 0.5], "outline").float()
+    steps = [one[80:95, 20:-20].diff(dim=1).abs().max() for one in (shown, hard)]
+    assert steps[0] < 0.75 * steps[1]
+    for column in range(20, 220):
+        best = (shown[:, column] - colour(0).float()).abs().amax(-1).min()
+        dark = (shown[:, column] - torch.tensor(CASING).float()).abs().amax(-1).min()
+        assert best < 60 and dark < 60, (column, best, dark)
+
+
 def test_nothing_to_show():
     for masks in ([], [torch.zeros(60, 80, dtype=torch.bool)]):
         assert torch.equal(show_objects(GREY, masks, "tint", numbers=[1] * len(masks)), GREY)

@@ -314,3 +314,31 @@ NONE = torch.zeros(0, 1, 4, dtype=torch.uint8)
 def test_corner_cases_of_suppression(masks, scores, earlier, earlier_scores, kept, deleted):
     previous = packed(*earlier) if earlier else NONE
     assert suppress(packed(*masks), torch.tensor(scores), previous, torch.tensor(earlier_scores), 0.7) == (kept, deleted)
+
+
+def test_what_is_named_as_not_this_is_dropped(models):
+    """Whatever its score is. Nothing is encoded again for it, and without anything left a message says why."""
+    model, _ = models(3)
+    clip = moving_shapes(6, 64, 64, 3)
+    prompts, memo, report = make_prompts(clip, 9, 3), TrackMemo(), Report()
+    every = segment(model, clip, prompts, score_threshold=0.0, memo=memo, progress=report)
+    assert len(every.tracks) > 2
+    done = dict(report.counts)
+
+    def without(not_this, **more):
+        told = dataclasses.replace(prompts, fused=dataclasses.replace(prompts.fused, not_this=not_this))
+        return segment(model, clip, told, memo=memo, progress=report, **{"score_threshold": 0.0} | more)
+
+    # All frames are key frames, so what lies over the key frames is the masks themselves.
+    cover = torch.nn.functional.adaptive_avg_pool2d(dense(every).float(), prompts.fused.map.shape[1:])
+    weights = torch.rand(prompts.fused.map.shape, generator=torch.Generator().manual_seed(5)) * 1.2
+    meant = [track.xy for track, part in zip(every.tracks, cover, strict=True) if (part * weights).sum() <= (part * prompts.fused.map).sum()]
+    assert 0 < len(meant) < len(every.tracks)
+    assert [track.xy for track in without(weights).tracks] == meant
+    assert [track.xy for track in without(torch.zeros_like(weights)).tracks] == [track.xy for track in every.tracks]
+    assert [track.xy for track in without(weights, score_threshold=1.0).tracks][0] in meant, "the best guess is among the rest"
+    nothing = without(torch.ones_like(weights))
+    assert not nothing.tracks and "'not this'" in nothing.message
+    assert report.counts == done
+    with pytest.raises(DecafError, match="'not this' has the shape"):
+        without(weights[1:])

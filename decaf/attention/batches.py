@@ -70,12 +70,13 @@ def memory_needed(
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
     templates = templates or Templates()
     asked = [templates.ask_object] if keep else [templates.ask_object, templates.ask_background]
-    of_images = _text_tokens(mllm, queries, asked)
-    of_video = _text_tokens(mllm, queries, [*asked, templates.ask_presence])
+    more = [] if settings.not_this is None else [templates.ask_object(settings.not_this)]
+    of_images = _text_tokens(mllm, [*more, *(ask(query) for query in queries for ask in asked)])
+    of_video = _text_tokens(mllm, [*more, *(ask(query) for query in queries for ask in [*asked, templates.ask_presence])])
     image = image_layout(mllm, frame_size, 1, settings)
     at_once = min(shown, _at_once(video, image, of_images, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
     passes = (video, of_video), (image_layout(mllm, frame_size, at_once, settings), of_images)
-    needed = max(pass_bytes(mllm, layout, text, start, len(queries), keep=keep, device=device) for layout, text in passes)
+    needed = max(pass_bytes(mllm, layout, text, start, len(queries) + len(more), keep=keep, device=device) for layout, text in passes)
     if keep and device.type == "cpu":  # what waits in host memory for the background question is in the same memory
         tokens = video.tokens + of_video + (shown - at_once) * (image.tokens + of_images)
         needed += kept_bytes(mllm, tokens, start, keep=True) + query_bytes(mllm, tokens, start)
@@ -97,12 +98,12 @@ def _at_work(mllm: MLLM, tokens: int, *, keep: bool) -> int:
     return max(passing_bytes(mllm, tokens), generating_bytes(mllm, tokens) if keep else 0)
 
 
-def _text_tokens(mllm: MLLM, queries: Sequence[str], asked: Sequence[Callable[[str], str]]) -> int:
-    """Of the questions of one pass, which `asked` makes of each query, and of the chat's words before the pictures."""
+def _text_tokens(mllm: MLLM, questions: Sequence[str]) -> int:
+    """Of the questions of one pass, and of the chat's words before the pictures."""
     if mllm.tokenizer is None:
-        return TEXT_TOKENS_OF_A_QUESTION * len(asked) * len(queries)
+        return TEXT_TOKENS_OF_A_QUESTION * len(questions)
     chat = len(mllm.question_ids(None, ""))  # the opening once, and the closing behind every question
-    tokens = sum(len(mllm.question_ids(None, ask(query))) - chat + CLOSING_TOKENS for query in queries for ask in asked)
+    tokens = sum(len(mllm.question_ids(None, question)) - chat + CLOSING_TOKENS for question in questions)
     return min(chat + tokens, QUESTION_TOKENS_PER_PASS)
 
 

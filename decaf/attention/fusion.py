@@ -1,13 +1,16 @@
 """Decomposed attention fusion of the DecAF paper: raw attention rollouts to one map per key frame, and its coarse mask.
 
-Object-background fusion subtracts the attention of the background question from that of the object question.
+Object-background fusion subtracts the attention of the background question from that of the object question. Where something was named that is
+not meant, the larger of its attention and the background's is subtracted, cell by cell (not in the paper).
 Video-frame fusion averages the map of all key frames seen together, which knows the action, with the maps of single frames, which have a finer
 grid.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,7 +30,8 @@ FRAME_KERNEL = 7
 def object_background_fusion(
     object: Attention, background: Attention, *, sigma: float = SIGMA, video_kernel: int = VIDEO_KERNEL, frame_kernel: int = FRAME_KERNEL
 ) -> Attention:
-    """Attention of the object question minus that of the background question, negative values set to 0.
+    """Attention of the object question minus that of the background question, or of what is not meant where that is larger; negative values set
+    to 0.
 
     Args:
         sigma: of the Gaussian that smooths both first, in cells; 0 for none.
@@ -35,18 +39,25 @@ def object_background_fusion(
 
     Returns:
         Attention of kind "contrast" with the object's grids, query and question. The video map is scaled to 0..1 over the whole clip, each
-        frame map by itself. A map without contrast becomes zero.
+        frame map by itself. A map without contrast becomes zero. Its `not_this` is what is attended for that more than for background and object.
 
     Raises:
         DecafError: the attentions are swapped, of the wrong kind, of different clips, key frames or grids, or not finite.
     """
     _check_pair(object, background)
-    video = contrast(smooth(object.video, video_kernel, sigma), smooth(background.video, video_kernel, sigma))
-    frame = contrast(smooth(object.frame, frame_kernel, sigma), smooth(background.frame, frame_kernel, sigma))
-    return Attention(
-        kind="contrast", video=min_max(video), frame=min_max(frame, per_frame=True), clip=object.clip, query=object.query,
-        question=object.question, answers=object.answers, presence=object.presence,
-    )  # fmt: skip
+
+    def less(one: Attention, *others: Attention) -> Attention:
+        """What `one` attends more than any of the others."""
+        maps = {}
+        for name, kernel in (("video", video_kernel), ("frame", frame_kernel)):
+            rest = functools.reduce(torch.maximum, (smooth(getattr(other, name), kernel, sigma) for other in others))
+            maps[name] = min_max(contrast(smooth(getattr(one, name), kernel, sigma), rest), per_frame=name == "frame")
+        return replace(one, kind="contrast", **maps)
+
+    if object.not_this is None:
+        return less(object, background)
+    _check_pair(object.not_this, replace(background, query=object.not_this.query))
+    return replace(less(object, background, object.not_this), not_this=less(object.not_this, background, object))
 
 
 def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAttention:
@@ -54,7 +65,7 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAtt
 
     Args:
         attention: of kind "contrast". A raw object attention is accepted too, for comparison: it is smoothed and scaled as object-background
-            fusion would do with an empty background.
+            fusion would do with an empty background; what is not meant is not subtracted from it.
         video_weight: share of the video map, 0 (frame maps only) to 1 (video map only).
 
     Raises:
@@ -74,7 +85,8 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAtt
         frame = min_max(smooth(frame, FRAME_KERNEL, SIGMA), per_frame=True)
     video = resize(slots_to_frames(video, len(frame)), frame.shape[-2:])
     fused = min_max(video_weight * video + (1 - video_weight) * frame)
-    return FusedAttention(fused, attention.clip, attention.query, attention.presence)
+    not_this = attention.not_this and frame_fusion(attention.not_this, video_weight=video_weight).map
+    return FusedAttention(fused, attention.clip, attention.query, attention.presence, not_this, attention.name)
 
 
 def coarse_masks(fused: FusedAttention, size: tuple[int, int] | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import DecafError
@@ -24,25 +24,59 @@ MOST_QUERIES = 256
 """Queries that share the passes over one clip."""
 
 
-def clean_query(query: str) -> str:
-    """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`.
+class Query(str):
+    """A query as it is asked: the sentence. `name`: what the user calls it; empty for nothing."""
+
+    name: str
+
+    def __new__(cls, sentence: str, name: str = ""):
+        query = super().__new__(cls, sentence)
+        query.name = name
+        return query
+
+
+_NAMED = re.compile(r"\s*([^\W\d_][\w-]{0,23}):\s+(?=\S)")
+"""A name: one word of at most 24 letters, digits, _ and -, which begins with a letter; then a colon and a space. Several words before a colon are a
+part of the sentence."""
+
+
+def clean_query(query: str) -> Query:
+    """The query as it is asked: one line, stripped, closed by a full stop unless it ends in `.` or `?`. Of "ball: the ball he throws" the name is
+    "ball" (one word, see `_NAMED`).
 
     Raises DecafError when it is empty, longer than 2,000 characters, or no text.
     """
+    if isinstance(query, Query):
+        return query
+    named = _NAMED.match(query)
+    return Query(_cleaned(query[named.end() :], "The query"), named[1]) if named else Query(_cleaned(query, "The query"))
+
+
+def names_of(queries: Sequence[Query]) -> list[str]:
+    """What to call each: its own name; else, if there are several, its number, counted from 1. DecafError: two have the same name."""
+    names = [query.name or (str(number) if len(queries) > 1 else "") for number, query in enumerate(queries, start=1)]
+    folded = [name.casefold() for name in names]  # they name folders, too, and not every file system tells cases apart
+    for index, name in enumerate(names):
+        if folded[index] in folded[:index]:
+            raise DecafError(f'Two queries are called "{name}". Give each a name of its own.')
+    return names
+
+
+def _cleaned(query: str, what: str) -> str:
     text = " ".join(query.split())
     if not text:
-        raise DecafError('The query is empty. Say what to look for, for example "the dog that gets the ball first".')
-    _check_text("The query", text)
+        raise DecafError(f'{what} is empty. Say what to look for, for example "the dog that gets the ball first".')
+    _check_text(what, text)
     if len(text) > LONGEST_QUERY:
         raise DecafError(
-            f"The query has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
+            f"{what} has {len(text):,} characters; at most {LONGEST_QUERY:,} are asked. Describe the object in a sentence or two."
         )
     return text if text.endswith((".", "?")) else text + "."
 
 
-def split_queries(texts: Iterable[str]) -> list[str]:
+def split_queries(texts: Iterable[str]) -> list[Query]:
     """The queries in `texts`, one a line, as they are asked; empty lines between others do not count. DecafError: as in `clean_query`, with
-    the line if there are several; or one of them is given twice."""
+    the line if there are several; or a query or a name is given twice."""
     queries = []
     for text in texts:
         lines = [line for line in text.splitlines() if line.strip()] or [text]
@@ -56,7 +90,22 @@ def split_queries(texts: Iterable[str]) -> list[str]:
             queries.append(query)
             if len(queries) > MOST_QUERIES:
                 raise DecafError(f"There are more than {MOST_QUERIES} queries. Ask fewer at a time.")
+    names_of(queries)
     return queries
+
+
+def clean_not_this(text: str, queries: Iterable[str]) -> str:
+    """What is not to be masked, as it is asked. DecafError: as in `clean_query`, or it says the same as one of the (cleaned) queries."""
+    if not text.strip():
+        raise DecafError("'Not this' is empty. Say what must not be masked, for example \"the hand\", or leave it out.")
+    cleaned = _cleaned(text, "'Not this'")
+    for query in queries:
+        if query.rstrip(".?").casefold() == cleaned.rstrip(".?").casefold():
+            raise DecafError(
+                f'\'Not this\' says the same as the query, "{query}", so nothing would be left of it. Say in \'not this\' only what must not '
+                "be masked, or leave it out."
+            )
+    return cleaned
 
 
 @dataclass(frozen=True)

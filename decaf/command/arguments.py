@@ -26,7 +26,10 @@ DETAIL_HELP = (
     "of sizes 0.61 instead of 0.70"
 )
 
-_NAMES = ("max_key_frames", "tokens_per_frame", "start_layer", "detail", "point_threshold", "presence_threshold", "score_threshold", "max_tracks")
+_NAMES = (
+    "max_key_frames", "tokens_per_frame", "start_layer", "detail", "not_this", "point_threshold", "presence_threshold", "score_threshold",
+    "max_tracks",
+)  # fmt: skip
 
 
 def refine_settings(text: str | None) -> RefineSettings:

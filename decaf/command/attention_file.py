@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +21,11 @@ def save_attention(path: Path, attention: tuple[Attention, Attention], made_from
     """Writes (object, background) attention with what it was `made_from`, and a `record` (JSON) to be given back by `load_attention`."""
     tensors = {"thumbnails": attention[0].clip.thumbnails}
     texts = {}
-    for one in attention:
-        tensors |= {f"{one.kind}.video": one.video.contiguous(), f"{one.kind}.frame": one.frame.contiguous()}
-        texts[one.kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
+    for kind, one in {**{one.kind: one for one in attention}, _NOT_THIS: attention[0].not_this}.items():
+        if one is None:
+            continue
+        tensors |= {f"{kind}.video": one.video.contiguous(), f"{kind}.frame": one.frame.contiguous()}
+        texts[kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
     clip = attention[0].clip
     about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames}
     metadata = {"made_from": made_from, "clip": about, "texts": texts, "record": record}
@@ -44,7 +47,9 @@ def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attent
             if kept.get("made_from") != json.dumps(made_from):
                 return None
             metadata = {key: json.loads(kept[key]) for key in ("clip", "texts", "record")}
-            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+            kinds = [kind for kind in (*_KINDS, _NOT_THIS) if kind in _KINDS or kind in metadata["texts"]]
+            names = ["thumbnails", *(f"{kind}.{part}" for kind in kinds for part in ("video", "frame"))]
+            tensors = {name: file.get_tensor(name) for name in names}
         return _attention(metadata, tensors), _record(metadata["record"])
     except (OSError, SafetensorError):  # unreadable or damaged
         return None
@@ -52,7 +57,8 @@ def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attent
         return None
 
 
-_TENSORS = ("thumbnails", "object.video", "object.frame", "background.video", "background.frame")
+_KINDS = ("object", "background")
+_NOT_THIS = "not_this"
 
 
 def _attention(metadata: dict, tensors: dict[str, Tensor]) -> tuple[Attention, Attention]:
@@ -63,8 +69,8 @@ def _attention(metadata: dict, tensors: dict[str, Tensor]) -> tuple[Attention, A
     _require(len(keys) > 0 and keys == sorted(set(keys)) and 0 <= keys[0] and keys[-1] < about["length"])
     _require(tensors["thumbnails"].dtype == torch.uint8 and tensors["thumbnails"].shape == (len(keys), SIDE, SIDE, 3))
     clip = ClipInfo(about["length"], tuple(about["frame_size"]), tuple(keys), tensors["thumbnails"])
-    found = []
-    for kind in ("object", "background"):
+    found = {}
+    for kind in [kind for kind in (*_KINDS, _NOT_THIS) if f"{kind}.video" in tensors]:
         text, video, frame = metadata["texts"][kind], tensors[f"{kind}.video"], tensors[f"{kind}.frame"]
         for maps in (video, frame):
             _require(maps.dtype == torch.float32 and maps.ndim == 3 and maps.numel() > 0 and bool(torch.isfinite(maps).all()))
@@ -72,9 +78,10 @@ def _attention(metadata: dict, tensors: dict[str, Tensor]) -> tuple[Attention, A
         _require(all(isinstance(one, str) for one in (text["query"], text["question"], *text["answers"])))
         presence = text["presence"]
         _require(presence is None or (isinstance(presence, float) and 0 <= presence <= 1))
-        found.append(Attention(kind, video, frame, clip, text["query"], text["question"], tuple(text["answers"]), presence))
-    _require(found[0].video.shape == found[1].video.shape and found[0].frame.shape == found[1].frame.shape)
-    return found[0], found[1]
+        named = "object" if kind == _NOT_THIS else kind
+        found[kind] = Attention(named, video, frame, clip, text["query"], text["question"], tuple(text["answers"]), presence)
+    _require(len({(one.video.shape, one.frame.shape) for one in found.values()}) == 1)
+    return replace(found["object"], not_this=found.get(_NOT_THIS)), found["background"]
 
 
 def _record(record: dict) -> dict:

@@ -21,6 +21,7 @@ from ..paths import look_at
 from ..settings import CUT_OUTS, DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
 from .arguments import DETAIL_HELP, refine_settings, size_in_bytes, stage_settings
 from .demo import add_demo
+from .gallery import add_gallery
 from .terminal import progress_bars, say
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ Writes into the folder --out:
   masks/00000.png ...    one mask per frame, all objects together: 255 inside, 0 outside; between at soft edges (--refine)
   objects/0/00000.png .. one folder per object (with --objects)
   cut-out.mov            the objects with alpha and the clip's sound (with --cut-out mov; or .webm, or a folder of pictures)
+  cut-out-0.mov ...      the same of each object by itself (with --cut-out and --objects)
   overlay.mp4            the clip with the objects in a spotlight (without --no-overlay)
   attention.png          key frames with attention, coarse mask, points and final mask
   result.json            settings, seconds per stage, memory per step, counts, scores of each object
@@ -85,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     needed.add_argument(
         "--query", required=True, metavar="TEXT", dest="queries", action="append",
         help="what to mask, in any language the model knows; given again, or with several lines, each query gets its own folder "
-        "query-1, query-2, ... in --out, and the model looks at the clip once for all of them",
+        "query-1, query-2, ... in --out, or query-ball for \"ball: the ball he throws\", and the model looks at the clip once for all of them",
     )  # fmt: skip
     needed.add_argument(
         "--mllm", required=True, metavar="DIR_OR_REPO",
@@ -100,6 +102,11 @@ def parser() -> argparse.ArgumentParser:
     needed.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the results; earlier results in it are replaced")
 
     questions = segment.add_argument_group("questions")
+    questions.add_argument(
+        "--not", metavar="TEXT", dest="not_this",
+        help="what must not be masked, in words of its own: what the model looks at for this more than for the query is left out; one for all "
+        "queries, in the same passes of the model",
+    )  # fmt: skip
     questions.add_argument(
         "--setting", choices=("expression", "class-name"), default=AttentionSettings.setting,
         help="what the background question leaves out: what the whole expression refers to (nothing is generated), "
@@ -164,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     output = segment.add_argument_group("output")
-    output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself")
+    output.add_argument("--objects", action="store_true", help="also write the masks of each object by itself, and its cut-out")
     output.add_argument(
         "--style", choices=tuple(STYLES), default="spotlight",
         help="how overlay.mp4 shows the objects: " + "; ".join(f"{name}: {what}" for name, what in STYLES.items()),
@@ -186,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
         "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
     add_demo(commands, _Help)
+    add_gallery(commands, _Help)
     return top
 
 

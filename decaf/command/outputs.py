@@ -27,6 +27,7 @@ from .. import __version__
 from ..data import Tracks
 from ..errors import DecafError, reason, shown
 from ..files import write_image
+from ..finishing import PICTURES
 from ..paths import real_path
 from ..report import Progress, silent
 from ..settings import CUT_OUTS
@@ -41,12 +42,23 @@ MASKS = "masks"
 OBJECTS = "objects"
 
 
-_CUT_OUT_FILES = tuple(f"{CUT_OUT}.{kind}" for kind in CUT_OUTS if kind != "png")
+_CUT_OUT_FILES = tuple(f"{CUT_OUT}.{kind}" for kind in CUT_OUTS if kind not in PICTURES)
 
 
 def cut_out_path(folder: Path, kind: str) -> Path:
     """Where a cut-out of one of `decaf.settings.CUT_OUTS` is written: a file, or a folder."""
-    return folder / CUT_OUT if kind == "png" else folder / f"{CUT_OUT}.{kind}"
+    return folder / CUT_OUT if kind in PICTURES else folder / f"{CUT_OUT}.{kind}"
+
+
+def _cut_outs(folder: Path, *, folders: bool) -> list[Path]:
+    """Cut-outs that are there, of all objects and of single ones: files, or folders of pictures."""
+    names = _CUT_OUT_FOLDER if folders else _CUT_OUT_FILE
+    found = [entry for entry in folder.iterdir() if names.fullmatch(entry.name)] if folder.is_dir() else []
+    return [entry for entry in found if os.path.isdir(entry) == folders]
+
+
+_CUT_OUT_FOLDER = re.compile(rf"{CUT_OUT}(-\d+)?")
+_CUT_OUT_FILE = re.compile(rf"{CUT_OUT}(-\d+)?\.(mov|webm)")
 
 
 def prepare_folder(folder: Path, name: str = "--out") -> None:
@@ -72,7 +84,8 @@ def prepare_folder(folder: Path, name: str = "--out") -> None:
 def replaced(folder: Path) -> set[Path]:
     """What a run may overwrite in the folder, resolved, and the folder itself: results among a clip's images would be frames of it."""
     paths = {folder, *(folder / name for name in (MASKS, OBJECTS, CUT_OUT, OVERLAY, SHEET, *_CUT_OUT_FILES))}
-    for masks in (folder / MASKS, folder / CUT_OUT, *_object_folders(folder)):
+    paths |= {*_cut_outs(folder, folders=False)}
+    for masks in (folder / MASKS, *_cut_outs(folder, folders=True), *_object_folders(folder)):
         paths |= {masks, *_numbered(masks)}
     return {real_path(path) for path in paths}
 
@@ -104,11 +117,8 @@ def versions() -> dict[str, str | None]:
 
 def finished(folder: Path, made_from: dict) -> dict | None:
     """The result of a run from the same clip, models and settings that ended in `folder` and whose files are still there, else None."""
-    path = folder / RESULT
     try:
-        if not os.path.isfile(path) or path.stat().st_size > _LARGEST_RESULT:
-            return None
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = _result(folder)
         if result["made_from"] != json.loads(json.dumps(made_from)):
             return None
         whole = (
@@ -134,10 +144,31 @@ def clear(folder: Path) -> None:
         raise _kept(error) from error
 
 
+def query_folder(out: Path, name: str) -> Path:
+    """Where the results of one of several queries go. `name`: see `decaf.attention.questions.names_of`."""
+    return out / f"query-{name}"
+
+
 def query_folders(out: Path) -> list[Path]:
-    """The folders that a run into `out` may have used: itself for one query, query-1, query-2, ... in it for several."""
+    """The folders that a run into `out` may have used: itself for one query; for several, query-1, query-2, ... in it, and those of queries with a
+    name. The latter only if they hold results of that name: one that the user has renamed is the user's own."""
     found = out.iterdir() if out.is_dir() else ()
-    return [out, *sorted(entry for entry in found if entry.is_dir() and re.fullmatch(r"query-\d+", entry.name))]
+    return [out, *sorted(entry for entry in found if entry.is_dir() and (re.fullmatch(r"query-\d+", entry.name) or _of_its_name(entry)))]
+
+
+def _of_its_name(folder: Path) -> bool:
+    try:
+        return folder.name.startswith("query-") and query_folder(folder.parent, _result(folder)["name"]) == folder
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _result(folder: Path) -> dict:
+    """What is written in its record. ValueError: it is no file, or too large to be one of ours."""
+    path = folder / RESULT
+    if not os.path.isfile(path) or path.stat().st_size > _LARGEST_RESULT:
+        raise ValueError
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def earlier_results(out: Path, folders: list[Path]) -> list[Path]:
@@ -185,9 +216,11 @@ def _clear_images(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     (folder / RESULT).unlink(missing_ok=True)
     for entry in [*folder.iterdir()] if folder.is_dir() else ():
-        if _UNFINISHED.fullmatch(entry.name) or entry.name in (SHEET, OVERLAY, *_CUT_OUT_FILES):
+        if _UNFINISHED.fullmatch(entry.name) or entry.name in (SHEET, OVERLAY):
             entry.unlink()
-    numbered = [*_object_folders(folder), *(entry for entry in (folder / CUT_OUT,) if entry.is_dir())]
+    for entry in _cut_outs(folder, folders=False):
+        entry.unlink()
+    numbered = [*_object_folders(folder), *_cut_outs(folder, folders=True)]
     for images in (folder / MASKS, *numbered):
         _clear_images(images)
     for emptied in numbered:
@@ -204,19 +237,21 @@ def _numbered(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if _NUMBERED.fullmatch(entry.name)] if folder.is_dir() else []
 
 
-_NUMBERED = re.compile(r"\d{5,}\.png")
-_UNFINISHED = re.compile(r"\.(\d{5,}|attention|overlay|result|cut-out)(\.[0-9a-f]{8})?\.part\.(png|mp4|mov|webm|json|safetensors)")
+_NUMBERED = re.compile(r"\d{5,}\.(png|exr)")
+_UNFINISHED = re.compile(
+    r"\.(\d{5,}|attention|overlay|result|cut-out(-\d+)?)(\.[0-9a-f]{8})?\.part\.(png|exr|mp4|mov|webm|json|safetensors)"
+)
 """Names of `atomic_write` for what is written here."""
 
 
 def union_masks(tracks: Tracks) -> Iterator[Tensor]:
     """The mask of all objects, frame by frame: (H, W) uint8 0..255."""
-    return (tracks.alpha(frame, frame + 1)[0] for frame in range(tracks.length))
+    return (tracks.levels(frame, frame + 1)[0] for frame in range(tracks.length))
 
 
 def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
     """The mask of the object of that index, frame by frame: (H, W) uint8 0..255."""
-    return (tracks.alpha(frame, frame + 1, [index])[0] for frame in range(tracks.length))
+    return (tracks.levels(frame, frame + 1, [index])[0] for frame in range(tracks.length))
 
 
 def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent) -> int:

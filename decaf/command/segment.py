@@ -15,15 +15,15 @@ from torch import Tensor
 
 from .. import __version__
 from ..attention.extract import extract_attentions
-from ..attention.questions import split_queries
+from ..attention.questions import clean_not_this, names_of, split_queries
 from ..clips import Clip, open_clip, write_video
 from ..clips.identity import check_same_clip
-from ..data import Attention, Tracks
+from ..data import Attention, Tracks, caption
 from ..demo import BUNDLED, MLLM_FOLDER
 from ..devices import empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
 from ..files import write_image, write_json
-from ..finishing import SoundFile, apply_mask, refine
+from ..finishing import PICTURES, SoundFile, apply_mask, apply_mask_each, refine
 from ..mllm import find_mllm, load_mllm
 from ..mllm.folder import stored_dtype
 from ..mllm.streaming import check_budget
@@ -49,9 +49,11 @@ DEFAULT_FPS = Fraction(24)
 
 @dataclass(frozen=True)
 class _Job:
-    """One query and the folder of its results. `attention_from`, `made_from`: what they come from, which a later run compares with its own."""
+    """One query, what it is called, and the folder of its results. `attention_from`, `made_from`: what they come from, which a later run compares
+    with its own."""
 
     query: str
+    name: str
     folder: Path
     attention_from: dict
     made_from: dict
@@ -98,8 +100,13 @@ def run(options: Options, progress: Progress, locks: FolderLocks | None = None) 
 def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     queries = split_queries(options.queries)
     options.templates.check(queries, options.attention.setting)
+    if options.attention.not_this is not None:
+        not_this = clean_not_this(options.attention.not_this, queries)
+        options.templates.check([not_this], options.attention.setting)
+        options = replace(options, attention=replace(options.attention, not_this=not_this))
     options = replace(options, sam2=sam2_file(options.sam2))
-    folders = [options.out] if len(queries) == 1 else [options.out / f"query-{number}" for number in range(1, len(queries) + 1)]
+    names = names_of(queries)
+    folders = [options.out] if len(queries) == 1 else [outputs.query_folder(options.out, name) for name in names]
     check_options(options)
     check_paths(options, folders)
     device = choose_device(options.device)
@@ -122,7 +129,8 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     settings["sam2_dtype"] = str(sam2_dtype).removeprefix("torch.")
     whole = source | settings | {"sam2": outputs.stamp(options.sam2)}
     jobs = [
-        _Job(query, folder, source | {"query": query}, whole | {"query": query}) for query, folder in zip(queries, folders, strict=True)
+        _Job(query, name, folder, source | {"query": query}, whole | {"query": query, "name": name})
+        for query, name, folder in zip(queries, names, folders, strict=True)
     ]
     earlier = {job.folder: outputs.finished(job.folder, job.made_from) if options.resume else None for job in jobs}
     left = [job for job in jobs if earlier[job.folder] is None]
@@ -138,9 +146,11 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
         features = feature_cache(sam2, shared=len(left) > 1, budget=options.memory_budget)
         for job, (attention, record) in zip(left, attentions, strict=True):
+            attention = replace(attention[0], name=job.name), replace(attention[1], name=job.name)
             tracks, filled = _segment(shared, job, clip, sam2, features, attention, record)
             messages[job.folder] = tracks.message
-            lines.append(_summary(job.folder, tracks, filled) if len(jobs) == 1 else f"{job.query} {_summary(job.folder, tracks, filled)}")
+            told = _summary(job.folder, tracks, filled)
+            lines.append(f"{caption(tracks)} {told}" if tracks.name else told)
     else:
         lines.append(f"Already finished in {options.out}; nothing to do.")
         lines += filter(None, messages.values())
@@ -243,6 +253,7 @@ def _segment(
         job.folder / outputs.RESULT,
         {
             "query": job.query,
+            "name": job.name,
             "message": result.tracks.message,
             "presence": attention[0].presence,
             "clip": {
@@ -255,7 +266,8 @@ def _segment(
             "key_frames": list(result.fused.clip.key_frames),
             "frames_with_mask": filled,
             "tracks": outputs.track_records(result.tracks),
-            "questions": {one.kind: one.question for one in attention},
+            "questions": {one.kind: one.question for one in attention}
+            | ({"not_this": attention[0].not_this.question} if attention[0].not_this else {}),
             "answers": list(attention[0].answers),
             "settings": run.settings,
             "seconds": {name: round(spent, 3) for name, spent in (run.report.seconds | record["seconds"] | report.seconds).items()},
@@ -285,22 +297,27 @@ def _write(options: Options, folder: Path, clip: Clip, result: Result, progress:
 
 
 def _write_cut_out(options: Options, folder: Path, clip: Clip, tracks: Tracks, progress: Progress) -> list[str]:
-    """The file that is to be there, if one was asked for. What there is to say of its sound goes to the log."""
-    if options.cut_out is None:
+    """The files that are to be there, if some were asked for; with --objects also one of each object. What there is to say of the sound goes to
+    the log."""
+    kind = options.cut_out
+    if kind is None:
         return []
-    path = outputs.cut_out_path(folder, options.cut_out)
-    sound = SoundFile(options.clip) if options.clip.is_file() and options.cut_out != "png" else None
-    note = apply_mask(path, clip, tracks, EffectSettings("cut out"), sound=sound, fps=DEFAULT_FPS, progress=progress)
-    if note:
-        log.warning("%s", note)
-    return [path.name] if path.suffix else [f"{path.name}/{len(clip) - 1:05d}.png"]
+    sound = SoundFile(options.clip) if options.clip.is_file() and kind not in PICTURES else None
+    given = {"sound": sound, "fps": DEFAULT_FPS, "pictures": kind, "progress": progress}
+    path, settings = outputs.cut_out_path(folder, kind), EffectSettings("cut out")
+    written = {path: apply_mask(path, clip, tracks, settings, **given)}
+    if options.objects:
+        written |= apply_mask_each(path, clip, tracks, settings, **given)
+    if written[path]:
+        log.warning("%s", written[path])
+    return [one.name if one.suffix else f"{one.name}/{len(clip) - 1:05d}.{kind}" for one in written]
 
 
 def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:
     # One object needs no number.
     numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
     for index in range(len(clip)):
-        masks = [tracks.masks(number, index, index + 1)[0] for number in range(len(tracks.tracks))]
+        masks = [tracks.alpha(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
         yield show_objects(clip[index], masks, style, numbers=numbers)
         progress(index + 1, len(clip), "Writing the overlay")
 

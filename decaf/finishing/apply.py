@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..clips import Clip
 from ..data import Tracks
-from ..errors import DecafError, reason, shown
-from ..files import write_image
-from ..paths import look_at
+from ..errors import DecafError
 from ..report import Progress, Report, silent
 from ..settings import EffectSettings
 from .effects import check_effect, fitted, has_alpha, made
+from .pictures import write_pictures
 from .sound import Sound, SoundFile, SoundWave, open_sound
 from .video_formats import format_of, video_writer
 
 APPLYING = "Applying the masks"
 """Name of the step that is reported."""
+
+_SOUND_AT_ONCE = 30
+"""Seconds of sound after the last frame, from one chance to cancel to the next."""
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 
@@ -37,6 +38,7 @@ def apply_mask(
     background: Clip | None = None,
     sound: SoundFile | SoundWave | None = None,
     fps: Fraction = Fraction(24),
+    pictures: str = "png",
     progress: Progress | Report = silent,
 ) -> str:
     """Writes what `settings` makes of the clip and its masks to `path`, and returns what there is to say of its sound, or nothing.
@@ -44,14 +46,15 @@ def apply_mask(
     Every frame of the clip becomes one frame, which is shown at the same time and for as long; WebM counts in milliseconds.
 
     Args:
-        path: a file that ends in .mp4 (H.264), .mov (ProRes 4444) or .webm (VP9), or a folder, for PNG pictures without sound. The last two
-            kinds of video and PNG hold alpha.
+        path: a file that ends in .mp4 (H.264), .mov (ProRes 4444) or .webm (VP9), or a folder, for pictures without sound. The last two
+            kinds of video and pictures hold alpha.
         masks: of this clip; or masks of a single frame, which then are those of all frames.
         objects: indices of the objects that are meant; None: all.
         background: for the effect "new background": the frame shown at the same time, from the beginning again when it ends; a picture
             stands still.
         sound: of the clip.
         fps: frames per second of a clip that has none.
+        pictures: which kind goes into a folder, one of `decaf.finishing.pictures.PICTURES`.
         progress: called for every frame; may raise to stop, which leaves no file.
 
     Raises:
@@ -63,7 +66,7 @@ def apply_mask(
     check_masks(clip, masks)
     frames = _frames(clip, masks, settings, objects, background, report)
     if not path.suffix:
-        write_pictures(path, frames, len(clip))
+        write_pictures(path, frames, len(clip), kind=pictures)
         return "The pictures carry no sound." if sound is not None else ""
     alpha = has_alpha(settings)
     kind = format_of(path, alpha, clip.frame_size)
@@ -84,8 +87,23 @@ def apply_mask(
                 if track is not None:
                     track.write((ticks[index + 1] - first) * time_base)
             if track is not None:
+                end = (ticks[-1] - first) * time_base
+                while track.write(end := end + _SOUND_AT_ONCE):  # sound may last hours longer than the pictures
+                    report.progress(len(clip), len(clip), APPLYING)
                 track.write(None)
         return track.note if track is not None else ""
+
+
+def apply_mask_each(
+    path: Path, clip: Clip, masks: Tracks, settings: EffectSettings, *, objects: Sequence[int] | None = None, **more
+) -> dict[Path, str]:
+    """One file, or folder of pictures, for each of the objects, one after the other: what was written, and what there is to say of its sound.
+
+    The object's number is at the end of the name: `cut-2.mov`. All else is as in `apply_mask`.
+    """
+    wanted = range(len(masks.tracks)) if objects is None else objects
+    found = {path.with_name(f"{path.stem}-{masks.tracks[place].id}{path.suffix}"): place for place in wanted}
+    return {one: apply_mask(one, clip, masks, settings, objects=[place], **more) for one, place in found.items()}
 
 
 def check_masks(clip: Clip, masks: Tracks) -> None:
@@ -128,23 +146,3 @@ def _same_time(clip: Clip, other: Clip, index: int) -> int:
     if clip.fps and other.fps:
         index = int(index * other.fps / clip.fps)
     return index % len(other)
-
-
-def write_pictures(folder: Path, frames: Iterable[np.ndarray], total: int, progress: Progress = silent) -> None:
-    """Writes `00000.png`, `00001.png`, ... of (H, W, 3) or (H, W, 4) uint8. DecafError: see `check_folder`, or the disk is full."""
-    check_folder(folder)
-    for index, pixels in enumerate(frames):
-        write_image(folder / f"{index:05d}.png", Image.fromarray(pixels), compress_level=3)
-        progress(index + 1, total, "Writing pictures")
-
-
-def check_folder(folder: Path) -> None:
-    """DecafError: pictures cannot be written into the folder, or would mix with others that are in it."""
-    if look_at(folder, "The folder") == "file":
-        raise DecafError(f"{shown(folder)} is a file. Give a folder for the pictures, or a name that ends in .mov or .webm.")
-    try:
-        others = folder.is_dir() and any(entry.suffix.lower() == ".png" for entry in folder.iterdir())
-    except OSError as error:
-        raise DecafError(f"{shown(folder)} cannot be looked into ({reason(error)}). Give another folder.") from error
-    if others:
-        raise DecafError(f"{shown(folder)} holds pictures already, with which new ones would mix. Give another folder, or empty this one.")

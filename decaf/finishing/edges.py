@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
+import numpy as np
+from PIL import Image, ImageFilter
+
+from ..contours import WIDTH
 from ..errors import DecafError
 
 
@@ -18,17 +22,18 @@ def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
 def distance(mask: np.ndarray, reach: int) -> np.ndarray:
     """(H, W) float32: how far each pixel's centre is from the nearest one in the mask. Exact up to `reach`; farther ones have reach + 1."""
     far = reach + 1
-    rows = np.arange(len(mask), dtype=np.int32)[:, None]
-    above = np.maximum.accumulate(np.where(mask, rows, -far), axis=0)
-    below = np.minimum.accumulate(np.where(mask, rows, len(mask) + far)[::-1], axis=0)[::-1]
+    whole = np.int16 if far < 128 and len(mask) < 32000 else np.int32  # holds the sum of two squares of `far`, and a row before the first
+    rows = np.arange(len(mask), dtype=whole)[:, None]
+    above = np.maximum.accumulate(np.where(mask, rows, whole(-far)), axis=0)
+    below = np.minimum.accumulate(np.where(mask, rows, whole(len(mask) + far))[::-1], axis=0)[::-1]
     # First along columns, then along rows: squares of distances add up.
-    columns = np.minimum(np.minimum(rows - above, below - rows), far) ** 2
+    columns = np.minimum(np.minimum(rows - above, below - rows), whole(far)) ** 2
     best = columns.copy()
     for step in range(1, min(reach, mask.shape[1] - 1) + 1):
-        nearer = columns + step * step
+        nearer = columns + whole(step * step)
         np.minimum(best[:, step:], nearer[:, :-step], out=best[:, step:])
         np.minimum(best[:, :-step], nearer[:, step:], out=best[:, :-step])
-    return np.sqrt(np.minimum(best, far * far), dtype=np.float32)
+    return np.sqrt(np.minimum(best, whole(far * far)), dtype=np.float32)
 
 
 def grown(mask: np.ndarray, by: int) -> np.ndarray:
@@ -57,10 +62,41 @@ def feathered(mask: np.ndarray, width: float) -> np.ndarray:
     signed -= np.where(part, np.float32(0.5), np.float32(-0.5))  # the contour lies between two pixels
     for _ in range(2):
         signed = _smoothed(signed)
-    rise = np.clip(signed / (2 * width) + 0.5, 0, 1)
+    near = (signed > -width) & (signed < width)
+    rise = signed[near] / (2 * width) + 0.5
     soft = np.rint(rise * rise * (3 - 2 * rise) * 255).astype(np.uint8)
-    alpha[box] = np.where(part, np.maximum(soft, 128), np.minimum(soft, 127))
+    alpha[box][near] = np.where(part[near], np.maximum(soft, 128), np.minimum(soft, 127))
     return alpha
+
+
+def softened(alpha: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
+    """The same from a mask that has a narrow soft edge already, `alpha`, and knows the contour more exactly than to a pixel: no stairs are left."""
+    box = box_of(alpha > 0, math.ceil(width) + 2)
+    if box is None:
+        return alpha
+    part, picture = mask[box], Image.fromarray(np.ascontiguousarray(alpha[box]))
+    # Twice, so that the edge rises slowly at both ends; as far as makes it, as it is, as wide as `feathered` would.
+    radius = (math.sqrt(1 + 6 * max(width * width / 5 - WIDTH * WIDTH / 12, 0)) - 1) / 2
+    for _ in range(2):
+        picture = picture.filter(ImageFilter.BoxBlur(radius))
+    soft = np.asarray(picture)
+    changed = np.zeros_like(alpha)
+    changed[box] = np.where(part, np.maximum(soft, 128), np.minimum(soft, 127))
+    return changed
+
+
+def ramp(alpha: np.ndarray, whole: np.ndarray) -> int:
+    """How far soft pixels of an alpha (H, W) uint8 lie from the contour of its mask `whole`, in pixels, rounded up; at most _FARTHEST + 1."""
+    soft = (alpha > 0) & (alpha < 255)
+    box = box_of(soft, _FARTHEST)
+    if box is None:
+        return 0
+    soft, part = soft[box], whole[box]
+    farthest = [distance(side, _FARTHEST)[soft & ~side].max(initial=0) for side in (part, ~part)]
+    return int(np.ceil(max(farthest)))
+
+
+_FARTHEST = 32
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

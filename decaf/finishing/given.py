@@ -14,6 +14,8 @@ from ..errors import DecafError
 class MaskTensor:
     """Masks of one object: (T, H, W) float 0..1 or bool, on any device, converted on access; the tensor is not copied."""
 
+    finished = True
+
     def __init__(self, masks: Tensor):
         self.length, self.frame_size = len(masks), tuple(masks.shape[1:])
         self._masks = masks

@@ -13,8 +13,9 @@ from ..clips.video_file import MEDIA_OPTIONS
 from ..errors import DecafError, reason, shown
 
 
-def read_with_alpha(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video file, as they are stored: (H, W, 4) uint8 RGB and straight alpha, or (H, W, 3) if it has no alpha.
+def read_with_alpha(path: Path, *, deep: bool = False) -> Iterator[np.ndarray]:
+    """The frames of a video file, as they are stored: (H, W, 4) uint8 RGB and straight alpha, or (H, W, 3) if it has no alpha. `deep`: uint16,
+    for files of more than 8 bits.
 
     DecafError: it cannot be read.
     """
@@ -27,9 +28,12 @@ def read_with_alpha(path: Path) -> Iterator[np.ndarray]:
             for packet in container.demux(stream):
                 for frame in packet.decode() if decoder is None else decoder.decode(packet if packet.size else None):
                     has_alpha = any(part.is_alpha for part in frame.format.components)
-                    yield frame.to_ndarray(format="rgba" if has_alpha else "rgb24")
+                    yield frame.to_ndarray(format=_FORMATS[deep][has_alpha])
     except (av.error.FFmpegError, OSError) as error:
         raise DecafError(f"{shown(path.name)} cannot be read ({reason(error)}). Make it again.") from error
+
+
+_FORMATS = {False: ("rgb24", "rgba"), True: ("rgb48le", "rgba64le")}
 
 
 def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:

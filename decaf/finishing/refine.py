@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contours import REACH, WIDTH
 from ..data import Tracks
 from ..errors import DecafError
 from ..masks import Masks
 from ..settings import REFINE_RANGES, RefineSettings
-from .edges import box_of, extended_to_border, feathered, grown, part_finder, without_holes_and_specks
+from .edges import box_of, extended_to_border, feathered, grown, part_finder, ramp, softened, without_holes_and_specks
 
 
 def refine(tracks: Tracks, settings: RefineSettings) -> Tracks:
@@ -39,10 +41,13 @@ def check_refine(settings: RefineSettings) -> None:
 
 class RefinedMasks:
     """The masks of N objects on T frames, refined: see `RefineSettings` for the steps. Those up to `shortest` are each object's own; growing
-    and the soft edge come last and are those of all objects that are asked for together, so that there is no seam between neighbours.
+    and the soft edge come last and are those of all objects that are asked for together, so that there is no seam between neighbours. Without
+    a feather, the edge is as soft as it was in the source.
 
     Frames may be asked for in any order, from any thread; in the order of the clip, every step is done once.
     """
+
+    finished = True
 
     def __init__(self, source: Masks, objects: int, settings: RefineSettings):
         self.length, self.frame_size = source.length, source.frame_size
@@ -50,6 +55,7 @@ class RefinedMasks:
         self._lock = threading.RLock()
         self._kept: OrderedDict[tuple, np.ndarray] = OrderedDict()  # packed to bits
         self._most = max(objects, 1) * 4 * (settings.smooth + settings.shortest + 1)
+        self._edges = _Kept(_HELD)
         self._seen: dict[tuple[int, int], bool] = {}  # whether a mask has pixels, before short appearances are dropped
 
     def union(self, objects: Sequence[int], frames: Sequence[int]) -> Tensor:
@@ -63,8 +69,34 @@ class RefinedMasks:
         """(len(frames), H, W) uint8 0..255."""
         alpha = np.zeros((len(frames), *self.frame_size), np.uint8)
         for place, frame in enumerate(frames):
-            alpha[place] = feathered(self._union(objects, frame), self._settings.feather)
+            if not self._edges.copy_to(alpha[place], (*objects, frame)):
+                alpha[place] = self._alpha(objects, frame)
+                self._edges.keep((*objects, frame), alpha[place])
         return torch.from_numpy(alpha)
+
+    def _alpha(self, objects: Sequence[int], frame: int) -> np.ndarray:
+        mask, width = self._union(objects, frame), self._settings.feather
+        as_soft = self._as_soft(mask, objects, frame)
+        if not width:
+            return mask * np.uint8(255) if as_soft is None else as_soft
+        return feathered(mask, width) if as_soft is None else softened(as_soft, mask, width)
+
+    def _as_soft(self, mask: np.ndarray, objects: Sequence[int], frame: int) -> np.ndarray | None:
+        """(H, W) uint8: the mask, refined, with the soft edge that the source has; where the contour is another one, with one as narrow. None if
+        the source has none."""
+        source = self._source.alpha(objects, [frame])[0].numpy() if mask.any() else mask
+        if not ((source > 0) & (source < 255)).any():
+            return None
+        whole = source >= 128
+        changed = mask != whole
+        if not changed.any():
+            return source
+        reach = ramp(source, whole) if self._source.finished else REACH
+        anew = grown(changed, reach + 1)
+        box = box_of(anew, 8)  # what lies farther away changes no narrow edge
+        source = source.copy()
+        source[box] = np.where(anew[box], feathered(mask[box], WIDTH / 2), source[box])
+        return source
 
     def any(self) -> bool:
         """Whether any mask may have a pixel: whether one of the source has."""
@@ -124,6 +156,43 @@ class RefinedMasks:
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
         return mask
+
+
+_HELD = 16 << 20
+"""Bytes of finished masks that are kept, compressed, for whoever asks next: another style, or a cut-out after a preview."""
+
+
+class _Kept:
+    """Alphas (H, W) uint8 by key, up to so many bytes; the oldest go first."""
+
+    def __init__(self, held: int):
+        self._left, self._lock = held, threading.Lock()
+        self._kept: OrderedDict[tuple, tuple[tuple[slice, slice] | None, bytes]] = OrderedDict()
+
+    def keep(self, key: tuple, alpha: np.ndarray) -> None:
+        box = box_of(alpha > 0)
+        data = b"" if box is None else zlib.compress(np.ascontiguousarray(alpha[box]), 1)
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = box, data
+            self._left -= len(data) + _ENTRY
+            while self._left < 0:
+                self._left += len(self._kept.popitem(last=False)[1][1]) + _ENTRY
+
+    def copy_to(self, alpha: np.ndarray, key: tuple) -> bool:
+        """Whether there is one; `alpha` was 0 everywhere."""
+        found = self._kept.get(key)
+        if found is None:
+            return False
+        box, data = found
+        if box is not None:
+            alpha[box] = np.frombuffer(zlib.decompress(data), np.uint8).reshape(alpha[box].shape)
+        return True
+
+
+_ENTRY = 300
+"""Bytes that an entry takes beside its data, about."""
 
 
 def majority(mask: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:

@@ -62,8 +62,8 @@ class Sound(ABC):
         """Adds the stream, before anything is written. `origin`: the second, in the time of the source, with which the file begins."""
 
     @abstractmethod
-    def write(self, until: Fraction | None) -> None:
-        """Writes what sounds before second `until` of the file; None: all the rest."""
+    def write(self, until: Fraction | None) -> bool:
+        """Writes what sounds before second `until` of the file, and says whether there is more; None: all the rest, and the end."""
 
     def close(self) -> None:  # noqa: B027, most hold nothing open
         """Lets go of the source."""
@@ -101,7 +101,7 @@ class Lost(Sound):
         """Nothing."""
 
     def write(self, until):
-        """Nothing."""
+        return False
 
 
 class _OfFile(Sound):
@@ -130,19 +130,19 @@ class _OfFile(Sound):
 
     def write(self, until):
         if self._encoded is not None:
-            self._encoded.write(until)
-            return
+            return self._encoded.write(until)
         while (packet := self._waiting or next(self._packets, None)) is not None:
             self._waiting = None
             if until is not None and packet.dts * packet.time_base - self._origin > until:
                 self._waiting = packet
-                return
+                return True
             shift = round(self._origin / packet.time_base)
             packet.dts -= shift
             if packet.pts is not None:
                 packet.pts -= shift
             packet.stream = self._copy
             self._output.mux(packet)
+        return False
 
     def close(self):
         self._container.close()
@@ -194,8 +194,9 @@ class _Encoded(Sound):
             if piece is None:
                 if until is None:
                     self._output.mux(self._stream.encode(None))
-                return
+                return False
             self._encode(piece)
+        return True
 
     def _encode(self, samples: np.ndarray) -> None:
         """`samples`: (channels, n) float32, which begin at sample `_done`."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..attention.fusion import coarse_masks
 from ..clips.base import Clip
-from ..data import FusedAttention, SAM2Prompts, Tracks
+from ..data import FusedAttention, SAM2Prompts, Tracks, caption
+from ..report import Progress, Report, silent
 from .drawing import cut_out, heat_overlay, point_overlay
 from .lettering import font_for, plain, wrapped, write
 from .styles import show_objects
@@ -23,7 +24,13 @@ _PAPER, _INK, _QUIET = (18, 20, 26), (240, 242, 246), (150, 158, 172)
 
 
 def contact_sheet(
-    clip: Clip, fused: FusedAttention, prompts: SAM2Prompts | None = None, tracks: Tracks | None = None, *, rows: int = 6
+    clip: Clip,
+    fused: FusedAttention,
+    prompts: SAM2Prompts | None = None,
+    tracks: Tracks | None = None,
+    *,
+    rows: int = 6,
+    progress: Progress | Report = silent,
 ) -> Image.Image:
     """A heading with the query, then one row per key frame. Columns: the frame, its heat map, the coarse mask, points, final masks.
 
@@ -32,12 +39,14 @@ def contact_sheet(
         prompts: adds the column of points. Frames with points are preferred to others.
         tracks: adds the column of final masks, one colour per object.
         rows: most key frames to show.
+        progress: callback or `Report`, told of every row.
     """
+    report = Report.of(progress)
     keys = _chosen_keys(len(fused.map), rows, [] if prompts is None else prompts.key.unique().tolist())
     coarse = coarse_masks(FusedAttention(fused.map[keys], fused.clip))
     columns = ["Key frame", "Heat map", "Coarse mask"] + ["Points"] * (prompts is not None) + ["Final masks"] * (tracks is not None)
     layout = _Layout.of(fused.clip.frame_size, len(columns), len(keys))
-    lines = wrapped(plain(fused.query) or "(no query)", font_for(fused.query, 26), layout.width - 2 * _MARGIN, 3)
+    lines = wrapped(plain(caption(fused)) or "(no query)", font_for(caption(fused), 26), layout.width - 2 * _MARGIN, 3)
     head = _MARGIN + 34 * len(lines) + 28 + 34
     sheet = Image.new("RGB", (layout.width, head + layout.height), _PAPER)
 
@@ -51,6 +60,7 @@ def contact_sheet(
         write(sheet, (layout.left(column), head - 8), title, 16, _INK, "ls")
 
     for row, key in enumerate(keys):
+        report.progress(row, len(keys), "Drawing the contact sheet")
         index = fused.clip.key_frames[key]
         top = head + row * (layout.cell[1] + _GAP)
         write(sheet, (_MARGIN, top), "frame", 13, _QUIET)

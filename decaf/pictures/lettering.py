@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 # Names that Pillow looks up in the system's font folders (Linux, Windows, macOS), common scripts first.
 _FONTS = (
@@ -76,6 +79,17 @@ def _fitting(text: str, font: ImageFont.ImageFont, width: float) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)
     return low
+
+
+def captioned(picture: Tensor, text: str) -> Tensor:
+    """(H, W, 3) uint8 with a line of text over a dark strip at its top; what does not fit ends in "..."."""
+    size = max(9, picture.shape[0] // 24)
+    image, font = Image.fromarray(picture.numpy()), font_for(text, size)
+    lines = wrapped(text, font, picture.shape[1] - size, 1)
+    image.paste((18, 20, 26), (0, 0, image.width, size + size // 2))
+    for line in lines:
+        write(image, (size // 2, size // 4), line, size, (240, 242, 246))
+    return torch.from_numpy(np.array(image))
 
 
 def write(picture: Image.Image, xy: tuple[float, float], text: str, size: int, colour: tuple[int, int, int], anchor: str = "la") -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .narrow_values import narrow_value_attention
-from .package import sam2_package
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,21 @@ class BatchedMemoryAttention:
         for i, memories in enumerate(group.memories):
             for j, (age, memory) in enumerate(memories):
                 key = _project(attention, memory[None], (self._pos_enc + self._ages[age])[None])
-                keys[i, :, j * tokens : (j + 1) * tokens] = self._rotate(key)[0]
+                self._rotate(key[0], out=keys[i, :, j * tokens : (j + 1) * tokens])
         return keys
 
-    def _rotate(self, heads: Tensor) -> Tensor:
-        """Rotary positional encoding of (n, heads, h * w, channels of a head)."""
-        return sam2_package().apply_rotary_enc(heads, heads[:, :, :0], freqs_cis=self._rotary)[0]
+    def _rotate(self, heads: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rotary positional encoding of (..., heads, h * w, channels of a head): each pair of channels is a complex number, turned by an angle.
+        `out`: where the result goes, else into a new tensor."""
+        out = torch.empty_like(heads) if out is None else out
+        # In float32 also where autocast has made the heads smaller, as the package does.
+        turned = out if out.dtype == torch.float32 else torch.empty_like(heads, dtype=torch.float32)
+        torch.mul(_as_complex(heads.float()), self._rotary, out=_as_complex(turned))
+        return out if turned is out else out.copy_(turned)
+
+
+def _as_complex(heads: Tensor) -> Tensor:
+    return torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
 
 
 def _project(attention: nn.Module, tokens: Tensor, pos_enc: Tensor) -> Tensor:

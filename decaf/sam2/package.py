@@ -26,7 +26,7 @@ _PUBLIC = {
     "modeling.backbones.image_encoder": ["FpnNeck", "ImageEncoder"],
     "modeling.memory_attention": ["MemoryAttention", "MemoryAttentionLayer"],
     "modeling.memory_encoder": ["CXBlock", "Fuser", "MaskDownSampler", "MemoryEncoder"],
-    "modeling.position_encoding": ["PositionEmbeddingSine", "apply_rotary_enc"],
+    "modeling.position_encoding": ["PositionEmbeddingSine"],
     "modeling.sam.mask_decoder": ["MaskDecoder"],
     "modeling.sam.transformer": ["RoPEAttention", "TwoWayTransformer"],
     "modeling.sam2_base": ["SAM2Base"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -205,8 +206,8 @@ def _track(
                 prompts[frame] = segmenter.remember(seen, [base if frame == marks.frame else anchors[frame]])
         for frame, logits in sweep_prompted(segmenter, encoder, prompts):
             for _, masks in video_masks(logits, frame_size):
-                store.put(0, frame, masks[0])
-            swept_frames.done()
+                store.put(0, frame, masks[0], logits[0, 0])
+            swept_frames.done(frame, partial(clip.__getitem__, frame), logits)
     return store, predicted_iou
 
 

@@ -28,6 +28,14 @@ def attention_consistency(coverage: Tensor, attention: Tensor) -> Tensor:
     return torch.where(consistency > 0, consistency / consistency.amax(), consistency)
 
 
+def not_meant(coverage: Tensor, attention: Tensor, not_this: Tensor) -> Tensor:
+    """Which tracklets cover more of what is attended for *not this* than for the query, over all key frames: (n,) bool. Not in the paper.
+
+    `coverage`: (n, K, rows, cols); `attention` and `not_this`: (K, rows, cols); all in 0..1.
+    """
+    return (coverage * (not_this - attention)).sum((1, 2, 3)) > 0
+
+
 def final_scores(scores: Tensor, consistency: Tensor) -> Tensor:
     """`scores`: (n,) predicted IoU + attention. The mean of the three."""
     return (scores + consistency) / 3

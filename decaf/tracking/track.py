@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,15 +16,15 @@ from ..clips.identity import check_same_clip
 from ..data import SAM2Prompts, Track, Tracks
 from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memory, out_of_memory
 from ..errors import DecafError
-from ..masks import MaskStore, pack_bits
-from ..report import Progress, Report, silent
+from ..masks import Masks, MaskStore, pack_bits
+from ..report import Preview, Progress, Report, silent
 from ..settings import TrackingSettings
 from .candidates import CandidatePrompts
 from .frames import FeatureCache, FrameEncoder
 from .masks import mask_bytes, video_masks
 from .memo import Found, Tracklet, TrackMemo
 from .segmenter import SegmenterModel
-from .selection import attention_consistency, final_scores, grid_coverage, select
+from .selection import attention_consistency, final_scores, grid_coverage, not_meant, select
 from .sweep import FixedPrompts, Sweep
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,10 @@ def segment(
                 memo.keep(found)
         if not found.tracklets:
             return _nothing(clip, prompts, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
-        chosen, tracks = _choose(found.tracklets, prompts, score_threshold, max_tracks)
+        meant = _meant(found.tracklets, prompts)
+        if not meant:
+            return _nothing(clip, prompts, "Nothing found: whatever is seen at the points is looked at more for 'not this' than for the query.")
+        chosen, tracks = _choose(found.tracklets, meant, prompts, score_threshold, max_tracks)
         new = [i for i in chosen if i not in found.masks]
         if new:
             starts = [(prompts.fused.clip.key_frames[found.tracklets[i].candidate.key], found.tracklets[i].mask) for i in new]
@@ -115,7 +119,7 @@ def segment(
     message = ""
     if tracks[0].score <= score_threshold:  # the best one stands in where none passes
         message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
-    return Tracks(store, tuple(tracks), message, prompts.fused.clip)
+    return _tracks(store, tracks, message, prompts)
 
 
 def feature_cache(
@@ -161,6 +165,11 @@ def _check_prompts(prompts: SAM2Prompts) -> None:
             f"The prompts have {points} key indices, {len(prompts.xy)} points and {len(prompts.value)} values, and {len(prompts.fused.map)} maps "
             f"for {frames} key frames; there must be as many of each. Make the prompts again."
         )
+    if prompts.fused.not_this is not None and prompts.fused.not_this.shape != prompts.fused.map.shape:
+        raise DecafError(
+            f"The prompts' map of 'not this' has the shape {tuple(prompts.fused.not_this.shape)}, the map of the query "
+            f"{tuple(prompts.fused.map.shape)}. Make the prompts again."
+        )
     inside = bool(((prompts.key >= 0) & (prompts.key < frames)).all() and ((prompts.xy >= 0) & (prompts.xy <= 1)).all())
     if not inside or not prompts.value.isfinite().all():
         raise DecafError(
@@ -170,7 +179,11 @@ def _check_prompts(prompts: SAM2Prompts) -> None:
 
 
 def _nothing(clip: Clip, prompts: SAM2Prompts, message: str) -> Tracks:
-    return Tracks(MaskStore(0, len(clip), clip.frame_size), (), message, prompts.fused.clip)
+    return _tracks(MaskStore(0, len(clip), clip.frame_size), [], message, prompts)
+
+
+def _tracks(store: Masks, tracks: list[Track], message: str, prompts: SAM2Prompts) -> Tracks:
+    return Tracks(store, tuple(tracks), message, prompts.fused.clip, prompts.fused.query, prompts.fused.name)
 
 
 class _KeyFrames(Sequence):
@@ -199,9 +212,11 @@ class SweptFrames:
     def encoding(self) -> None:
         self._report.count(self._count)
 
-    def done(self) -> None:
+    def done(self, index: int, frame: Callable[[], Tensor], logits: Tensor) -> None:
+        """`index` of the frame in the clip; `frame`: reads it; `logits` (n, 1, h, w) of the objects on it."""
         self._done += 1
         self._report.progress(self._done, self._total, self._what)
+        self._report.preview(lambda: Preview(index, frame(), masks=tuple((logits[:, 0] > 0).cpu())))
 
 
 def _find_tracklets(
@@ -224,16 +239,24 @@ def _find_tracklets(
                     coverage.setdefault(id_, torch.zeros_like(attention))[swept.frame] = covered[i]
                     if prompter.standing[id_].key == swept.frame:
                         prompt_masks[id_] = pack_bits(masks[i])
-            swept_frames.done()
+            index = prompts.fused.clip.key_frames[swept.frame]
+            swept_frames.done(index, partial(clip.__getitem__, index), swept.logits)
     return [Tracklet(candidate, coverage[id_], prompt_masks[id_]) for id_, candidate in prompter.standing.items()]
 
 
+def _meant(tracklets: list[Tracklet], prompts: SAM2Prompts) -> list[int]:
+    """Indices of the tracklets that are not what the user has said not to mean."""
+    if prompts.fused.not_this is None:
+        return list(range(len(tracklets)))
+    return (~not_meant(torch.stack([t.coverage for t in tracklets]), prompts.fused.map, prompts.fused.not_this)).nonzero()[:, 0].tolist()
+
+
 def _choose(
-    tracklets: list[Tracklet], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
+    tracklets: list[Tracklet], meant: list[int], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
 ) -> tuple[list[int], list[Track]]:
-    """Indices of the kept tracklets, and their records."""
-    consistency = attention_consistency(torch.stack([t.coverage for t in tracklets]), prompts.fused.map)
-    final = final_scores(torch.tensor([t.candidate.score for t in tracklets]), consistency)
+    """Indices of the tracklets that are kept among those in `meant`, and their records."""
+    consistency = attention_consistency(torch.stack([tracklets[i].coverage for i in meant]), prompts.fused.map)
+    final = final_scores(torch.tensor([tracklets[i].candidate.score for i in meant]), consistency)
     chosen = select(final, score_threshold)
     if max_tracks is not None and len(chosen) > max_tracks:
         best = sorted(chosen, key=lambda i: -float(final[i]))[:max_tracks]
@@ -241,11 +264,11 @@ def _choose(
         chosen = sorted(best)
     tracks = []
     for number, i in enumerate(chosen):
-        candidate = tracklets[i].candidate
+        candidate = tracklets[meant[i]].candidate
         x, y = prompts.xy[candidate.point].tolist()
         frame = prompts.fused.clip.key_frames[candidate.key]
         tracks.append(Track(number, frame, (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i])))
-    return chosen, tracks
+    return [meant[i] for i in chosen], tracks
 
 
 def _propagate(
@@ -260,9 +283,9 @@ def _propagate(
         encoder = FrameEncoder(segmenter, clip, limits.cache, swept_frames.encoding)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
-                for id_, mask in zip(swept.ids[part], found.cpu(), strict=True):
-                    store.put(id_, swept.frame, mask)
-            swept_frames.done()
+                for id_, mask, logits in zip(swept.ids[part], found.cpu(), swept.logits[part, 0].cpu(), strict=True):
+                    store.put(id_, swept.frame, mask, logits)
+            swept_frames.done(swept.frame, partial(clip.__getitem__, swept.frame), swept.logits)
     return store
 
 

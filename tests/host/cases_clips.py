@@ -368,7 +368,7 @@ def case_cancel_stops_propagating():
 def case_the_preview_shows_heat_mask_and_points():
     clip = images(6)
     given = prompts(6, 0.5)
-    pictures, mask = run("DecAFAttentionPreview", frames=clip, fused=given.fused).args
+    pictures, mask, *_ = run("DecAFAttentionPreview", frames=clip, fused=given.fused).args
     dotted = run("DecAFAttentionPreview", frames=clip, fused=given.fused, prompts=given)[0]
     assert pictures.shape == (4, 72, 96, 3) and mask.shape == (4, 72, 96) and 0 <= pictures.min() and pictures.max() <= 1
     assert not torch.equal(pictures, clip[list(given.fused.clip.key_frames)]) and not torch.equal(pictures, dotted)

@@ -24,7 +24,8 @@ def tracks(frames=6):
 
 
 def applied(frames, masks, **more):
-    return run("DecAFApplyMask", frames=frames, masks=masks, **more)[0]
+    (made,) = run("DecAFApplyMask", frames=frames, masks=masks, **more)[0]
+    return made
 
 
 def case_tracks_stay_tracks_and_a_mask_a_mask():
@@ -44,7 +45,7 @@ def case_a_cut_out_has_alpha_sound_and_times():
     clip = video()
     mask = run("DecAFRefineMask", masks=square(), feather=2.0)[0]
     for format, alpha in (("auto", 1), ("webm (VP9)", 8)):
-        made, report = run("DecAFApplyMask", frames=clip, masks=mask, format=format).args
+        (made,), report = run("DecAFApplyMask", frames=clip, masks=mask, format=format).args
         assert "with alpha" in report and made.get_dimensions() == (96, 72)
         path = Path(made.get_stream_source())
         pictures = list(module("decaf.finishing").read_with_alpha(path))
@@ -66,6 +67,43 @@ def case_a_saved_cut_out_is_the_file_itself():
     assert names == [f"{index:05d}.png" for index in range(12)]
     with Image.open(folder / names[5]) as picture:
         assert picture.mode == "RGBA" and np.array_equal(np.asarray(picture)[..., 3] > 127, square()[5].numpy() > 0)
+
+
+def case_exr_pictures_are_linear_and_premultiplied():
+    """Read back as half floats: the colours of the clip as light, times alpha."""
+    mask = run("DecAFRefineMask", masks=square(), feather=2.0)[0]
+    made = applied(video(), mask)
+    run("DecAFSaveCutOut", video=made, filename_prefix="cut/exr", format="EXR pictures")
+    folder = Path(folder_paths.get_output_directory()) / "cut" / "exr_00001_"
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files] == [f"{index:05d}.exr" for index in range(12)]
+    with av.open(str(files[5])) as file:
+        frame = next(file.decode(video=0))
+    assert frame.format.name == "gbrapf16le"
+    green, blue, red, alpha = (np.frombuffer(plane, np.float16).reshape(72, -1)[:, :96].astype(float) for plane in frame.planes)
+    assert np.abs(alpha - mask[5].numpy()).max() < 1.5 / 255
+    pixels = video().get_components().images[5].numpy()
+    light = np.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4) * alpha[..., None]
+    assert np.abs(np.stack([red, green, blue], -1) - light).max() < 0.03 and light.max() > 0.05
+
+
+def case_one_video_per_object():
+    found = segment(6, max_objects=0, score_threshold=0.0)[1]
+    assert len(found.tracks) > 1
+    videos, report = run("DecAFApplyMask", frames=images(6), masks=found, one_per_object=True).args
+    assert len(videos) == len(found.tracks) and f"of {len(videos)} objects each by itself" in report
+    for place, (made, track) in enumerate(zip(videos, found.tracks, strict=True)):
+        run("DecAFSaveCutOut", video=made, filename_prefix="each/cut")
+        (saved,) = (Path(folder_paths.get_output_directory()) / "each").glob(f"cut_object-{track.id}_*.mov")
+        pictures = list(module("decaf.finishing").read_with_alpha(saved))
+        for index, picture in enumerate(pictures):
+            assert np.abs(picture[..., 3].astype(int) - found.alpha(index, index + 1, [place])[0].numpy()).max() <= 1
+    number = found.tracks[1].id
+    (one,), _ = run("DecAFApplyMask", frames=images(6), masks=found, one_per_object=True, objects=str(number)).args
+    assert one.part == f"object-{number}"
+    none = type(found)(module("decaf.masks").MaskStore(0, 6, (72, 96)), ())
+    assert "no object to make a video of" in error_of("DecAFApplyMask", frames=images(6), masks=none, one_per_object=True)
+    assert not applied(images(6), none, effect="matte").get_components().images.max() > 0.01
 
 
 def case_a_video_in_memory_is_saved_too():
@@ -114,7 +152,7 @@ def case_what_cannot_be_is_a_sentence():
     assert "at least one pixel" in told(masks=torch.zeros(0, 72, 96))
     assert "has no background" in told(effect="new background")
     assert "no colour" in told(effect="colour rest", colour="greenish")
-    assert "no object '7'" in told(objects="7")
+    assert "no object 7; the tracks hold 0" in told(objects="7") and "'one', which is not a number" in told(objects="one")
     assert "takes tracks or a mask" in told(masks="mask")
     assert "leads out of" in error_of("DecAFSaveCutOut", video=video(), filename_prefix="../../x")
     assert "takes tracks or a mask" in error_of("DecAFRefineMask", masks=3)
@@ -126,6 +164,12 @@ def case_cancel_stops_applying():
     with_cancel("DecAFApplyMask", frames=images(6), masks=square(6))
     assert set(Path(folder_paths.get_temp_directory()).iterdir()) == before
     with_cancel("DecAFRefineMask", masks=square(6))
+    with_cancel("DecAFShowObjects", frames=images(6), tracks=tracks(6))
+    made = applied(images(6), square(6))
+    saved = Path(folder_paths.get_output_directory())
+    for format in ("as it is", "PNG pictures", "EXR pictures"):
+        with_cancel("DecAFSaveCutOut", video=made, filename_prefix="cancelled/cut", format=format)
+    assert not [path for path in (saved / "cancelled").rglob("*") if path.is_file() and path.name.startswith((".", "cut"))]
 
 
 def case_the_save_node_is_the_only_leaf():

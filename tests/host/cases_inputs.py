@@ -38,6 +38,7 @@ def whole(node):
         "SAM2VideoPropagate": lambda: {"sam2": sam2(), "frames": clip, "prompts": prompts(2)},
         "DecAFShowObjects": lambda: {"frames": clip, "tracks": segment(2)[1]},
         "DecAFCorrectObjects": lambda: {"sam2": sam2(), "frames": clip, "tracks": segment(2)[1], "mask": torch.ones(1, 72, 96)},
+        "DecAFPickQuery": lambda: {"tracks": [segment(2)[1]], "query": ["1"]},
         "DecAFTracksToMask": lambda: {"tracks": segment(2)[1]},
         "DecAFPickTracks": lambda: {"fused": fused(2), "objects": segment(2)[1]},
         "DecAFFrameOfVideo": lambda: {"frames": clip},

@@ -249,11 +249,30 @@ class Events:
                 return message["data"]
         raise AssertionError(f"no {kind} with {wanted} in {seconds} s, but {seen[-20:]}")
 
+    def until(self, kind: str, seconds: float = 60, **wanted) -> list[tuple[float, str, object]]:
+        """All messages up to that one: when it came, its type and its data. What is no JSON has the type "text" or "picture"."""
+        end, seen = time.monotonic() + seconds, []
+        while time.monotonic() < end:
+            frame, content = self._frame()
+            if frame == 2:
+                number = int.from_bytes(content[:4], "big")
+                seen.append((time.monotonic(), "text" if number == 3 else "picture", content[4:]))
+            elif frame == 1:
+                message = json.loads(content)
+                seen.append((time.monotonic(), message["type"], message["data"]))
+                if message["type"] == kind and all(message["data"].get(name) == value for name, value in wanted.items()):
+                    return seen
+        raise AssertionError(f"no {kind} with {wanted} in {seconds} s, but {[name for _, name, _ in seen[-20:]]}")
+
     def _message(self) -> dict | None:
-        """The next message, None for a frame that is no text. The server sends frames unmasked and whole."""
+        """The next message, None for a frame that is no text."""
+        frame, content = self._frame()
+        return json.loads(content) if frame == 1 else None
+
+    def _frame(self) -> tuple[int, bytes]:
+        """Its kind, 1 for text and 2 for bytes, and its content. The server sends frames unmasked and whole."""
         kind, length = self._file.read(2)
         length &= 127
         if length > 125:
             length = int.from_bytes(self._file.read(2 if length == 126 else 8), "big")
-        content = self._file.read(length)
-        return json.loads(content) if kind & 15 == 1 else None
+        return kind & 15, self._file.read(length)

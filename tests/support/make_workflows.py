@@ -1,111 +1,87 @@
-"""Builds workflows/*.json and their pictures in ComfyUI's own page: `uv run python tests/support/make_workflows.py`."""
+"""Builds subgraphs/*.json, workflows/*.json and the pictures of what these make in ComfyUI's own page: `uv run python tests/support/make_workflows.py`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from comfy_host import WORKFLOWS, Server, find_host
-from comfy_page import fit_view, load_workflow, open_browser, open_page, press_run, screenshot_graph, set_widgets
+from comfy_host import PACK, WORKFLOWS, Server, find_host
+from comfy_page import fit_view, open_browser, open_page
 from PIL import Image
 from playwright.sync_api import Page
+from thumbnails import draw_thumbnail
+from workflow_specs import ALIASES, BOXES
 from workflow_specs import WORKFLOWS as SPECS
 
 from decaf.clips import write_video
 from decaf.demo.scenes import make_scene
 
-# Nodes stand in columns, one group each; LiteGraph's node position is below its title bar of 30 pixels.
-_BUILD = """
-async spec => {
-    const {app, LiteGraph} = window
-    app.graph.clear()
-    const TITLE = 30, GAP = 40, PAD = 24, nodes = {}
-    let x = 0
-    const place = (node, x, y) => { node.pos = [x, y + TITLE]; return y + TITLE + node.size[1] + GAP }
-    const note = LiteGraph.createNode('MarkdownNote')
-    app.graph.add(note)
-    note.title = spec.title
-    note.widgets[0].value = spec.note
-    note.size = [320, 420]
-    place(note, x, 0)
-    x += 320 + GAP + PAD
-    for (const [title, column] of Object.entries(spec.columns)) {
-        let y = PAD + TITLE, width = 0, inside = []
-        for (const [key, wanted] of Object.entries(column)) {
-            const node = LiteGraph.createNode(wanted.type)
-            if (!node) throw new Error('no node type ' + wanted.type)
-            app.graph.add(node)
-            for (const [name, value] of Object.entries(wanted.widgets)) {
-                const widget = node.widgets.find(widget => widget.name === name)
-                if (!widget) throw new Error(`${wanted.type} has no widget ${name}`)
-                widget.value = value
-            }
-            const least = node.computeSize()
-            node.setSize([Math.max(least[0], wanted.size[0]), Math.max(least[1], wanted.size[1])])
-            width = Math.max(width, node.size[0])
-            nodes[key] = node
-            inside.push(node)
-            y = place(node, x, y)
-        }
-        for (const node of inside) node.setSize([width, node.size[1]])
-        const group = new LiteGraph.LGraphGroup(title)
-        group.pos = [x - PAD, 0 - PAD + TITLE]
-        group.size = [width + 2 * PAD, y - GAP + 2 * PAD - TITLE]
-        app.graph.add(group)
-        x += width + GAP + 2 * PAD
-    }
-    for (const link of spec.links) {
-        const [[from, output], [to, input]] = link.split(' > ').map(end => end.split('.'))
-        const source = nodes[from].outputs.findIndex(slot => slot.name === output || slot.label === output)
-        const target = nodes[to].inputs.findIndex(slot => slot.name === input)
-        if (source < 0 || target < 0 || !nodes[from].connect(source, nodes[to], target)) throw new Error('cannot link ' + link)
-    }
-    return nodes && Object.keys(nodes).length
-}
-"""
+SUBGRAPHS = PACK / "subgraphs"
+_BUILD = Path(__file__).with_name("build_workflow.js").read_text(encoding="utf-8")
+_IDS = uuid.UUID("6ad0a7b4-6d0f-4c7e-9a43-5d4f0d1d1b5e")
 
 
 def build(page: Page, name: str) -> dict:
     """The workflow in UI format, as the page saves it."""
-    page.evaluate(_BUILD, asdict(SPECS[name]))
+    return _built(page, name, {"workflow": asdict(SPECS[name]), "boxes": _boxes()})
+
+
+def build_box(page: Page, title: str) -> dict:
+    """A blueprint: a workflow whose one node is the box."""
+    made = _built(page, title, {"workflow": None, "boxes": {title: _boxes()[title]}})
+    return made | {"extra": {"BlueprintDescription": BOXES[title].description, "BlueprintSearchAliases": list(ALIASES)}}
+
+
+def _boxes() -> dict:
+    return {title: asdict(box) for title, box in BOXES.items()}
+
+
+def _built(page: Page, name: str, wanted: dict) -> dict:
+    page.evaluate(_BUILD, wanted)
     page.wait_for_timeout(1000)
     fit_view(page)
-    return page.evaluate("window.app.graph.serialize()")
+    text = page.evaluate("JSON.stringify(window.app.graph.serialize())")
+    # The page draws ids by lot; files that are made again shall differ only where something has changed.
+    drawn = dict.fromkeys(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))
+    for place, one in enumerate(drawn):
+        text = text.replace(one, str(uuid.uuid5(_IDS, f"{name}/{place}")))
+    return json.loads(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(SPECS), help="of workflows; without any, all are built")
-    parser.add_argument("--seed", type=int, default=3, help="of the sample clip that the pictures are made of")
+    parser.add_argument("names", nargs="*", help="of workflows; without any, all are built, and the boxes")
     options = parser.parse_args()
-    scene = make_scene(options.seed, length=24)
     host = find_host()
     if isinstance(host, str):
         raise SystemExit(host)
+    scene = make_scene(SEED, length=24)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         _fill(base, torch.from_numpy(scene.frames))
         with Server(host, base) as server, open_browser() as browser:
-            for name in options.names:
-                file = WORKFLOWS / f"{name}.json"
-                with open_page(browser, server.url, (2600, 1400)) as page:
-                    file.write_text(json.dumps(build(page, name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-                with open_page(browser, server.url, (2600, 1400)) as page:
-                    load_workflow(page, file)
-                    set_widgets(page, PICTURED | ({} if name == QUICK else {"ExtractRolloutAttention": {"query": scene.queries[0].text}}))
-                    if not any(node.type in NOT_HERE for column in SPECS[name].columns.values() for node in column.values()):
-                        problems = press_run(page)
-                        if problems:
-                            raise SystemExit(f"{name}: {problems}")
-                    fit_view(page)
-                    screenshot_graph(page, file.with_suffix(".jpg"), 1600)
+            for title in () if options.names else BOXES:
+                with open_page(browser, server.url) as page:
+                    _write(SUBGRAPHS / f"{title}.json", build_box(page, title))
+            for name in options.names or SPECS:
+                with open_page(browser, server.url) as page:
+                    _write(WORKFLOWS / f"{name}.json", build(page, name))
+                    prompt = page.evaluate("window.app.graphToPrompt().then(made => made.output)")
+                draw_thumbnail(server, name, prompt, scene, WORKFLOWS / f"{name}.jpg")
 
 
-# What a person chooses in the workflows: widget values by node type. For the pictures the models that come with the pack.
+def _write(file: Path, made: dict) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# What a person chooses in the workflows: widget values by node type.
 CHOICES = {
     "LoadMLLM": {"model": "tiny_qwen2_5_vl"},
     "CLIPLoader": {"clip_name": "small_qwen3_vl_8b.safetensors"},
@@ -113,16 +89,12 @@ CHOICES = {
     "LoadVideo": {"file": "clip.mp4"},
     "LoadImage": {"image": "example.png"},
 }
-PICTURED = {kind: values for kind, values in CHOICES.items() if kind != "CLIPLoader"} | {
-    "LoadMLLM": {"model": "bundled"},
-    "DecAFLoadSAM2": {"model": "bundled"},
-}
 
-NOT_HERE = ("CheckpointLoaderSimple", "CLIPLoader")
-"""Loaders of models of which no small one knows the sample clip: their workflows are pictured as they open."""
-
-QUICK = "decaf_quick_start"
+QUICK = "A First Try (No Download)"
 """Runs as it is saved: nothing is to be chosen in it."""
+
+SEED = 3
+"""Of the sample clip that the pictures show."""
 
 
 def _fill(base: Path, clip: torch.Tensor) -> None:

@@ -1,302 +1,316 @@
-"""What the example workflows consist of: columns of nodes, links, groups. `make_workflows.py` builds them in ComfyUI's page."""
+"""What the boxes and the example workflows consist of: columns of nodes, links, groups. `make_workflows.py` builds them in ComfyUI's page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Nothing is presumed to be on a machine: core's combos are left empty, ours have an entry that says so.
+# Core's combos are left empty: what they hold depends on the machine.
 CHOOSE = "choose a model"
 
-MODELS = "Load Multimodal LLM: choose a folder of **models/LLM**, or a *download* entry"
-SAM2 = "Load SAM 2: choose a checkpoint of **models/sam2**"
+
+@dataclass(frozen=True)
+class Model:
+    """A file that the page offers to download where the widget names it and it is not there. `directory`: below ComfyUI's models."""
+
+    name: str
+    url: str
+    directory: str
+
+
+ENCODER = Model(
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    "https://huggingface.co/Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    "text_encoders",
+)
+SAM2_LARGE = Model(
+    "sam2.1_hiera_large.pt", "https://huggingface.co/facebook/sam2.1-hiera-large/resolve/main/sam2.1_hiera_large.pt", "sam2"
+)
+SAM3 = Model(
+    "sam3.1_multiplex_fp16.safetensors",
+    "https://huggingface.co/Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
+    "checkpoints",
+)
 
 
 @dataclass(frozen=True)
 class Node:
-    """`type` and widget values by name; `size`: at least so wide and high (a preview needs room)."""
+    """`type`: of a node, or the title of a box. Widget values by name; `size`: at least so wide and high (a preview needs room). `gap`: pixels
+    left free above it, for links that pass."""
 
     type: str
     widgets: dict = field(default_factory=dict)
     size: tuple[int, int] = (320, 0)
+    models: tuple[Model, ...] = ()
+    gap: int = 0
+
+
+@dataclass(frozen=True)
+class Box:
+    """Nodes in one box, a subgraph, that the page offers in its search. `inputs`: name -> "node.input", a widget's value among them;
+    `outputs`: name -> "node.output"; `shows`: the node whose picture the box shows."""
+
+    description: str
+    columns: dict[str, dict[str, Node]]
+    links: tuple[str, ...]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    shows: str
+    size: tuple[int, int] = (380, 640)
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """`columns`: title of a group -> its nodes by key, from top to bottom. `links`: "node.output > node.input"."""
+    """`columns`: title of a group -> its nodes by key, from top to bottom. `links`: "node.output > node.input". `query`: what its picture asks
+    for, `shows`: the type of the node whose result it is."""
 
-    title: str
     note: str
     columns: dict[str, dict[str, Node]]
     links: tuple[str, ...]
+    query: str = "the red circle"
+    shows: str = "DecAFSaveCutOut"
 
 
-def _attention(query: str) -> dict[str, dict[str, Node]]:
-    return {
-        "2 · Ask where the object is": {
-            "extract": Node("ExtractRolloutAttention", {"query": query}, (380, 320)),
-            "answers": Node("PreviewAny", {}, (380, 170)),
-        },
-        "3 · Attention": {
-            "contrast": Node("ObjectBackgroundFusion", {}, (340, 0)),
-            "fused": Node("FrameFusion", {}, (340, 0)),
-            "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
-        },
-    }
+VIDEO_BOX, IMAGE_BOX = "Mask by Text (Video)", "Mask by Text (Image)"
 
+ALIASES = (
+    "segment", "mask", "roto", "rotoscope", "matte", "cut out", "remove background", "track", "video segmentation", "prompt to mask", "find object",
+    "text to mask", "decaf",
+)  # fmt: skip
+"""What people type who look for the boxes."""
 
-_ATTENTION_LINKS = (
-    "mllm.mllm > extract.mllm",
-    "extract.answers > answers.source",
+_FINDING = {
+    "1 · Ask where the object is": {"extract": Node("ExtractRolloutAttention", {}, (340, 0))},
+    "2 · Subtract the background": {"contrast": Node("ObjectBackgroundFusion")},
+    "3 · Join video and frames": {"fused": Node("FrameFusion")},
+    "4 · Points": {"prompts": Node("AttentionToSAM2Prompts")},
+    "5 · Masks of the clip": {"segment": Node("SAM2VideoPropagate")},
+    "6 · Finish": {"refine": Node("DecAFRefineMask")},
+    "7 · Pick": {"pick": Node("DecAFTracksToMask")},
+}
+_FINDING_LINKS = (
     "extract.object > contrast.object",
     "extract.background > contrast.background",
     "contrast.attention > fused.attention",
-    "fused.fused > preview.fused",
+    "fused.fused > prompts.fused",
+    "prompts.prompts > segment.prompts",
+    "segment.tracks > refine.masks",
+    "refine.refined > pick.tracks",
 )
+# Inputs of the box in the order in which it shows them; those of the second part have a field in it.
+_INPUTS = {
+    "frames": "extract.frames, segment.frames, show.frames",
+    "mllm": "extract.mllm",
+    "sam2": "segment.sam2",
+    "query": "extract.query",
+    "score_threshold": "segment.score_threshold",
+    "max_objects": "pick.max_objects",
+    "grow": "refine.grow",
+    "feather": "refine.feather",
+}
+
+BOXES = {
+    VIDEO_BOX: Box(
+        "Masks what a sentence means, in every frame of a video: a multimodal LLM finds it, SAM 2 follows it. Gives the mask, the video with the "
+        "object shown, and the object cut out, with sound.",
+        _FINDING
+        | {
+            "8 · Show and cut out": {
+                "show": Node("DecAFShowObjects", {"numbers": True}, (340, 300)),
+                "cut": Node("DecAFApplyMask", {"effect": "cut out"}),
+            },
+        },
+        (*_FINDING_LINKS, "pick.tracks > show.tracks", "pick.tracks > cut.masks"),
+        _INPUTS | {"frames": f"{_INPUTS['frames']}, cut.frames"},
+        {
+            "mask": "pick.mask",
+            "overlay": "show.overlay",
+            "cut_out": "cut.video",
+            "refined": "pick.tracks",
+            "tracks": "segment.tracks",
+            "report": "segment.report",
+        },
+        "show",
+    ),
+    IMAGE_BOX: Box(
+        "Masks what a sentence means, in a picture: a multimodal LLM finds it, SAM 2 outlines it. Gives the mask, the picture with the object "
+        "shown, and the object cut out on nothing.",
+        _FINDING
+        | {
+            "8 · Show and cut out": {
+                "show": Node("DecAFShowObjects", {"numbers": True}, (340, 300)),
+                "invert": Node("InvertMask"),
+            },
+            "9 · Pictures": {"picture": Node("GetVideoComponents"), "cut": Node("JoinImageWithAlpha")},
+        },
+        (
+            *_FINDING_LINKS,
+            "pick.tracks > show.tracks",
+            "show.overlay > picture.video",
+            "pick.mask > invert.mask",
+            "invert.MASK > cut.alpha",
+        ),
+        _INPUTS | {"frames": f"{_INPUTS['frames']}, cut.image"},
+        {
+            "mask": "pick.mask",
+            "overlay": "picture.images",
+            "cut_out": "cut.IMAGE",
+            "refined": "pick.tracks",
+            "tracks": "segment.tracks",
+            "report": "segment.report",
+        },
+        "show",
+    ),
+}
+
+_MLLM = Node("LoadMLLM", {"model": ENCODER.name}, models=(ENCODER,))
+_SAM2 = Node("DecAFLoadSAM2", {"model": SAM2_LARGE.name}, models=(SAM2_LARGE,))
+_VIDEO = {"clip": Node("LoadVideo", {"file": None}, (320, 300)), "mllm": _MLLM, "sam2": _SAM2}
+_INTO_BOX = ("mllm.mllm > box.mllm", "sam2.sam2 > box.sam2")
+_FOLDERS = (
+    "```\nComfyUI/models\n├─ text_encoders\n│  └─ qwen_2.5_vl_7b_fp8_scaled.safetensors\n├─ LLM\n│  └─ or a folder such as "
+    "Qwen2.5-VL-3B-Instruct\n└─ sam2\n   └─ sam2.1_hiera_large.pt\n```\n\n"
+    f"Download: [{ENCODER.name}]({ENCODER.url}) (9 GB), [{SAM2_LARGE.name}]({SAM2_LARGE.url}) (0.9 GB). "
+)
+_OTHERS = (
+    "Any other model that *Load Multimodal LLM* and *Load SAM 2* list will do; the *download* entries of the first fetch one by themselves."
+)
+_DOG = "the dog that gets the ball first"
+
+
+def _box(query: str, title: str = VIDEO_BOX, gap: int = 0) -> Node:
+    return Node(title, {"query": query}, (380, 640), gap=gap)
+
 
 WORKFLOWS = {
-    "decaf_quick_start": Workflow(
-        "Quick start",
-        "# Quick start\n\nPress **Run**: no download, no GPU needed. A made-up clip of moving shapes, a query for one of them, and two tiny "
-        "models that come with the pack.\n\n"
-        "Then play: change *clip_seed* or *kind* in Make Sample Clip. The heat map shows where the model looks, Show Objects the masks, "
-        "the last picture the true one.\n\n"
-        "The tiny models know nothing but such clips. For your own, open *decaf_video_to_mask*.",
+    "A First Try (No Download)": Workflow(
+        "# A first try\n\nPress **Run**. No download, no GPU: a made-up clip of moving shapes, and two tiny models that come with the pack.\n\n"
+        "The box shows what it found. Now write another sentence in it: *You can ask for* lists some that the clip knows. Another number in "
+        "*clip_seed* makes another clip.\n\n"
+        "The tiny models know nothing but such clips. For your own video, open the template **Cut Out by Text (Video)**.",
         {
-            "1 · Sample clip and bundled models": {
-                "clip": Node("DecAFSampleClip", {}),
+            "1 · Clip and models": {
+                "clip": Node("DecAFSampleClip", {"frames": 24}),
                 "mllm": Node("LoadMLLM", {"model": "bundled"}),
                 "sam2": Node("DecAFLoadSAM2", {"model": "bundled"}),
-                "query": Node("PreviewAny", {}, (320, 130)),
             },
-            "2 · Ask where the object is": {
-                "extract": Node("ExtractRolloutAttention", {}, (380, 320)),
-            },
-            "3 · Attention": {
-                "contrast": Node("ObjectBackgroundFusion", {}, (340, 0)),
-                "fused": Node("FrameFusion", {}, (340, 0)),
-                "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
-            },
-            "4 · Points, then masks": {
-                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
-                "show": Node("DecAFShowObjects", {"preview_fps": 12}, (340, 460)),
-            },
-            "5 · Result and truth": {
-                "report": Node("PreviewAny", {}, (340, 150)),
-                "mask": Node("MaskPreview", {}, (340, 280)),
-                "truth": Node("MaskPreview", {}, (340, 280)),
+            "2 · Say what": {"box": _box("the red circle")},
+            "3 · Result": {
+                "save": Node("DecAFSaveCutOut", {"filename_prefix": "video/first_try"}, (340, 420)),
+                "queries": Node("PreviewAny", {}, (340, 260)),
             },
         },
-        (
-            "clip.images > extract.frames",
-            "clip.query > extract.query",
-            "clip.query > query.source",
-            *(link for link in _ATTENTION_LINKS if "answers" not in link),
-            "clip.images > preview.frames",
-            "fused.fused > prompts.fused",
-            "prompts.prompts > preview.prompts",
-            "sam2.sam2 > segment.sam2",
-            "clip.images > segment.frames",
-            "clip.images > show.frames",
-            "segment.tracks > show.tracks",
-            "prompts.prompts > segment.prompts",
-            "segment.report > report.source",
-            "segment.mask > mask.mask",
-            "clip.truth > truth.mask",
-        ),
+        ("clip.images > box.frames", *_INTO_BOX, "box.cut_out > save.video", "clip.queries > queries.source"),
     ),
-    "decaf_video_to_mask": Workflow(
-        "Video to mask",
-        "# Video to mask\n\nType what you mean, get a mask for every frame.\n\n"
-        f"1. Load Video: choose your clip\n2. {MODELS}\n3. {SAM2}\n4. Extract Rollout Attention: write the *query*\n5. Press "
-        f"**Run**\n\n"
-        "The heat map shows where the model looks. Too little is marked? Lower *threshold* in Turn Attention into Prompts. Several "
-        "objects? "
-        "Show Objects numbers them, Pick Objects as Mask takes them apart. Is one of them wrong? Put Correct Objects between the two, and mark it.",
+    "Blur by Text (Video)": Workflow(
+        "# Blur by text\n\nBlurs what your sentence means, and keeps the sound.\n\n"
+        "1. **Load Video**: your clip\n2. Models: see below\n3. Write in the box what to blur\n4. **Run**\n\n"
+        "Everything else instead? Turn *invert* on. *effect* also pixelates, dims or greys the rest, or puts a colour or another background "
+        f"behind.\n\n{_FOLDERS}{_OTHERS}",
         {
-            "1 · Clip and models": {
-                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
-                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
-                "sam2": Node("DecAFLoadSAM2", {"model": CHOOSE}),
+            "1 · Clip and models": _VIDEO,
+            "2 · Say what": {"box": _box("the face of the man with the hat")},
+            "3 · Blur": {"apply": Node("DecAFApplyMask", {"effect": "blur"})},
+            "4 · Save": {"save": Node("SaveVideo", {"filename_prefix": "video/blurred"}, (360, 380))},
+        },
+        ("clip.VIDEO > box.frames", *_INTO_BOX, "clip.VIDEO > apply.frames", "box.refined > apply.masks", "apply.video > save.video"),
+        "the yellow circle",
+        "SaveVideo",
+    ),
+    "Correct a Mask (Video)": Workflow(
+        "# Correct a mask\n\nWhen a part is missing, or too much is masked.\n\n"
+        "1. **Run** once. *Show Objects* numbers what was found\n2. **Correct Objects**: the *object*'s number, the *frame*, and points in "
+        'pixels: `[{"x": 150, "y": 120}]` on it, or off it. A points editor, a box or a painted mask can be connected\n'
+        "3. **Run**: only that object is tracked anew\n\nNothing marked: nothing is changed. For more corrections, put more of these nodes in a "
+        f"row.\n\n{_FOLDERS}{_OTHERS}",
+        {
+            "1 · Clip and models": _VIDEO,
+            "2 · Say what": {"box": _box(_DOG)},
+            "3 · Mark what is wrong": {"correct": Node("DecAFCorrectObjects", {}, (340, 0))},
+            "4 · See it, finish it": {
+                "show": Node("DecAFShowObjects", {}, (340, 420)),
+                "refine": Node("DecAFRefineMask", {}, (340, 0)),
             },
-            **_attention("the dog that gets the ball first"),
-            "4 · Points, then masks": {
-                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
-                "report": Node("PreviewAny", {}, (340, 150)),
-            },
-            "5 · Show and save": {
-                "show": Node("DecAFShowObjects", {}, (340, 430)),
-                "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
-                "picture": Node("MaskToImage", {}, (320, 0)),
-                "create": Node("CreateVideo", {}, (320, 0)),
-                "masks": Node("SaveVideo", {"filename_prefix": "video/decaf_mask"}, (320, 340)),
-            },
+            "5 · Cut out": {"apply": Node("DecAFApplyMask", {})},
+            "6 · Save": {"save": Node("DecAFSaveCutOut", {"filename_prefix": "video/corrected"}, (340, 420))},
         },
         (
-            "clip.VIDEO > extract.frames",
-            *_ATTENTION_LINKS,
-            "clip.VIDEO > preview.frames",
-            "fused.fused > prompts.fused",
-            "prompts.prompts > preview.prompts",
-            "sam2.sam2 > segment.sam2",
-            "clip.VIDEO > segment.frames",
+            "clip.VIDEO > box.frames",
+            *_INTO_BOX,
+            "sam2.sam2 > correct.sam2",
+            "clip.VIDEO > correct.frames",
+            "box.tracks > correct.tracks",
             "clip.VIDEO > show.frames",
-            "segment.tracks > show.tracks",
-            "prompts.prompts > segment.prompts",
-            "segment.report > report.source",
-            "show.overlay > overlay.video",
-            "segment.mask > picture.mask",
-            "picture.IMAGE > create.images",
-            "segment.fps > create.fps",
-            "create.VIDEO > masks.video",
+            "correct.tracks > show.tracks",
+            "correct.tracks > refine.masks",
+            "clip.VIDEO > apply.frames",
+            "refine.refined > apply.masks",
+            "apply.video > save.video",
         ),
+        "the pink shape",
+        "DecAFShowObjects",
     ),
-    "decaf_your_text_encoder": Workflow(
-        "The text encoder you already have",
-        "# The text encoder you already have\n\nThe text encoder of an image or video model can be a multimodal LLM. Then it finds your object as "
-        "well: no second download, and ComfyUI loads it as usual, quantised and in parts where the GPU is small.\n\n"
-        "1. Load Video: choose your clip\n2. Load CLIP: choose one of\n   - **qwen_2.5_vl_7b...** (Qwen-Image, HunyuanVideo 1.5)\n   - "
-        "**qwen3vl_4b...** (Krea 2, Mage-Flow)\n   - **qwen3vl_8b...** (Ideogram 4, Boogu, JoyImage)\n\n   The *type* may stay qwen_image\n"
-        f"3. {SAM2}\n4. Extract Rollout Attention: write the *query*\n5. Press **Run**\n\n"
-        "The loader of a GGUF pack in the place of Load CLIP works the same way.",
+    "Cut Out by Text (Video)": Workflow(
+        "# Cut out by text\n\nType what you mean; get it cut out of the video, with soft edges and sound.\n\n"
+        "1. **Load Video**: your clip\n2. Models: see below\n3. Write your sentence in the box\n4. **Run**\n\n"
+        "Too little? Lower *score_threshold*, and press Run again: no model runs twice. Too many objects? Set *max_objects* to 1. Wrong in "
+        f"places? Open the template **Correct a Mask (Video)**.\n\n{_FOLDERS}{_OTHERS}",
         {
-            "1 · Clip and models": {
-                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
-                "mllm": Node("CLIPLoader", {"clip_name": None, "type": "qwen_image"}),
-                "sam2": Node("DecAFLoadSAM2", {"model": CHOOSE}),
-            },
-            **_attention("the dog that gets the ball first"),
-            "4 · Points, then masks": {
-                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
-                "report": Node("PreviewAny", {}, (340, 150)),
-            },
-            "5 · Show and save": {
-                "show": Node("DecAFShowObjects", {}, (340, 430)),
-                "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
-            },
+            "1 · Clip and models": _VIDEO,
+            "2 · Say what": {"box": _box(_DOG)},
+            "3 · Save the cut-out": {"save": Node("DecAFSaveCutOut", {"filename_prefix": "video/cut_out"}, (360, 440))},
         },
-        (
-            "clip.VIDEO > extract.frames",
-            "mllm.CLIP > extract.mllm",
-            *_ATTENTION_LINKS[1:],
-            "clip.VIDEO > preview.frames",
-            "fused.fused > prompts.fused",
-            "prompts.prompts > preview.prompts",
-            "sam2.sam2 > segment.sam2",
-            "clip.VIDEO > segment.frames",
-            "clip.VIDEO > show.frames",
-            "segment.tracks > show.tracks",
-            "prompts.prompts > segment.prompts",
-            "segment.report > report.source",
-            "show.overlay > overlay.video",
-        ),
+        ("clip.VIDEO > box.frames", *_INTO_BOX, "box.cut_out > save.video"),
     ),
-    "decaf_image_to_mask": Workflow(
-        "Image to mask",
-        "# Image to mask\n\nThe same for one picture: an image is a clip of one frame.\n\n"
-        f"1. Load Image: choose your picture\n2. {MODELS}\n3. {SAM2}\n4. Write the *query*, press **Run**\n\n"
-        "The object is saved cut out, on a transparent background.",
+    "Mask by Text (Image)": Workflow(
+        "# Mask by text, in a picture\n\n1. **Load Image**: your picture\n2. Models: see below. Here ComfyUI's own *Load CLIP* loads the text encoder "
+        "of Qwen-Image as the language model; *Load Multimodal LLM* in its place does as well\n3. Write your sentence in the box\n4. **Run**\n\n"
+        f"Connect *mask* to whatever takes one: inpainting, a detailer, a new background.\n\n{_FOLDERS}",
         {
-            "1 · Image and models": {
+            "1 · Picture and models": {
                 "clip": Node("LoadImage", {"image": None}, (320, 330)),
-                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
-                "sam2": Node("DecAFLoadSAM2", {"model": CHOOSE}),
+                "mllm": Node("CLIPLoader", {"clip_name": ENCODER.name, "type": "qwen_image"}, models=(ENCODER,)),
+                "sam2": _SAM2,
             },
-            **_attention("the cup that is nearest to the window"),
-            "4 · Points, then mask": {
-                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
-                "show": Node("DecAFShowObjects", {}, (340, 430)),
-            },
-            "5 · Save the cut-out": {
-                "mask": Node("MaskPreview", {}, (320, 300)),
-                "invert": Node("InvertMask", {}, (320, 0)),
-                "join": Node("JoinImageWithAlpha", {}, (320, 0)),
-                "save": Node("SaveImage", {"filename_prefix": "decaf_cutout"}, (320, 330)),
+            "2 · Say what": {"box": _box("the cup that is nearest to the window", IMAGE_BOX)},
+            "3 · Result": {
+                "save": Node("SaveImage", {"filename_prefix": "cut_out"}, (340, 400)),
+                "mask": Node("MaskPreview", {}, (340, 300)),
             },
         },
-        (
-            "clip.IMAGE > extract.frames",
-            *_ATTENTION_LINKS,
-            "clip.IMAGE > preview.frames",
-            "fused.fused > prompts.fused",
-            "prompts.prompts > preview.prompts",
-            "sam2.sam2 > segment.sam2",
-            "clip.IMAGE > segment.frames",
-            "clip.IMAGE > show.frames",
-            "segment.tracks > show.tracks",
-            "prompts.prompts > segment.prompts",
-            "segment.mask > mask.mask",
-            "segment.mask > invert.mask",
-            "clip.IMAGE > join.image",
-            "invert.MASK > join.alpha",
-            "join.IMAGE > save.images",
-        ),
+        ("clip.IMAGE > box.frames", "mllm.CLIP > box.mllm", "sam2.sam2 > box.sam2", "box.cut_out > save.images", "box.mask > mask.mask"),
+        "the purple diamond",
+        "SaveImage",
     ),
-    "decaf_coarse_mask": Workflow(
-        "Coarse mask from attention alone",
-        "# Coarse mask, no SAM 2\n\nWhat the attention of the multimodal LLM gives by itself: a heat map and a soft-edged mask of "
-        "each key frame "
-        "(at most 16 of the clip).\n\n"
-        f"1. Load Video: choose your clip\n2. {MODELS}\n3. Write the *query*, press **Run**\n\n"
-        "Good enough to guide inpainting or a detailer; for exact edges and all frames use the workflow *decaf_video_to_mask*.",
-        {
-            "1 · Clip and model": {
-                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
-                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
-            },
-            **_attention("the person who is about to sit down"),
-            "4 · Masks of the key frames": {
-                "mask": Node("MaskPreview", {}, (340, 330)),
-                "grow": Node("GrowMask", {"expand": 12}, (340, 0)),
-                "soft": Node("MaskPreview", {}, (340, 330)),
-            },
-        },
-        (
-            "clip.VIDEO > extract.frames",
-            *_ATTENTION_LINKS,
-            "clip.VIDEO > preview.frames",
-            "preview.coarse_mask > mask.mask",
-            "preview.coarse_mask > grow.mask",
-            "grow.MASK > soft.mask",
-        ),
-    ),
-    "decaf_points_to_sam3": Workflow(
-        "Points into SAM 3",
-        "# DecAF's points into core SAM 3\n\nSAM 3 understands short noun phrases; DecAF understands the sentence and tells SAM 3 "
-        "where to look. "
-        "The points of the best key frame prompt ComfyUI's own SAM3 Detect.\n\n"
-        f"1. Load Video: choose your clip\n2. {MODELS}\n3. Load Checkpoint: choose a SAM 3 or 3.1 checkpoint of "
-        f"**models/checkpoints**\n"
-        "4. Write the *query*, press **Run**",
+    "Points to SAM 3 (Video)": Workflow(
+        "# Points to SAM 3\n\nSAM 3 understands short noun phrases, DecAF the sentence: its points of the best key frame tell ComfyUI's own SAM3 "
+        f"Detect where to look.\n\n1. **Load Video**: your clip\n2. Models, and a SAM 3 checkpoint in *models/checkpoints*: [{SAM3.name}]({SAM3.url})\n"
+        f"3. Write the *query*\n4. **Run**\n\n{_OTHERS}",
         {
             "1 · Clip and models": {
                 "clip": Node("LoadVideo", {"file": None}, (320, 300)),
-                "frames": Node("GetVideoComponents", {}, (320, 0)),
-                "mllm": Node("LoadMLLM", {"model": CHOOSE}),
-                "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": None}),
+                "mllm": _MLLM,
+                "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": SAM3.name}, models=(SAM3,)),
             },
-            **_attention("the child that kicks the ball"),
-            "4 · Best key frame and its points": {
-                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "points": Node("PreviewAny", {}, (340, 150)),
-                "frame": Node("ImageFromBatch", {"length": 1}, (340, 0)),
+            "2 · Frames": {"frames": Node("GetVideoComponents", {}, (260, 0))},
+            "3 · Ask where the object is": {"extract": Node("ExtractRolloutAttention", {"query": "the child that kicks the ball"}, (360, 0))},
+            "4 · Subtract": {"contrast": Node("ObjectBackgroundFusion", {}, (300, 0))},
+            "5 · Join": {"fused": Node("FrameFusion", {}, (300, 0))},
+            "6 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 0))},
+            "7 · Best key frame": {
+                "frame": Node("ImageFromBatch", {"length": 1}, (320, 0)),
+                "preview": Node("DecAFAttentionPreview", {}, (320, 400)),
             },
-            "5 · SAM 3": {
-                "detect": Node("SAM3_Detect", {}, (320, 0)),
-                "mask": Node("MaskPreview", {}, (320, 330)),
-            },
+            "8 · SAM 3": {"detect": Node("SAM3_Detect", {}, (320, 0))},
+            "9 · Mask": {"mask": Node("MaskPreview", {}, (320, 330))},
         },
         (
             "clip.VIDEO > frames.video",
             "frames.images > extract.frames",
-            *_ATTENTION_LINKS,
+            "mllm.mllm > extract.mllm",
+            *_FINDING_LINKS[:4],
+            "fused.fused > preview.fused",
             "frames.images > preview.frames",
-            "fused.fused > prompts.fused",
             "prompts.prompts > preview.prompts",
-            "prompts.positive_points > points.source",
             "frames.images > frame.image",
             "prompts.key_frame > frame.batch_index",
             "sam3.MODEL > detect.model",
@@ -304,5 +318,45 @@ WORKFLOWS = {
             "prompts.positive_points > detect.positive_coords",
             "detect.masks > mask.mask",
         ),
+        "the purple diamond",
+        "DecAFAttentionPreview",
+    ),
+    "Step by Step (Video)": Workflow(
+        "# Step by step\n\nThe method node by node: what is in the box *Mask by Text (Video)*. To look at each step, to tune it, or to replace it.\n\n"
+        "The heat map shows where the model looks, before SAM 2 runs. Too little is marked? Lower *threshold* in Turn Attention into Prompts. "
+        f"Several lines in *query* give several masks.\n\n{_FOLDERS}{_OTHERS}",
+        {
+            "1 · Clip and models": _VIDEO,
+            "2 · Ask where the object is": {"extract": Node("ExtractRolloutAttention", {"query": _DOG}, (360, 0))},
+            "3 · Subtract": {
+                "contrast": Node("ObjectBackgroundFusion", {}, (300, 0)),
+                "answers": Node("PreviewAny", {}, (300, 240)),
+            },
+            "4 · Join": {"fused": Node("FrameFusion", {}, (300, 0))},
+            "5 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 0))},
+            "6 · Masks": {
+                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
+                "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
+            },
+            "7 · Result": {
+                "show": Node("DecAFShowObjects", {}, (340, 430)),
+                "report": Node("PreviewAny", {}, (340, 180)),
+            },
+        },
+        (
+            "clip.VIDEO > extract.frames",
+            "mllm.mllm > extract.mllm",
+            "extract.answers > answers.source",
+            *_FINDING_LINKS[:5],
+            "clip.VIDEO > preview.frames",
+            "fused.fused > preview.fused",
+            "prompts.prompts > preview.prompts",
+            "sam2.sam2 > segment.sam2",
+            "clip.VIDEO > segment.frames",
+            "clip.VIDEO > show.frames",
+            "segment.tracks > show.tracks",
+            "segment.report > report.source",
+        ),
+        shows="DecAFAttentionPreview",
     ),
 }

@@ -1,0 +1,62 @@
+// What a node has to say stays on it when it is done, in place of the step that it was at; a node that has nothing to say loses that line. A
+// box (subgraph) shows the words of the node that is at work in it.
+import { app } from '../../scripts/app.js'
+
+const LINE = '$$node-text-preview'
+
+/** The node of an id that the server uses: "5", or "3:7" for node 7 in box 3. */
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph
+  let node = null
+  for (const part of String(id).split(':')) {
+    node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part)
+    graph = node?.subgraph
+  }
+  return node
+}
+
+function isOurs(node) {
+  return node?.constructor?.nodeData?.python_module?.includes('DecAF') || node?.comfyClass?.startsWith('DecAF')
+}
+
+function write(id, text) {
+  app.api.dispatchCustomEvent('progress_text', { nodeId: String(id), text })
+}
+
+function clear(node) {
+  const line = node?.widgets?.find((widget) => widget.name === LINE)
+  if (line) node.removeWidget ? node.removeWidget(line) : node.widgets.splice(node.widgets.indexOf(line), 1)
+  node?.setDirtyCanvas?.(true, true)
+}
+
+app.registerExtension({
+  name: 'DecAF.words',
+  setup() {
+    let running = null
+    const said = new Set()
+    const ended = () => {
+      if (running !== null && !said.has(running) && isOurs(nodeOf(running))) clear(nodeOf(running))
+    }
+    const api = app.api
+    api.addEventListener('execution_start', () => said.clear())
+    api.addEventListener('executing', ({ detail }) => {
+      if (String(detail) === running) return
+      ended()
+      running = detail == null ? null : String(detail)
+    })
+    api.addEventListener('executed', ({ detail }) => {
+      const id = String(detail.node)
+      const text = detail.output?.text
+      if (!Array.isArray(text) || !isOurs(nodeOf(id))) return
+      if (text.length) {
+        said.add(id)
+        write(id, text.join('\n'))
+      }
+    })
+    // Of a node in a box, the box.
+    api.addEventListener('progress_text', ({ detail }) => {
+      const path = String(detail.nodeId).split(':')
+      if (path.length > 1 && isOurs(nodeOf(detail.nodeId))) write(path.slice(0, -1).join(':'), detail.text)
+    })
+  },
+})
