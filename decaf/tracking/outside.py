@@ -24,6 +24,8 @@ class SAM3Masks:
         lead: frames before the clip's first.
     """
 
+    finished = True  # a MASK of them is as soft as that of ComfyUI's own node
+
     def __init__(self, packed: Tensor, frame_size: tuple[int, int], lead: int = 0):
         self.length, self.frame_size = len(packed) - lead, tuple(frame_size)
         self._packed, self._lead = packed, lead
@@ -52,6 +54,8 @@ class SAM3Masks:
 
 class MaskBatch:
     """Masks of N objects one after the other: (N * T, H, W) float 0..1 or bool on any device, converted on access; the tensor is not copied."""
+
+    finished = True
 
     def __init__(self, masks: Tensor, length: int):
         self.length, self.frame_size = length, tuple(masks.shape[1:])
