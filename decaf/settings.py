@@ -118,7 +118,7 @@ PICKS = {
 
 MATCHES = {
     "agreement": "how much the object's area and the attention look alike on the frames where it is seen",
-    "density": "the mean of the attention in its masks; for whole objects only, as a part of one that is attended most always wins",
+    "density": "the mean of the attention in its masks; for whole objects only, as the part of one that is attended most wins",
     "consistency": "the attention consistency of the paper",
 }
 """What says how well the attention means an object (see `decaf.tracking.match`)."""

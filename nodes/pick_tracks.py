@@ -113,8 +113,7 @@ class DecAFPickTracks(io.ComfyNode):
 def _told(picked: TracksRecord, matched: TracksRecord) -> str:
     """What was picked, then every object with its match, the best first."""
     numbers = ", ".join(str(track.id) for track in picked.tracks)
-    of = f"of {len(matched.tracks)} object{'s' * (len(matched.tracks) != 1)}"
-    first = f"Picked {of}: {numbers}." if picked.tracks else picked.message
+    first = f"Picked object{'s' * (len(picked.tracks) > 1)} {numbers} (of {len(matched.tracks)})." if picked.tracks else picked.message
     ordered = sorted(matched.tracks, key=lambda track: -track.score)
     return "\n".join(filter(None, [first, describe(TracksRecord(matched.store, tuple(ordered)))]))
 

@@ -106,3 +106,14 @@ def test_a_process_of_its_own(monkeypatch):
     assert cost.seconds > 0 and cost.cpu_seconds > 0
     with pytest.raises(measure.Failed, match="ended without a result"):
         measure.measure(operator.add, operator.neg, "cpu", "xy")  # more arguments than it takes
+
+
+def test_picking(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    picking = importlib.import_module("benchmarks.picking")
+    right = picking.right_picks(2, 91_000, 3)
+    tables = picking.table(right)
+    numbers = {len(right[kind, name, rule]) for kind, name, rule in right if kind == "colour"}
+    assert len(numbers) == 1 and numbers.pop() > 1 and len(tables) == 3 + len({kind for kind, *_ in right})
+    of = lambda rule: np.mean([one for key, ones in right.items() if key[1:] == ("parts too", rule) for one in ones])  # noqa: E731
+    assert of("agreement") > 0.6 > 0.2 > of("density"), "an inner part has the highest density"

@@ -72,6 +72,14 @@ def test_templates_must_hold_their_fields():
         Templates(class_background="no {query}")
 
 
+def test_the_class_name_is_read_back_from_its_question():
+    for templates in (Templates(), Templates(class_background="{object}"), Templates(class_background="no {object}, none: {object}s!")):
+        for name in ("dog", "no dog, none", "a {object} dog", "", "an object, in a word"):
+            assert templates.class_name(templates.ask_class_background(name)) == name
+        assert templates.class_name(Templates().ask_background("It.")) in ("", Templates().ask_background("It."))
+    assert Templates(class_background="no {object}, none: {object}s!").class_name("no dog, none: cats!") == ""
+
+
 def test_templates_are_text_of_a_bounded_length():
     with pytest.raises(DecafError, match="UTF-8"):
         Templates(object="\ud800 {query}")

@@ -127,7 +127,8 @@ def test_another_clip_is_refused():
 
 def test_what_holds_no_masks_is_refused():
     data, masks = sam3()
-    for broken in ({}, {"packed_masks": None}, {"packed_masks": None, "n_frames": 3}, data | {"orig_size": None}, data | {"orig_size": (1, 2, 3)}):
+    without = ({}, {"packed_masks": None}, {"packed_masks": None, "n_frames": 3})
+    for broken in (*without, *(data | wrong for wrong in ({"orig_size": None}, {"orig_size": (1, 2, 3)}, {"scores": ["high"]}))):
         assert "track_data of Run SAM3 Video Track" in refused(broken)
     for wrong in (masks, data["packed_masks"].float(), data["packed_masks"][0], "masks", data["packed_masks"][:, :, :0]):
         said = refused(data | {"packed_masks": wrong})

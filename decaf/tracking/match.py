@@ -58,7 +58,8 @@ def density(coverage: Tensor, attention: Tensor) -> Tensor:
     return torch.where(area > 0, (coverage * attention).sum((1, 2, 3)) / area, 0.0)
 
 
-_RULES = dict(zip(MATCHES, (agreement, density, attention_consistency), strict=True))
+RULES = dict(zip(MATCHES, (agreement, density, attention_consistency), strict=True))
+"""What computes each of MATCHES, from coverage and attention as in `agreement`."""
 
 
 def _check(fused: FusedAttention, settings: PickSettings) -> None:
@@ -94,7 +95,7 @@ def _matched(records: Sequence[Track], coverage: Tensor, fused: FusedAttention, 
         return ()
     attention, (rows, cols) = fused.map, fused.map.shape[1:]
     columns = zip(
-        _RULES[rule](coverage, attention).tolist(),
+        RULES[rule](coverage, attention).tolist(),
         density(coverage, attention).tolist(),
         attention_consistency(coverage, attention).tolist(),
         strict=True,

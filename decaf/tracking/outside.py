@@ -24,6 +24,8 @@ class SAM3Masks:
         lead: frames before the clip's first.
     """
 
+    finished = True  # a MASK of them is as soft as that of ComfyUI's own node
+
     def __init__(self, packed: Tensor, frame_size: tuple[int, int], lead: int = 0):
         self.length, self.frame_size = len(packed) - lead, tuple(frame_size)
         self._packed, self._lead = packed, lead
@@ -52,6 +54,8 @@ class SAM3Masks:
 
 class MaskBatch:
     """Masks of N objects one after the other: (N * T, H, W) float 0..1 or bool on any device, converted on access; the tensor is not copied."""
+
+    finished = True
 
     def __init__(self, masks: Tensor, length: int):
         self.length, self.frame_size = length, tuple(masks.shape[1:])
@@ -89,8 +93,10 @@ def tracks_from_sam3(data: Mapping, clip: ClipInfo, lead: int = 0) -> Tracks:
     try:
         packed, (height, width) = data["packed_masks"], map(int, data["orig_size"])
         frames = int(data["n_frames"] if packed is None else len(packed))
-    except (KeyError, TypeError, ValueError):
-        raise DecafError("The track data holds no masks of SAM 3. Connect the track_data of Run SAM3 Video Track.") from None
+        told = data.get("scores")
+        scores = [] if told is None else [float(score) for score in told]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise DecafError("The track data are not those of SAM 3. Connect the track_data of Run SAM3 Video Track.") from None
     if packed is not None and (not isinstance(packed, Tensor) or packed.ndim != 4 or packed.dtype != torch.uint8 or 0 in packed.shape[2:]):
         raise DecafError(
             "The masks in the track data are not packed as ComfyUI packs them, as (frames, objects, height, width / 8) bytes. Connect the "
@@ -111,9 +117,8 @@ def tracks_from_sam3(data: Mapping, clip: ClipInfo, lead: int = 0) -> Tracks:
         empty = torch.zeros(clip.length, 0, 1, 1, dtype=torch.uint8)
         message = "SAM 3 has found no object to pick from. Write another name for it, or lower its detection_threshold."
         return Tracks(SAM3Masks(empty, clip.frame_size), (), message, clip)
-    scores = [float(score) for score in data.get("scores") or ()][:objects]
     scores += [1.0] * (objects - len(scores))
-    return Tracks(SAM3Masks(packed, clip.frame_size, lead), _numbered(scores), clip=clip)
+    return Tracks(SAM3Masks(packed, clip.frame_size, lead), _numbered(scores[:objects]), clip=clip)
 
 
 def tracks_from_mask_batch(masks: Tensor, clip: ClipInfo) -> Tracks:

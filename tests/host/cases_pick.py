@@ -34,7 +34,7 @@ def case_the_object_that_the_attention_means_is_picked_from_sam3():
     data = track_data(masks, SIZE, [0.95, 0.8, 0.7])
     for index in range(3):
         mask, tracks, everything, report = run("DecAFPickTracks", fused=attended(masks, index), objects=data, presence_threshold=0.0).args
-        assert [track.id for track in tracks.tracks] == [index] and report.startswith(f"Picked of 3 objects: {index}.")
+        assert [track.id for track in tracks.tracks] == [index] and report.startswith(f"Picked object {index} (of 3).")
         assert [track.id for track in everything.tracks] == [0, 1, 2] and report.count("match") == 3
         assert [track.predicted_iou for track in everything.tracks] == [0.95, 0.8, 0.7]
         assert same_as_core(mask, data, [index])
