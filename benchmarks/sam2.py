@@ -33,7 +33,7 @@ POINTS = 24
 """Per tracklet, at one place: all but one fall to non-maximum suppression, as most cells of a peak do. The demo's models give 14 to 63 points
 a clip, half of the clips more than 24, for one or two tracklets."""
 
-SETTINGS = {"nms_iou": 0.99, "score_threshold": -10.0}
+SETTINGS = {"nms_iou": 0.99, "score_threshold": -10.0, "method": "as published"}
 """Every distinct mask becomes a tracklet and every tracklet is propagated, so that the work is the same for any weights."""
 
 TOLERANCE = 0.02
