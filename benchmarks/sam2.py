@@ -33,7 +33,7 @@ POINTS = 24
 """Per tracklet, at one place: all but one fall to non-maximum suppression, as most cells of a peak do. The demo's models give 14 to 63 points
 a clip, half of the clips more than 24, for one or two tracklets."""
 
-SETTINGS = {"nms_iou": 0.99, "score_threshold": -10.0, "method": "as published"}
+SETTINGS = {"nms_iou": 0.99, "score_threshold": -10.0}
 """Every distinct mask becomes a tracklet and every tracklet is propagated, so that the work is the same for any weights."""
 
 TOLERANCE = 0.02
@@ -103,7 +103,7 @@ def prepare_ours(device: str, case: Case) -> tuple[SAM2, Clip, SAM2Prompts]:
 
 def ours(model: SAM2, clip: Clip, prompts: SAM2Prompts) -> tuple[np.ndarray, int]:
     report = Report()
-    tracks = segment(model, clip, prompts, progress=report, **SETTINGS)
+    tracks = segment(model, clip, prompts, progress=report, method="as published", **SETTINGS)
     masks = torch.stack([tracks.masks(number) for number in range(len(tracks.tracks))])
     return pack_bits(masks).numpy(), report.counts["sam2_key_encodings"] + report.counts["sam2_clip_encodings"]
 
