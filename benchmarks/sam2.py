@@ -103,7 +103,7 @@ def prepare_ours(device: str, case: Case) -> tuple[SAM2, Clip, SAM2Prompts]:
 
 def ours(model: SAM2, clip: Clip, prompts: SAM2Prompts) -> tuple[np.ndarray, int]:
     report = Report()
-    tracks = segment(model, clip, prompts, progress=report, **SETTINGS)
+    tracks = segment(model, clip, prompts, progress=report, method="as published", **SETTINGS)
     masks = torch.stack([tracks.masks(number) for number in range(len(tracks.tracks))])
     return pack_bits(masks).numpy(), report.counts["sam2_key_encodings"] + report.counts["sam2_clip_encodings"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from .attention.extract import extract_attention
 from .attention.fusion import frame_fusion, object_background_fusion
@@ -75,7 +75,7 @@ def segment_attention(
     report = Report.of(progress)
     with report.stage("fusion"):
         contrast = object_background_fusion(*attention)
-        fused = frame_fusion(contrast)
+        fused = frame_fusion(contrast, method=tracking.method)
         prompts = attention_points(fused, threshold=points.point_threshold, presence_threshold=points.presence_threshold)
-    tracks = segment(sam2, clip, prompts, **asdict(tracking), progress=report, features=features)
+    tracks = segment(sam2, clip, prompts, tracking, progress=report, features=features)
     return Result(*attention, contrast, fused, prompts, tracks, dict(report.counts), dict(report.seconds))

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from .errors import DecafError
+
 MODES = ("expression", "class name")
 """What the background question leaves out: whatever the query refers to, or a class name that is chosen from the model's answers first."""
 
 DETAILS = ("paper", "fast")
 """How finely a clip is looked at: as published, or with a fraction of the work."""
+
+METHODS = ("agreement", "as published")
+"""How the maps of video and frames are fused, and which objects are kept: our rule (see `docs/experiments.md`), or the paper's."""
+
+TARGETS = ("auto", "one", "all")
+"""How many objects a query means, with the method "agreement": what its words say ("the two dogs", "all cars", a plural), one, or all that match."""
 
 FAST_KEY_FRAMES = 8
 """Key frames that are shown at most with the detail "fast"."""
@@ -99,14 +107,24 @@ class TrackingSettings:
 
     Attributes:
         nms_iou: overlap (IoU), 0..1, above which the worse of two masks is dropped.
-        score_threshold: tracklets whose mean of predicted IoU, attention and attention consistency is above it, 0..1, are kept; if there are
-            none, the best one.
-        max_tracks: keeps at most so many, those of the highest scores; None keeps all.
+        score_threshold: 0..1, higher keeps fewer objects. "as published": tracklets whose mean of predicted IoU, attention and attention
+            consistency is above it are kept; if there are none, the best one. "agreement": where several objects are meant, those are kept
+            that have at least its fifth power of the best one's attention, a third with 0.8.
+        max_tracks: keeps at most so many, the best ones; None keeps all.
+        method: one of METHODS; `decaf.pipeline` fuses the maps by it, too.
+        targets: one of TARGETS; the published method ignores it.
     """
 
     nms_iou: float = 0.7
     score_threshold: float = 0.8
     max_tracks: int | None = None
+    method: str = METHODS[0]
+    targets: str = TARGETS[0]
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the method is the paper's."""
+        return self.method == METHODS[1]
 
 
 PICKS = {
@@ -215,6 +233,12 @@ class EffectSettings:
     strength: float = 0.5
     colour: str = "#00B140"
     invert: bool = False
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """DecafError if `value` of the setting `name` is none of those known."""
+    if value not in known:
+        raise DecafError(f'There is no {name} "{value}"; choose one of {", ".join(known)}.')
 
 
 def settings_of(given: Mapping[str, object]) -> tuple[AttentionSettings, PointSettings, TrackingSettings]:

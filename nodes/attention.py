@@ -11,7 +11,7 @@ from ..decaf.attention.frames import read_key_frames
 from ..decaf.attention.questions import Templates, clean_not_this, split_queries
 from ..decaf.data import caption
 from ..decaf.errors import DecafError
-from ..decaf.settings import DETAILS, MODES, AttentionSettings
+from ..decaf.settings import DETAILS, METHODS, MODES, AttentionSettings
 from . import host, live
 from .core_mllm import managed
 from .inputs import checked
@@ -287,11 +287,20 @@ class FrameFusion(io.ComfyNode):
                     optional=True,
                     tooltip="Share of the video map. More: better for actions and order in time. Less: better for small things.",
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default=METHODS[0],
+                    advanced=True,
+                    optional=True,
+                    tooltip="agreement: single frames, which show no motion, count as far as they agree with the video. as published: they "
+                    "always count with the share that is set.",
+                ),
             ],
             outputs=[FusedAttention.Output("fused", tooltip="One map per key frame, 0..1.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, attention, video_weight=0.5) -> io.NodeOutput:
-        return io.NodeOutput(fusion.frame_fusion(attention, video_weight=video_weight))
+    def execute(cls, attention, video_weight=0.5, method=METHODS[0]) -> io.NodeOutput:
+        return io.NodeOutput(fusion.frame_fusion(attention, video_weight=video_weight, method=method))

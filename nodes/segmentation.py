@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..decaf.attention import points
-from ..decaf.settings import PointSettings, TrackingSettings
+from ..decaf.settings import METHODS, TARGETS, PointSettings, TrackingSettings
 from ..decaf.tracking import memory_needed, needs_model, segment
 from . import host, live
 from .inputs import checked
@@ -114,8 +114,8 @@ class SAM2VideoPropagate(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Objects whose mean of SAM 2's confidence, attention and attention consistency is above this are kept; when "
-                    "none is, the best one.",
+                    tooltip="Higher keeps fewer objects, where several are meant. With the method 'as published': the score above which an "
+                    "object is kept; when none is, the best one.",
                 ),
                 io.Float.Input(
                     "nms_iou",
@@ -129,6 +129,23 @@ class SAM2VideoPropagate(io.ComfyNode):
                 ),
                 preview_fps_input(
                     "Frames per second of the overlay, and of the output fps, when images are connected; a video brings its own."
+                ),
+                io.Combo.Input(
+                    "targets",
+                    options=list(TARGETS),
+                    default=TARGETS[0],
+                    optional=True,
+                    tooltip="How many objects to keep. auto: what the query says in English ('the two dogs', 'all cars', a plural), else one. "
+                    "one: the best. all: every object that matches.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default=METHODS[0],
+                    advanced=True,
+                    optional=True,
+                    tooltip="agreement: objects are chosen by the attention to where they are, as many as the targets say. as published: by the "
+                    "paper's score; the targets do not count then.",
                 ),
             ],
             outputs=[
@@ -152,7 +169,9 @@ class SAM2VideoPropagate(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, sam2, frames, prompts, score_threshold, nms_iou=TrackingSettings.nms_iou, preview_fps=24.0) -> io.NodeOutput:
+    def execute(
+        cls, sam2, frames, prompts, score_threshold, nms_iou=TrackingSettings.nms_iou, preview_fps=24.0, targets=TARGETS[0], method=METHODS[0]
+    ) -> io.NodeOutput:
         clip = host.clip_of(frames)
         report = host.progress()
         with host.returning_memory():
@@ -160,13 +179,13 @@ class SAM2VideoPropagate(io.ComfyNode):
                 sam2.value, host.compute_device(), len(clip), points=max(1, len(prompts.key)), frame_size=clip.frame_size
             )
             kept = host.kept_of(sam2, frames)
-            computes = needs_model(kept.memo, prompts, nms_iou=nms_iou, score_threshold=score_threshold)
+            settings = TrackingSettings(nms_iou=nms_iou, score_threshold=score_threshold, targets=targets, method=method)
+            computes = needs_model(kept.memo, prompts, settings)
             tracks = segment(
                 sam2.load(needed) if computes else sam2.value,
                 clip,
                 prompts,
-                nms_iou=nms_iou,
-                score_threshold=score_threshold,
+                settings,
                 progress=report,
                 features=kept.features,
                 memo=kept.memo,

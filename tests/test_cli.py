@@ -155,12 +155,14 @@ def test_resume_of_a_finished_run_does_nothing(line, tmp_path, monkeypatch, caps
 
 def test_the_best_objects_alone(line, tmp_path):
     """Asked for too low a score, the run keeps all; with a limit, those of the highest scores."""
-    assert cli.main(line("--score-threshold", "0", "--no-overlay")) == 0
+    given = ("--method", "as-published", "--score-threshold", "0", "--no-overlay")
+    assert cli.main(line(*given)) == 0
     scores = sorted(track["score"] for track in read(tmp_path / "out")["tracks"])
     assert len(scores) > 2
-    assert cli.main(line("--score-threshold", "0", "--no-overlay", "--resume", "--max-tracks", "2")) == 0
+    assert cli.main(line(*given, "--resume", "--max-tracks", "2")) == 0
     result = read(tmp_path / "out")
     assert sorted(track["score"] for track in result["tracks"]) == scores[-2:] and result["settings"]["max_tracks"] == 2
+    assert (result["settings"]["method"], result["settings"]["targets"]) == ("as published", "auto")
 
 
 def test_resume_asks_again_only_if_the_attention_would_differ(line, tmp_path, monkeypatch, clip_file):

@@ -146,6 +146,11 @@ def test_evaluation_counts_what_it_says(models):
     assert table["all present"]["queries"] == len(rows) - 2
     present = [row for row in rows if row["kind"] != "absent"]
     assert figures["summary"]["present_jf"] == pytest.approx(np.mean([(row["j"] + row["f"]) / 2 for row in present]), abs=1e-4)
+    published = [(row["published"]["j"] + row["published"]["f"]) / 2 for row in present]
+    gain = table["all present"]["jf_gain"]
+    assert table["all present"]["jf_as_published"] == pytest.approx(np.mean(published), abs=1e-4)
+    assert gain["gain"] == pytest.approx(figures["summary"]["present_jf"] - np.mean(published), abs=2e-4)
+    assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
     assert figures["summary"]["coarse_j_fused"] == pytest.approx(np.mean([row["coarse"]["fused"] for row in present]), abs=1e-4)
 
 

@@ -3,6 +3,7 @@
 import weakref
 
 import torch
+from as_published import segment
 from moving_shapes import moving_shapes
 
 from decaf.clips import open_clip, write_video
@@ -12,7 +13,6 @@ from decaf.command.segment import _overlay
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.report import silent
 from decaf.sam2 import load_sam2
-from decaf.tracking import segment
 from decaf.tracking.memory_plan import TrackedObject
 
 

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from as_published import segment
 from moving_shapes import make_prompts, moving_shapes
 from random_clips import clip_of
 
@@ -18,7 +19,6 @@ from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 from decaf.report import Report
 from decaf.sam2 import load_sam2
-from decaf.tracking import segment
 
 ACCELERATOR = getattr(torch, "AcceleratorError", RuntimeError)
 

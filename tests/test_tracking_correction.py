@@ -6,6 +6,7 @@ import pytest
 import sam2_oracle
 import tiny_sam2
 import torch
+from as_published import segment
 from moving_shapes import make_prompts, moving_shapes
 
 from decaf.errors import DecafError
@@ -13,7 +14,7 @@ from decaf.report import Report
 from decaf.sam2 import load_sam2
 from decaf.sam2.fast_steps import FastSteps
 from decaf.sam2.package_steps import PackageSteps
-from decaf.tracking import Marks, correct, feature_cache, segment
+from decaf.tracking import Marks, correct, feature_cache
 from decaf.tracking.correction import sweep_prompted
 from decaf.tracking.frames import FeatureCache, FrameEncoder
 from decaf.tracking.segmenter import Clicks

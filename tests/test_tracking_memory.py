@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import tiny_sam2
 import torch
+from as_published import segment
 from live_memory import LiveMemory
 from moving_shapes import make_prompts, moving_shapes
 
 import decaf.demo
 from decaf.sam2 import load_sam2, segmenter
-from decaf.tracking import memory_needed, segment
+from decaf.tracking import memory_needed
 
 BUNDLED = Path(decaf.demo.__file__).parent / "models" / "sam2.safetensors"
 CPU = torch.device("cpu")

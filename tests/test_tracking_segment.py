@@ -7,6 +7,7 @@ import pytest
 import sam2_oracle
 import tiny_sam2
 import torch
+from as_published import segment
 from moving_shapes import make_prompts, moving_shapes
 
 from decaf.clips.base import clip_from_images
@@ -16,7 +17,7 @@ from decaf.masks import pack_bits
 from decaf.report import Report
 from decaf.sam2 import load_sam2, memory_attention, narrow_values
 from decaf.sam2.encoder import FastEncoder
-from decaf.tracking import TrackMemo, feature_cache, segment
+from decaf.tracking import TrackMemo, feature_cache
 from decaf.tracking.candidates import suppress
 from decaf.tracking.memo import Found
 

@@ -7,6 +7,7 @@ import pytest
 import sam2_oracle
 import tiny_sam2
 import torch
+from as_published import segment
 from moving_shapes import make_prompts, moving_shapes
 
 from decaf.errors import DecafError
@@ -14,7 +15,6 @@ from decaf.sam2 import load_sam2
 from decaf.sam2.fast_steps import FastSteps
 from decaf.sam2.package import sam2_package
 from decaf.sam2.package_steps import PackageSteps
-from decaf.tracking import segment
 
 
 @pytest.fixture

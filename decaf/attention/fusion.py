@@ -19,6 +19,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from ..data import Attention, ClipInfo, FusedAttention
 from ..errors import DecafError
+from ..settings import METHODS, TrackingSettings, check_choice
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +61,23 @@ def object_background_fusion(
     return replace(less(object, background, object.not_this), not_this=less(object.not_this, background, object))
 
 
-def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAttention:
+def frame_fusion(attention: Attention, *, video_weight: float = 0.5, method: str = TrackingSettings.method) -> FusedAttention:
     """The video map resized to the grid of the frame maps, averaged with them and scaled to 0..1 over the whole clip.
+
+    A single frame does not show motion or order. With the method "agreement", frames count as far as they agree with the video: their share is
+    multiplied by `agreement` of the two maps, and the rest is the video's. Where both agree fully this is the published mean.
 
     Args:
         attention: of kind "contrast". A raw object attention is accepted too, for comparison: it is smoothed and scaled as object-background
             fusion would do with an empty background; what is not meant is not subtracted from it.
-        video_weight: share of the video map, 0 (frame maps only) to 1 (video map only).
+        video_weight: share of the video map, 0 (frame maps only) to 1 (video map only); with "agreement" the least that it has.
+        method: one of `decaf.settings.METHODS`.
 
     Raises:
-        DecafError: a background attention, maps that do not fit the key frames, values that are not finite, or a weight outside 0..1.
+        DecafError: a background attention, maps that do not fit the key frames, values that are not finite, a weight outside 0..1, or no such
+            method.
     """
+    check_choice("method", method, METHODS)
     if not 0 <= video_weight <= 1:
         raise DecafError(f"video_weight is {video_weight}; give a share from 0 (frame maps only) to 1 (video map only).")
     if attention.kind == "background":
@@ -84,9 +91,23 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5) -> FusedAtt
         video = min_max(smooth(video, VIDEO_KERNEL, SIGMA))
         frame = min_max(smooth(frame, FRAME_KERNEL, SIGMA), per_frame=True)
     video = resize(slots_to_frames(video, len(frame)), frame.shape[-2:])
-    fused = min_max(video_weight * video + (1 - video_weight) * frame)
-    not_this = attention.not_this and frame_fusion(attention.not_this, video_weight=video_weight).map
+    own_weight, frame_weight = video_weight, 1 - video_weight
+    if method != METHODS[1]:
+        frame_weight *= agreement(video, frame)
+        video_weight = 1 - frame_weight
+    fused = min_max(video_weight * video + frame_weight * frame)
+    not_this = attention.not_this and frame_fusion(attention.not_this, video_weight=own_weight, method=method).map
     return FusedAttention(fused, attention.clip, attention.query, attention.presence, not_this, attention.name)
+
+
+def agreement(video: Tensor, frame: Tensor) -> float:
+    """How far two maps (K, rows, cols) of a clip agree: their correlation over all cells of all key frames, 0 where it is negative.
+
+    1 if one of them is the same everywhere, and says nothing that the other could disagree with.
+    """
+    first, second = (each.double() - each.double().mean() for each in (video, frame))
+    size = first.norm() * second.norm()
+    return float(((first * second).sum() / size).clamp(0, 1)) if size > 0 else 1.0
 
 
 def coarse_masks(fused: FusedAttention, size: tuple[int, int] | None = None) -> Tensor:

@@ -6,9 +6,8 @@ import argparse
 import re
 from dataclasses import fields
 
-from ..attention.frames import read_key_frames
 from ..errors import DecafError, shown
-from ..settings import RefineSettings, settings_of
+from ..settings import METHODS, TARGETS, RefineSettings, settings_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -29,8 +28,22 @@ DETAIL_HELP = (
 
 _NAMES = (
     "max_key_frames", "tokens_per_frame", "start_layer", "detail", "not_this", "point_threshold", "presence_threshold", "score_threshold",
-    "max_tracks", "first_frame", "last_frame",
+    "max_tracks", "first_frame", "last_frame", "method", "targets",
 )  # fmt: skip
+
+
+def add_method(options) -> None:
+    """Adds --method and --targets to a parser or a group of its options."""
+    options.add_argument(
+        "--method", choices=tuple(method.replace(" ", "-") for method in METHODS), default=METHODS[0],
+        help="how maps are fused and objects chosen. agreement: single frames count as far as they agree with the video, and objects by the "
+        "attention to where they are; better for motion, order in time and several objects",
+    )  # fmt: skip
+    options.add_argument(
+        "--targets", choices=TARGETS, default=TARGETS[0],
+        help='how many objects to keep. auto: what the query says ("the two dogs", "all cars", a plural), else one. Not as published, which '
+        "goes by the score",
+    )  # fmt: skip
 
 
 def refine_settings(text: str | None) -> RefineSettings:
@@ -52,7 +65,7 @@ def refine_settings(text: str | None) -> RefineSettings:
 def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The settings of each stage by the names that `Options` has for them; defaults for what a subcommand has no option for."""
     given = {name: getattr(arguments, name) for name in _NAMES if hasattr(arguments, name)}
-    if getattr(arguments, "key_frames", None) is not None:
-        given["key_frames"] = read_key_frames(arguments.key_frames)
+    if "method" in given:
+        given["method"] = given["method"].replace("-", " ")
     records = settings_of({"setting": arguments.setting.replace("-", " "), **given})
     return dict(zip(("attention", "points", "tracking"), records, strict=True))

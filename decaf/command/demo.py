@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..demo import BUNDLED
 from ..settings import DETAILS, PointSettings
-from .arguments import DETAIL_HELP, stage_settings
+from .arguments import DETAIL_HELP, add_method, stage_settings
 
 _DESCRIPTION = """\
 Makes a clip of moving shapes, asks for one of them and masks it, with two tiny models that come with the package: no download, no GPU.
@@ -43,6 +43,7 @@ def add_demo(commands, formatter) -> None:
         "--presence-threshold", metavar="X", type=float, default=PointSettings.presence_threshold, help='as for "decaf segment"; not with --evaluate'
     )
     demo.add_argument("--detail", choices=DETAILS, default=DETAILS[0], help=DETAIL_HELP)
+    add_method(demo)
     demo.add_argument("--mllm", metavar="DIR_OR_REPO", default=BUNDLED, help="another language model")
     demo.add_argument("--sam2", metavar="FILE", type=Path, default=Path(BUNDLED), help="another SAM 2 checkpoint")
     demo.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="where both models run")
@@ -181,16 +182,24 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     return tables(found), ()
 
 
+def _cell(value: float | dict | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if not isinstance(value, dict) else f"{value['gain']:+.3f} ({value['interval'][0]:+.3f} to {value['interval'][1]:+.3f})"
+
+
 def tables(found: dict) -> str:
     """The figures of `evaluate` as tables."""
     lines = []
     for setting, table in found["settings"].items():
         columns = list(next(iter(table.values())))
         lines.append(f'Setting "{setting}"')
-        lines.append("".join(["kind".ljust(14), *(name.replace("coarse_j_", "J ").rjust(12) for name in columns)]))
+        titles = [name.replace("coarse_j_", "J ").replace("jf_", "jf ").replace("_", " ") for name in columns]
+        widths = [26 if name == "jf_gain" else max(12, len(title) + 2) for name, title in zip(columns, titles, strict=True)]
+        lines.append("".join(["kind".ljust(14), *(title.rjust(width) for title, width in zip(titles, widths, strict=True))]))
         for kind, figures in table.items():
-            cells = ["-" if (value := figures[name]) is None else f"{value:g}" for name in columns]
-            lines.append("".join([kind.ljust(14), *(cell.rjust(12) for cell in cells)]))
+            cells = [_cell(figures[name]) for name in columns]
+            lines.append("".join([kind.ljust(14), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))]))
         took = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in found["seconds"][setting].items())
         lines += [f"seconds of all clips: {took}", ""]
     for name, step in found["steps"].items():

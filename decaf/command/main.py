@@ -19,7 +19,7 @@ from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
 from ..settings import CUT_OUTS, DETAILS, STYLES, AttentionSettings, PointSettings, TrackingSettings
-from .arguments import DETAIL_HELP, refine_settings, size_in_bytes, stage_settings
+from .arguments import DETAIL_HELP, add_method, refine_settings, size_in_bytes, stage_settings
 from .demo import add_demo
 from .gallery import add_gallery
 from .terminal import progress_bars, say
@@ -154,8 +154,11 @@ def parser() -> argparse.ArgumentParser:
         "0: always mask the best match",
     )  # fmt: skip
     masks.add_argument(
-        "--score-threshold", metavar="X", type=float, default=TrackingSettings.score_threshold, help="score above which an object is kept"
-    )
+        "--score-threshold", metavar="X", type=float, default=TrackingSettings.score_threshold,
+        help="higher keeps fewer objects, 0 to 1. As published: the score above which an object is kept; with the method agreement it counts "
+        "where several objects are meant",
+    )  # fmt: skip
+    add_method(masks)
     masks.add_argument("--max-tracks", metavar="N", type=int, help="most objects to keep, those of the highest scores (default: all)")
 
     masks.add_argument(

@@ -19,7 +19,8 @@ from ..mllm import MLLM
 from ..pipeline import segment_attention
 from ..report import Progress, Report, silent
 from ..sam2 import SAM2
-from ..settings import MODES, AttentionSettings
+from ..settings import METHODS, MODES, AttentionSettings, TrackingSettings
+from ..tracking import feature_cache
 from .metrics import contour_accuracy, region_similarity
 
 MAPS = ("raw", "raw_fused", "contrast", "frame_only", "fused")
@@ -40,7 +41,8 @@ class Row:
         presence: as in `decaf.data.Attention`.
         pointing: see `pointing`; NaN for an absent object.
         coarse: J of the coarse masks, by the names of MAPS.
-        j, f, empty: of SAM 2's masks; None without SAM 2.
+        j, f, empty: of SAM 2's masks by the default method; None without SAM 2.
+        published: the same three of the published method, from the same attention.
     """
 
     setting: str
@@ -53,6 +55,7 @@ class Row:
     j: float | None = None
     f: float | None = None
     empty: bool | None = None
+    published: dict[str, float | bool] = field(default_factory=dict)
 
 
 def evaluate(
@@ -76,9 +79,9 @@ def evaluate(
         detail: as in `AttentionSettings`.
 
     Returns:
-        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}; "seconds": {setting: {stage: wall time
-        of all scenes}}; "steps": differences of coarse J with their 95 %
-        bootstrap intervals; "queries": one record per query.
+        "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}, among them J&F of the default method and of
+        the published one, and the gain between them with its 95 % bootstrap interval; "seconds": {setting: {stage: wall time of all
+        scenes}} of the default method; "steps": differences of coarse J with such intervals; "queries": one record per query.
     """
     rows, report, reports = [], Report.of(progress), {setting: Report() for setting in settings}
     for number in range(scenes):
@@ -118,10 +121,18 @@ def _measure(
         row.pointing = pointing(maps["fused"].map, truth[keys])
         row.coarse = {name: float(region_similarity(coarse_masks(fused), truth[keys]).mean()) for name, fused in maps.items()}
     if sam2 is not None:
-        mask = segment_attention(sam2, clip, attention, progress=report).tracks.union()
-        row.j, row.f = float(region_similarity(mask, truth).mean()), float(contour_accuracy(mask, truth).mean())
-        row.empty = not bool(mask.any())
+        features = feature_cache(sam2, shared=True)
+        mask = segment_attention(sam2, clip, attention, progress=report, features=features).tracks.union()
+        row.j, row.f, row.empty = _figures(mask, truth)
+        # On the same attention and image features, and not in the report, whose seconds are those of one method.
+        published = segment_attention(sam2, clip, attention, tracking=TrackingSettings(method=METHODS[1]), features=features).tracks.union()
+        row.published = dict(zip(("j", "f", "empty"), _figures(published, truth), strict=True))
     return row
+
+
+def _figures(mask: Tensor, truth: Tensor) -> tuple[float, float, bool]:
+    """J, F and whether nothing is masked, of masks (T, H, W) bool."""
+    return float(region_similarity(mask, truth).mean()), float(contour_accuracy(mask, truth).mean()), not bool(mask.any())
 
 
 def _maps(object: Attention, contrast: Attention) -> dict[str, FusedAttention]:
@@ -129,7 +140,7 @@ def _maps(object: Attention, contrast: Attention) -> dict[str, FusedAttention]:
         "raw": frame_fusion(object, video_weight=1),
         "raw_fused": frame_fusion(object),
         "contrast": frame_fusion(contrast, video_weight=1),
-        "frame_only": frame_fusion(contrast, video_weight=0),
+        "frame_only": frame_fusion(contrast, video_weight=0, method=METHODS[1]),
         "fused": frame_fusion(contrast),
     }
 
@@ -161,6 +172,10 @@ def _j_and_f(row: Row) -> float | None:
     return None if row.j is None else (row.j + row.f) / 2
 
 
+def _published_j_and_f(row: Row) -> float | None:
+    return (row.published["j"] + row.published["f"]) / 2 if row.published else None
+
+
 def _table(rows: list[Row]) -> dict[str, dict]:
     table = {}
     for kind in (*KINDS, "all present"):
@@ -169,7 +184,10 @@ def _table(rows: list[Row]) -> dict[str, dict]:
             continue
         figures = {"queries": len(of_kind), "pointing": _mean(row.pointing for row in of_kind)}
         figures |= {f"coarse_j_{name}": _mean(row.coarse.get(name) for row in of_kind) for name in MAPS}
-        table[kind] = figures | {"jf": _mean(map(_j_and_f, of_kind)), "empty": _mean(row.empty for row in of_kind)}
+        figures |= {"jf": _mean(map(_j_and_f, of_kind)), "empty": _mean(row.empty for row in of_kind)}
+        figures["jf_as_published"] = _mean(map(_published_j_and_f, of_kind))
+        gains = [_j_and_f(row) - _published_j_and_f(row) for row in of_kind if row.published]
+        table[kind] = figures | {"jf_gain": _gain(gains) if gains else None}
     return table
 
 
@@ -181,6 +199,7 @@ def _summary(rows: list[Row]) -> dict[str, float | None]:
         "noun_colour_jf": _mean(map(_j_and_f, nouns_and_colours)),
         "present_pointing": _mean(row.pointing for row in present),
         "present_jf": _mean(map(_j_and_f, present)),
+        "present_jf_as_published": _mean(map(_published_j_and_f, present)),
         "absent_empty": _mean(row.empty for row in rows if row.kind == "absent"),
         "present_lost": _mean(row.empty for row in present),
         "coarse_j_raw": _mean(row.coarse["raw"] for row in present),
@@ -192,13 +211,16 @@ def _summary(rows: list[Row]) -> dict[str, float | None]:
 def _steps(rows: list[Row]) -> dict[str, dict]:
     """Gains of coarse J by contrast and by fusion, with bootstrap intervals over queries."""
     present = [row.coarse for row in rows if row.coarse]
-    rng = np.random.default_rng(0)
     steps = {}
     for low, high in (("raw", "contrast"), ("contrast", "fused"), ("raw_fused", "fused")):
-        gains = np.array([coarse[high] - coarse[low] for coarse in present])
-        if len(gains):
-            means = gains[rng.integers(len(gains), size=(_BOOTSTRAP_SAMPLES, len(gains)))].mean(1)
-            steps[f"{low} to {high}"] = {
-                "gain": round(float(gains.mean()), 4), "interval": [round(float(v), 4) for v in np.percentile(means, (2.5, 97.5))],
-            }  # fmt: skip
+        if present:
+            steps[f"{low} to {high}"] = _gain([coarse[high] - coarse[low] for coarse in present])
     return steps
+
+
+def _gain(gains: list[float]) -> dict[str, float | list[float]]:
+    """The mean of differences, query by query, and its 95 % bootstrap interval."""
+    rng, gains = np.random.default_rng(0), np.array(gains)
+    means = gains[rng.integers(len(gains), size=(_BOOTSTRAP_SAMPLES, len(gains)))].mean(1)
+    interval = [round(float(value), 4) for value in np.percentile(means, (2.5, 97.5))]
+    return {"gain": round(float(gains.mean()), 4), "interval": interval}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,14 +18,17 @@ from ..devices import allocated_bytes, empty_caches, free_memory, is_out_of_memo
 from ..errors import DecafError
 from ..masks import Masks, MaskStore, pack_bits
 from ..report import Preview, Progress, Report, silent
-from ..settings import TrackingSettings
+from ..settings import METHODS, TARGETS, TrackingSettings, check_choice
 from .candidates import CandidatePrompts
+from .choice import Choice, choose
 from .frames import FeatureCache, FrameEncoder, SomeFrames
 from .masks import mask_bytes, video_masks
 from .memo import Found, Tracklet, TrackMemo
+from .peaks import with_peaks
 from .segmenter import SegmenterModel
-from .selection import attention_consistency, final_scores, grid_coverage, not_meant, select
+from .selection import grid_coverage, not_meant
 from .sweep import FixedPrompts, Sweep
+from .wanted import Wanted, wanted
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +57,20 @@ def segment(
     model: SegmenterModel,
     clip: Clip,
     prompts: SAM2Prompts,
+    settings: TrackingSettings | None = None,
     *,
-    nms_iou: float = TrackingSettings.nms_iou,
-    score_threshold: float = TrackingSettings.score_threshold,
-    max_tracks: int | None = TrackingSettings.max_tracks,
     progress: Progress | Report = silent,
     features: FeatureCache | None = None,
     memo: TrackMemo | None = None,
+    **changes,
 ) -> Tracks:
     """Masks of the objects that the points mean, on every frame of the clip; outside of the part that was asked about (`ClipInfo.part`) they are
     empty, and nothing is tracked.
 
-    `nms_iou`: overlap above which the worse of two masks is dropped.
-    `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
-    the best one. `max_tracks`: keep at most so many, the best. `features`: a `feature_cache` of this model and this clip that several queries
-    share. `memo`: of this model and this clip, too: what it has of an earlier call with equal prompts is not computed again, so that another
+    `settings`: see `TrackingSettings`; `changes`: fields of it that are given by name. With the method "agreement", peaks of the map are looked
+    at beside the points, so that what is seen briefly, or attended less than another object, is a candidate, too.
+    `features`: a `feature_cache` of this model and this clip that several queries share.
+    `memo`: of this model and this clip, too: what it has of an earlier call with equal prompts is not computed again, so that another
     threshold or number of tracks costs only objects that were not kept before.
 
     `progress`: callback or `Report`. Counts of the latter, "sam2_key_encodings" and "sam2_clip_encodings", are images encoded: at most
@@ -77,38 +79,36 @@ def segment(
     There is no limit to the number of points: they are decoded a few at a time, and every distinct mask becomes a tracklet.
 
     Returns N >= 0 tracks in the order in which they were found; none, with a message, if there are no points or the segmenter sees nothing at them.
-    A message also says so if the only track is a best guess.
-    Raises DecafError when the prompts were made from another clip or do not fit together, or for a threshold or number of
-    tracks that cannot be. Running out of memory is tried once more with smaller batches, and then is `devices.OutOfMemoryError`.
+    A message also says so if the only track is a best guess, or if an object that is left out fits nearly as well.
+    Raises DecafError when the prompts were made from another clip or do not fit together, or for a setting that cannot be. Running out of
+    memory is tried once more with smaller batches, and then is `devices.OutOfMemoryError`.
     """
-    if math.isnan(score_threshold):
-        raise DecafError("The score threshold is not a number; give one from 0 to 1.")
-    if max_tracks is not None and max_tracks < 1:
-        raise DecafError(f"max_tracks is {max_tracks}; give 1 or more, or leave it out.")
+    settings = replace(settings or TrackingSettings(), **changes)
+    _check_settings(settings)
     _check_prompts(prompts)
     check_same_clip(clip, prompts.fused.clip)
     report = Report.of(progress)
     if len(prompts.key) == 0:
         unattended = "Nothing found: no cell of the attention map reaches the point threshold. Lower it, or look at the heat map."
         return _nothing(clip, prompts, prompts.message or unattended)
+    prompts, wants = _with_candidates(prompts, settings)
     features = features or feature_cache(model)
     features.let_go()  # of what another query has left
     limits = Limits(objects_at_once(model, model.device), features)
     report.count("sam2_key_encodings", 0)
     report.count("sam2_clip_encodings", 0)
-    found = memo.found(prompts, nms_iou) if memo else None
+    found = memo.found(prompts, settings.nms_iou) if memo else None
     with report.stage("segmentation"):
         if found is None:
-            tracklets = retry_smaller(model, limits, report, lambda now: _find_tracklets(model, clip, prompts, nms_iou, now, report))
-            found = Found(prompts, nms_iou, tracklets)
+            tracklets = retry_smaller(model, limits, report, lambda now: _find_tracklets(model, clip, prompts, settings.nms_iou, now, report))
+            found = Found(prompts, settings.nms_iou, tracklets)
             if memo:
                 memo.keep(found)
         if not found.tracklets:
             return _nothing(clip, prompts, f"Nothing found: {model.title} gives an empty mask at all {len(prompts.key)} points.")
-        meant = _meant(found.tracklets, prompts)
-        if not meant:
+        chosen, tracks, message = _chosen(found.tracklets, prompts, settings, wants)
+        if not chosen:
             return _nothing(clip, prompts, "Nothing found: whatever is seen at the points is looked at more for 'not this' than for the query.")
-        chosen, tracks = _choose(found.tracklets, meant, prompts, score_threshold, max_tracks)
         new = [i for i in chosen if i not in found.masks]
         if new:
             starts = [(prompts.fused.clip.key_frames[found.tracklets[i].candidate.key], found.tracklets[i].mask) for i in new]
@@ -117,29 +117,27 @@ def segment(
         store = found.store(chosen, len(clip), clip.frame_size)
     if not store.any():
         return _nothing(clip, prompts, f"Nothing found: {model.title} lost what it saw at the points on every frame.")
-    message = ""
-    if tracks[0].score <= score_threshold:  # the best one stands in where none passes
-        message = f"Nothing scored above {score_threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
     return _tracks(store, tracks, message, prompts)
 
 
-def needs_model(
-    memo: TrackMemo,
-    prompts: SAM2Prompts,
-    *,
-    nms_iou: float = TrackingSettings.nms_iou,
-    score_threshold: float = TrackingSettings.score_threshold,
-    max_tracks: int | None = TrackingSettings.max_tracks,
-) -> bool:
+def needs_model(memo: TrackMemo, prompts: SAM2Prompts, settings: TrackingSettings | None = None, **changes) -> bool:
     """Whether `segment` with these arguments runs the model: not if `memo` has all that it returns, or there are no points. A model that is not
     needed need not be brought to its device."""
     if len(prompts.key) == 0:
         return False
-    found = memo.found(prompts, nms_iou)
+    settings = replace(settings or TrackingSettings(), **changes)
+    prompts, wants = _with_candidates(prompts, settings)
+    found = memo.found(prompts, settings.nms_iou)
     if found is None:
         return True
-    chosen = _choose(found.tracklets, prompts, score_threshold, max_tracks)[0] if found.tracklets else []
+    chosen = _chosen(found.tracklets, prompts, settings, wants)[0] if found.tracklets else []
     return any(i not in found.masks for i in chosen)
+
+
+def _with_candidates(prompts: SAM2Prompts, settings: TrackingSettings) -> tuple[SAM2Prompts, Wanted]:
+    """The prompts with all points whose masks are candidates, and how many objects the query means."""
+    wants = wanted(prompts.fused.query, settings.targets)
+    return (prompts if settings.as_published else with_peaks(prompts, several=wants.most != 1)), wants
 
 
 def feature_cache(
@@ -175,6 +173,15 @@ def memory_needed(
     features = min(_FEATURE_BYTES_ON_CPU if device.type == "cpu" else _FEATURE_BYTES, length * model.feature_bytes())
     objects, at_once = min(points, USUAL_OBJECTS), min(points, objects_at_once(model, device))
     return features + mask_bytes(objects, frame_size) + model.working_bytes(at_once, objects)
+
+
+def _check_settings(settings: TrackingSettings) -> None:
+    check_choice("method", settings.method, METHODS)
+    check_choice("number of targets", settings.targets, TARGETS)
+    if math.isnan(settings.score_threshold):
+        raise DecafError("The score threshold is not a number; give one from 0 to 1.")
+    if settings.max_tracks is not None and settings.max_tracks < 1:
+        raise DecafError(f"max_tracks is {settings.max_tracks}; give 1 or more, or leave it out.")
 
 
 def _check_prompts(prompts: SAM2Prompts) -> None:
@@ -258,24 +265,13 @@ def _meant(tracklets: list[Tracklet], prompts: SAM2Prompts) -> list[int]:
     return (~not_meant(torch.stack([t.coverage for t in tracklets]), prompts.fused.map, prompts.fused.not_this)).nonzero()[:, 0].tolist()
 
 
-def _choose(
-    tracklets: list[Tracklet], meant: list[int], prompts: SAM2Prompts, score_threshold: float, max_tracks: int | None
-) -> tuple[list[int], list[Track]]:
-    """Indices of the tracklets that are kept among those in `meant`, and their records."""
-    consistency = attention_consistency(torch.stack([tracklets[i].coverage for i in meant]), prompts.fused.map)
-    final = final_scores(torch.tensor([tracklets[i].candidate.score for i in meant]), consistency)
-    chosen = select(final, score_threshold)
-    if max_tracks is not None and len(chosen) > max_tracks:
-        best = sorted(chosen, key=lambda i: -float(final[i]))[:max_tracks]
-        log.info("%d tracks are above the threshold, the best %d are kept", len(chosen), max_tracks)
-        chosen = sorted(best)
-    tracks = []
-    for number, i in enumerate(chosen):
-        candidate = tracklets[meant[i]].candidate
-        x, y = prompts.xy[candidate.point].tolist()
-        frame = prompts.fused.clip.key_frames[candidate.key]
-        tracks.append(Track(number, frame, (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i])))
-    return [meant[i] for i in chosen], tracks
+def _chosen(tracklets: list[Tracklet], prompts: SAM2Prompts, settings: TrackingSettings, wants: Wanted) -> Choice:
+    """See `choose`, among those that are meant; nothing if none is."""
+    meant = _meant(tracklets, prompts)
+    if not meant:
+        return [], [], ""
+    chosen, tracks, message = choose([tracklets[i] for i in meant], prompts, settings, wants)
+    return [meant[i] for i in chosen], tracks, message
 
 
 def _propagate(

@@ -33,7 +33,7 @@ def test_contrast(case):
 
 
 def test_fused_map_masks_and_points(case):
-    fused = frame_fusion(object_background_fusion(*attentions(case)))
+    fused = frame_fusion(object_background_fusion(*attentions(case)), method="as published")
     close(fused.map, case["expected.fused"])
     masks, expected = coarse_masks(fused), case["expected.coarse_mask"].bool()
     assert masks.shape == expected.shape

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import comfy.model_management as mm
 import torch
-from kit import SETTINGS, error_of, extract, images, mllm, prompts, run, sam2, segment, video, with_cancel
+from kit import SETTINGS, attention, error_of, extract, images, mllm, prompts, run, sam2, segment, video, with_cancel
 
 
 def pack(name):
@@ -47,7 +47,7 @@ def fresh_sam2():
 def several(length=6, clip=None):
     """At least two objects of images(length), and their clip."""
     clip = images(length) if clip is None else clip
-    found = run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=prompts(length, 0.6), score_threshold=0.0, nms_iou=1.0)
+    found = run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=prompts(length, 0.6), score_threshold=0.0, nms_iou=1.0, method="as published")
     assert len(found[1].tracks) >= 2
     return clip, found[1]
 
@@ -108,6 +108,19 @@ def case_tracks_of_another_clip_are_told():
         for node, more in (("DecAFShowObjects", {}), ("DecAFCorrectObjects", {"sam2": sam2(), "positive_points": points((5, 5))})):
             message = error_of(node, frames=other, tracks=tracks, **more)
             assert said in message and "tracks" in message, message
+
+
+def case_how_many_objects_are_kept_is_set():
+    clip, found = several()
+    given = {"sam2": sam2(), "frames": clip, "prompts": prompts(6, 0.6), "nms_iou": 1.0, "score_threshold": 0.0}
+    kept = {targets: run("SAM2VideoPropagate", **given, targets=targets)[1] for targets in ("auto", "one", "all")}
+    assert kept["auto"].tracks == kept["one"].tracks, "the query is about one object"
+    assert len(kept["one"].tracks) < len(kept["all"].tracks)
+    assert torch.equal(run("SAM2VideoPropagate", **given)[0], kept["one"].union().float()), "a workflow saved without the inputs opens"
+    assert run("SAM2VideoPropagate", **given, method="as published", targets="one")[1].tracks == found.tracks
+    contrast = run("ObjectBackgroundFusion", object=attention(6)[0], background=attention(6)[1])[0]
+    by_method = [run("FrameFusion", attention=contrast, method=method)[0].map for method in ("agreement", "as published")]
+    assert torch.equal(run("FrameFusion", attention=contrast)[0].map, by_method[0]) and not torch.equal(*by_method)
 
 
 def case_objects_are_picked_by_score_and_count():
@@ -188,11 +201,11 @@ def case_another_threshold_query_or_correction_encodes_nothing_again():
         model = fresh_sam2()
         given = whole_prompts(clip)
         with Counted() as first:
-            low = run("SAM2VideoPropagate", sam2=model, frames=clip, prompts=given[0], score_threshold=0.0)[1]
+            low = run("SAM2VideoPropagate", sam2=model, frames=clip, prompts=given[0], score_threshold=0.0, method="as published")[1]
         length = low.length
         assert first.images == length
         with Counted() as later, patch.object(pack("decaf.tracking.track"), "_find_tracklets", side_effect=AssertionError("searched again")):
-            high = run("SAM2VideoPropagate", sam2=model, frames=clip, prompts=given[0], score_threshold=1.0)[1]
+            high = run("SAM2VideoPropagate", sam2=model, frames=clip, prompts=given[0], score_threshold=1.0, method="as published")[1]
             assert len(high.tracks) == 1 and "best guess" in high.message
         with later:
             run("SAM2VideoPropagate", sam2=model, frames=clip, prompts=given[1], score_threshold=0.0)
