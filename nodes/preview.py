@@ -68,8 +68,12 @@ class DecAFAttentionPreview(io.ComfyNode):
             note = "" if fused.presence is None else f"presence {fused.presence:.2f}"
             shown = heat_frames(clip, fused, prompts, fps=clip.fps, note=note)
             sheet = contact_sheet(clip, fused, prompts, progress=report)
-        ui = live.Says("" if prompts is None else live.absent(prompts), host.shown_images(_image(shown)))
-        return io.NodeOutput(host.as_image(torch.stack(pictures)), host.as_mask(masks), _image(sheet), fused, prompts, ui=ui)
+            report(0, 2, "Writing the pictures")
+            ui = live.Says("" if prompts is None else live.absent(prompts), host.shown_images(_image(shown)))
+            report(1, 2, "Writing the pictures")
+            images = host.as_image(torch.stack(pictures))
+            report(2, 2, "Writing the pictures")
+        return io.NodeOutput(images, host.as_mask(masks), _image(sheet), fused, prompts, ui=ui)
 
 
 def _image(picture) -> torch.Tensor:

@@ -75,6 +75,7 @@ def contact_sheet(
         for column, picture in enumerate(pictures):
             # Drawn at twice the size and halved, for antialiasing.
             sheet.paste(Image.fromarray(picture.numpy()).reduce(2), (layout.left(column), top))
+    report.progress(len(keys), len(keys), "Drawing the contact sheet")
     return sheet
 
 
