@@ -58,9 +58,9 @@ WORKFLOWS = {
             },
             "6 · Pick the one": {"pick": Node("DecAFPickTracks", {}, (320, 0))},
             "7 · See it, cut it out": {
+                "cut": Node("DecAFApplyMask", {}, (340, 0)),
                 "show": Node("DecAFShowObjects", {}, (340, 430)),
                 "report": Node("PreviewAny", {}, (340, 180)),
-                "cut": Node("DecAFApplyMask", {}, (340, 0)),
             },
             "8 · Save": {"save": Node("DecAFSaveCutOut", {"filename_prefix": "video/picked"}, (340, 420))},
         },
