@@ -42,7 +42,7 @@ class DecAFRefineMask(io.ComfyNode):
             description="Makes masks ready for use: grows or shrinks them, gives them a soft edge, fills holes, drops specks, and calms flicker.",
             search_aliases=[
                 "decaf", "grow mask", "shrink mask", "expand mask", "feather mask", "blur mask", "soft edge", "fill holes", "remove specks",
-                "remove dots", "smooth mask", "deflicker", "matte", "roto",
+                "remove dots", "smooth mask", "deflicker", "matte", "alpha matte", "soft matte", "roto",
             ],
             inputs=[
                 io.MatchType.Input(
@@ -93,7 +93,7 @@ class DecAFApplyMask(io.ComfyNode):
             "the video keeps its sound, and memory does not grow with its length.",
             search_aliases=[
                 "decaf", "cut out", "remove background", "replace background", "green screen", "alpha", "transparent video", "prores", "matte",
-                "blur face", "pixelate", "censor", "anonymize", "rotoscope", "composite",
+                "alpha matte", "video matte", "matting", "blur face", "pixelate", "censor", "anonymize", "rotoscope", "composite",
             ],
             inputs=[
                 frames_input("The clip that the masks belong to. A video keeps its frame rate and its sound."),

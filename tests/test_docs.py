@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TOP = r"(?:decaf|nodes|tests|training|benchmarks|web|workflows|docs|assets|\.ci)"
+TOP = r"(?:decaf|nodes|tests|training|benchmarks|web|workflows|subgraphs|docs|assets|\.ci)"
 
 
 def quoted(page: Path) -> list[str]:

@@ -39,7 +39,7 @@ def test_a_box_is_found_added_and_run(browser, server, design, title, loader):
         page.mouse.click(1200, 700)  # the page lets go of the node where one clicks
         page.wait_for_function("title => window.app.graph._nodes.some(node => node.title === title)", arg=title)
         found = page.evaluate(_CONNECT, [title, loader])
-        assert found["widgets"][:5] == ["query", "score_threshold", "max_objects", "grow", "feather"]
+        assert found["widgets"] == ["query", "not_this", "score_threshold", "max_objects", "grow", "feather"]
         assert found["outputs"] == ["mask", "overlay", "cut_out", "refined", "tracks", "report"]
         inside = {"ExtractRolloutAttention": {"tokens_per_frame": 64}, "AttentionToSAM2Prompts": {"threshold": 0.95, "presence_threshold": 0}}
         set_widgets(page, CHOICES | inside | {title: {"query": QUERY, "feather": 3}})

@@ -3,14 +3,13 @@ sample scene. The real one is fixed at a size that is too large for a test."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
 from comfy_page import open_page, set_widgets
-from make_workflows import _BUILD
+from make_workflows import build
 from PIL import Image
+from workflow_specs_sam3 import PICK
 from workflow_specs_sam3 import WORKFLOWS as SPECS
 
 from decaf.clips import write_video
@@ -29,7 +28,7 @@ def scene(base):
 def prompt_of(browser, server, name, query):
     """The workflow in API form, as the page makes it of the graph: with a stand-in for the checkpoint."""
     with open_page(browser, server.url) as page:
-        page.evaluate(_BUILD, {"workflow": asdict(SPECS[name]), "boxes": {}})
+        build(page, name)
         choices = {
             "LoadMLLM": {"model": "bundled"},
             "LoadVideo": {"file": "scene.mp4"},
@@ -70,7 +69,7 @@ def test_it_masks_what_the_query_means(browser, server, scene, name):
     iou = (found & truth).sum() / (found | truth).sum()
     assert iou > 0.97, f"J {iou:.3f}"
     told = [text for output in outputs.values() for text in output.get("text", [])]
-    assert any(text.startswith("Picked object") and "match" in text for text in told), told
+    assert any(text.startswith("Picked of") and "match" in text for text in told), told
     videos = [output for output in outputs.values() if output.get("images") or output.get("video")]
     assert len(videos) >= 3, "the heat map, the objects, what was saved"
 
@@ -79,7 +78,7 @@ def test_another_query_picks_another_object_and_tracks_nothing_again(browser, se
     """SAM 3 runs again only if the name of the thing changes: its images, its model and its tracks do not depend on the sentence."""
     first, second = [query for query in scene.queries if query.kind == "colour"][:2]
     assert first.targets != second.targets
-    prompt = prompt_of(browser, server, "Pick SAM 3 Tracks by Text (Video)", first.text)
+    prompt = prompt_of(browser, server, PICK, first.text)
     mask = {"class_type": "MaskPreview", "inputs": {"mask": [key_of(prompt, "DecAFPickTracks"), 0]}}
     text = key_of(prompt, "SceneText")
     prompt[text]["inputs"]["text"] = "shape"

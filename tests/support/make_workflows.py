@@ -17,11 +17,13 @@ from PIL import Image
 from playwright.sync_api import Page
 from thumbnails import draw_thumbnail
 from workflow_specs import ALIASES, BOXES
-from workflow_specs import WORKFLOWS as SPECS
+from workflow_specs import WORKFLOWS as ALL_BUT_SAM3
+from workflow_specs_sam3 import WORKFLOWS as SAM3_SPECS
 
 from decaf.clips import write_video
 from decaf.demo.scenes import make_scene
 
+SPECS = ALL_BUT_SAM3 | SAM3_SPECS
 SUBGRAPHS = PACK / "subgraphs"
 _BUILD = Path(__file__).with_name("build_workflow.js").read_text(encoding="utf-8")
 _IDS = uuid.UUID("6ad0a7b4-6d0f-4c7e-9a43-5d4f0d1d1b5e")
@@ -87,7 +89,7 @@ def main() -> None:
                 with open_page(browser, server.url) as page:
                     _write(WORKFLOWS / f"{name}.json", build(page, name))
                     prompt = page.evaluate("window.app.graphToPrompt().then(made => made.output)")
-                draw_thumbnail(server, name, prompt, scene, WORKFLOWS / f"{name}.jpg")
+                draw_thumbnail(server, SPECS[name], prompt, scene, WORKFLOWS / f"{name}.jpg")
 
 
 def _write(file: Path, made: dict) -> None:

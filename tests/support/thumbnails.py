@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from comfy_host import Server
 from PIL import Image, ImageDraw, ImageFont
-from workflow_specs import WORKFLOWS as SPECS
+from workflow_specs import Workflow
 
 from decaf.demo.scenes import Scene
 from decaf.finishing import read_with_alpha
@@ -24,13 +24,13 @@ _CHOSEN = {
     "LoadVideo": {"file": "clip.mp4"},
     "LoadImage": {"image": "example.png"},
 }
-_NOT_HERE = ("SAM3_Detect", "CheckpointLoaderSimple", "MaskPreview")
+_NOT_HERE = ("CheckpointLoaderSimple",)
 
 
-def draw_thumbnail(server: Server, name: str, prompt: dict, scene: Scene, path: Path) -> None:
+def draw_thumbnail(server: Server, workflow: Workflow, prompt: dict, scene: Scene, path: Path) -> None:
     """Runs the workflow `prompt`, in API form, on the sample clip, and writes one frame of the result with the query below it."""
-    query, shows = SPECS[name].query, SPECS[name].shows
-    prompt = {key: node for key, node in prompt.items() if node["class_type"] not in _NOT_HERE}
+    query, shows = workflow.query, workflow.shows
+    prompt = _without(prompt, {key for key, node in prompt.items() if node["class_type"] in _NOT_HERE})
     point = None
     for node in prompt.values():
         if node["class_type"] == "CLIPLoader":
@@ -56,6 +56,13 @@ def draw_thumbnail(server: Server, name: str, prompt: dict, scene: Scene, path: 
         x, y = point
         ImageDraw.Draw(picture).ellipse((x - 6, y - 6, x + 6, y + 6), fill="#00b140", outline="white", width=2)
     _captioned(picture, query).save(path, quality=85, optimize=True)
+
+
+def _without(prompt: dict, gone: set[str]) -> dict:
+    """The workflow without these nodes and all that is behind them."""
+    kept = {key: node for key, node in prompt.items() if key not in gone}
+    behind = {key for key, node in kept.items() if any(isinstance(value, list) and value[0] in gone for value in node["inputs"].values())}
+    return _without(kept, behind) if behind else kept
 
 
 def _frame(file: Path) -> Image.Image:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Core's combos are left empty: what they hold depends on the machine.
-CHOOSE = "choose a model"
-
 
 @dataclass(frozen=True)
 class Model:
@@ -25,12 +22,6 @@ ENCODER = Model(
 SAM2_LARGE = Model(
     "sam2.1_hiera_large.pt", "https://huggingface.co/facebook/sam2.1-hiera-large/resolve/main/sam2.1_hiera_large.pt", "sam2"
 )
-SAM3 = Model(
-    "sam3.1_multiplex_fp16.safetensors",
-    "https://huggingface.co/Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
-    "checkpoints",
-)
-
 
 @dataclass(frozen=True)
 class Node:
@@ -102,6 +93,7 @@ _INPUTS = {
     "mllm": "extract.mllm",
     "sam2": "segment.sam2",
     "query": "extract.query",
+    "not_this": "extract.not_this",
     "score_threshold": "segment.score_threshold",
     "max_objects": "pick.max_objects",
     "grow": "refine.grow",
@@ -282,46 +274,6 @@ WORKFLOWS = {
         ("clip.IMAGE > box.frames", "mllm.CLIP > box.mllm", "sam2.sam2 > box.sam2", "box.cut_out > save.images", "box.mask > mask.mask"),
         "the purple diamond",
         "SaveImage",
-    ),
-    "Points to SAM 3 (Video)": Workflow(
-        "# Points to SAM 3\n\nSAM 3 understands short noun phrases, DecAF the sentence: its points of the best key frame tell ComfyUI's own SAM3 "
-        "Detect where to look.\n\n1. **Load Video**: your clip\n2. Models, and a SAM 3 checkpoint in *models/checkpoints*: "
-        f"[{SAM3.name}]({SAM3.url})\n3. Write the *query*\n4. **Run**\n\n{_OTHERS}",
-        {
-            "1 · Clip and models": {
-                "clip": Node("LoadVideo", {"file": None}, (320, 300)),
-                "mllm": _MLLM,
-                "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": SAM3.name}, models=(SAM3,)),
-            },
-            "2 · Frames": {"frames": Node("GetVideoComponents", {}, (260, 0))},
-            "3 · Ask where the object is": {"extract": Node("ExtractRolloutAttention", {"query": "the child that kicks the ball"}, (360, 0))},
-            "4 · Subtract": {"contrast": Node("ObjectBackgroundFusion", {}, (300, 0))},
-            "5 · Join": {"fused": Node("FrameFusion", {}, (300, 0))},
-            "6 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 0))},
-            "7 · Best key frame": {
-                "frame": Node("ImageFromBatch", {"length": 1}, (320, 0)),
-                "preview": Node("DecAFAttentionPreview", {}, (320, 400)),
-            },
-            "8 · SAM 3": {"detect": Node("SAM3_Detect", {}, (320, 0))},
-            "9 · Mask": {"mask": Node("MaskPreview", {}, (320, 330))},
-        },
-        (
-            "clip.VIDEO > frames.video",
-            "frames.images > extract.frames",
-            "mllm.mllm > extract.mllm",
-            *_FINDING_LINKS[:4],
-            "fused.fused > preview.fused",
-            "frames.images > preview.frames",
-            "prompts.prompts > preview.prompts",
-            "frames.images > frame.image",
-            "prompts.key_frame > frame.batch_index",
-            "sam3.MODEL > detect.model",
-            "frame.IMAGE > detect.image",
-            "prompts.positive_points > detect.positive_coords",
-            "detect.masks > mask.mask",
-        ),
-        "the purple diamond",
-        "DecAFAttentionPreview",
     ),
     "Step by Step (Video)": Workflow(
         "# Step by step\n\nThe method node by node: what is in the box *Mask by Text (Video)*. To look at each step, to tune it, or to "

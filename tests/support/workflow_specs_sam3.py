@@ -2,72 +2,71 @@
 
 from __future__ import annotations
 
-from workflow_specs import CHOOSE, SAM3, Node, Workflow
+from workflow_specs import _FINDING_LINKS, _MLLM, ENCODER, Model, Node, Workflow
 
-MODELS = "Load Multimodal LLM: choose a folder of **models/LLM**, or a *download* entry"
-CHECKPOINT = f"Load Checkpoint: choose a SAM 3.1 checkpoint of **models/checkpoints**: [{SAM3.name}]({SAM3.url})"
-
+SAM3 = Model(
+    "sam3.1_multiplex_fp16.safetensors",
+    "https://huggingface.co/Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
+    "checkpoints",
+)
 SIDE = 1008
 """Pixels that SAM 3 looks at: larger images only fill the memory."""
+
+PICK, POINTS = "Pick SAM 3 Tracks by Text (Video)", "Points to SAM 3 (Video)"
+
+_STEPS = (
+    "1. **Load Video**: your clip\n2. Models: see below\n3. **Extract Rollout Attention**: write the *query*\n4. **Run**\n\n"
+    "```\nComfyUI/models\n├─ text_encoders\n│  └─ qwen_2.5_vl_7b_fp8_scaled.safetensors\n├─ LLM\n│  └─ or a folder such as "
+    "Qwen2.5-VL-3B-Instruct\n└─ checkpoints\n   └─ sam3.1_multiplex_fp16.safetensors\n```\n\n"
+    f"Download: [{ENCODER.name}]({ENCODER.url}) (9 GB), [{SAM3.name}]({SAM3.url}).\n\n"
+)
 
 
 def _clip_and_models() -> dict[str, Node]:
     return {
         "clip": Node("LoadVideo", {"file": None}, (320, 300)),
-        "mllm": Node("LoadMLLM", {"model": CHOOSE}),
-        "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": None}, models=(SAM3,)),
+        "mllm": _MLLM,
+        "sam3": Node("CheckpointLoaderSimple", {"ckpt_name": SAM3.name}, (320, 130), models=(SAM3,)),
     }
 
 
-def _maps() -> dict[str, Node]:
-    return {
-        "contrast": Node("ObjectBackgroundFusion", {}, (340, 0)),
-        "fused": Node("FrameFusion", {}, (340, 0)),
-        "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
-    }
-
-
-_ATTENTION_LINKS = (
-    "mllm.mllm > extract.mllm",
-    "extract.object > contrast.object",
-    "extract.background > contrast.background",
-    "contrast.attention > fused.attention",
-    "fused.fused > preview.fused",
-)
-_CLIP_LINKS = ("clip.VIDEO > extract.frames", "clip.VIDEO > preview.frames")
+_CLIP_LINKS = ("clip.VIDEO > extract.frames", "clip.VIDEO > preview.frames", "mllm.mllm > extract.mllm", "fused.fused > preview.fused")
 
 WORKFLOWS = {
-    "Pick SAM 3 Tracks by Text (Video)": Workflow(
-        "# Pick SAM 3 Tracks by Text\n\nSAM 3 finds all dogs, with good masks. The multimodal LLM understands *which* dog you mean. Here both work "
+    PICK: Workflow(
+        "# Pick SAM 3 tracks by text\n\nSAM 3 finds all dogs, with good masks. The multimodal LLM understands *which* dog you mean. Here both work "
         "together: the model names the thing, SAM 3 tracks everything of that name, and the attention picks the one.\n\n"
-        f"1. Load Video: choose your clip\n2. {MODELS}\n3. {CHECKPOINT}\n4. Extract Rollout Attention: write the *query*\n5. Press **Run**\n\n"
-        "The report lists every object with its match. A wrong one is picked? Put Pick Objects as Mask behind *all_tracks*, and write the number.\n\n"
-        "Does SAM 3 find nothing? Look at the class name, and write a better one into the text node.",
+        f"{_STEPS}The report lists every object with its match. A wrong one is picked? Put Pick Objects as Mask behind *all_tracks*, and write "
+        "the number. Does SAM 3 find nothing? Look at the class name, and write a better one into the text node.",
         {
             "1 · Clip and models": _clip_and_models(),
-            "2 · Ask what and where it is": {
-                "extract": Node("ExtractRolloutAttention", {"query": "the dog that gets the ball first", "setting": "class name"}, (380, 320)),
-                "name": Node("PreviewAny", {}, (380, 130)),
+            "2 · Ask what and where": {
+                "extract": Node("ExtractRolloutAttention", {"query": "the dog that gets the ball first", "setting": "class name"}, (360, 0)),
             },
-            "3 · Attention": _maps(),
-            "4 · SAM 3 tracks all of that name": {
-                "text": Node("CLIPTextEncode", {}, (340, 120)),
-                "frames": Node("DecAFFrameOfVideo", {"which": "all frames", "longest_side": SIDE}, (340, 0)),
-                "track": Node("SAM3_VideoTrack", {"max_objects": 16}, (340, 0)),
+            "3 · Subtract; the name": {
+                "contrast": Node("ObjectBackgroundFusion", {}, (300, 0)),
+                "name": Node("PreviewAny", {}, (300, 180)),
+                "text": Node("CLIPTextEncode", {}, (300, 130)),
             },
-            "5 · Pick the one that is meant": {
-                "pick": Node("DecAFPickTracks", {}, (340, 0)),
-                "report": Node("PreviewAny", {}, (340, 170)),
-                "show": Node("DecAFShowObjects", {}, (340, 430)),
+            "4 · Join; the frames": {
+                "fused": Node("FrameFusion", {}, (300, 0)),
+                "frames": Node("DecAFFrameOfVideo", {"which": "all frames", "longest_side": SIDE}, (300, 0)),
             },
-            "6 · Cut it out": {
+            "5 · SAM 3 tracks all": {
+                "track": Node("SAM3_VideoTrack", {"max_objects": 16}, (320, 0)),
+                "preview": Node("DecAFAttentionPreview", {}, (320, 400)),
+            },
+            "6 · Pick the one": {"pick": Node("DecAFPickTracks", {}, (320, 0))},
+            "7 · See it, cut it out": {
                 "cut": Node("DecAFApplyMask", {}, (340, 0)),
-                "save": Node("DecAFSaveCutOut", {}, (340, 360)),
+                "show": Node("DecAFShowObjects", {}, (340, 430)),
+                "report": Node("PreviewAny", {}, (340, 180)),
             },
+            "8 · Save": {"save": Node("DecAFSaveCutOut", {"filename_prefix": "video/picked"}, (340, 420))},
         },
         (
             *_CLIP_LINKS,
-            *_ATTENTION_LINKS,
+            *_FINDING_LINKS[:3],
             "extract.class_name > name.source",
             "sam3.CLIP > text.clip",
             "extract.class_name > text.text",
@@ -84,39 +83,38 @@ WORKFLOWS = {
             "pick.tracks > cut.masks",
             "cut.video > save.video",
         ),
+        "the yellow circle",
+        "DecAFAttentionPreview",
     ),
-    "Points to SAM 3 (Video)": Workflow(
-        "# DecAF's points into core SAM 3\n\nSAM 3 understands short noun phrases; DecAF understands the sentence and tells SAM 3 where to look. "
-        "The points of the best key frame give SAM 3 the object's mask there, and SAM 3 tracks it from that frame back to the first and on to the "
-        "last.\n\n"
-        f"1. Load Video: choose your clip\n2. {MODELS}\n3. {CHECKPOINT}\n4. Extract Rollout Attention: write the *query*\n5. Press **Run**",
+    POINTS: Workflow(
+        "# Points to SAM 3\n\nSAM 3 understands short noun phrases; DecAF understands the sentence and tells SAM 3 where to look. The points of the "
+        "best key frame give SAM 3 the object's mask there, and SAM 3 tracks it from that frame back to the first and on to the last.\n\n" + _STEPS,
         {
             "1 · Clip and models": _clip_and_models(),
-            "2 · Ask where the object is": {
-                "extract": Node("ExtractRolloutAttention", {"query": "the child that kicks the ball"}, (380, 320)),
+            "2 · Ask where it is": {"extract": Node("ExtractRolloutAttention", {"query": "the child that kicks the ball"}, (360, 0))},
+            "3 · Subtract": {"contrast": Node("ObjectBackgroundFusion", {}, (300, 0))},
+            "4 · Join": {"fused": Node("FrameFusion", {}, (300, 0))},
+            "5 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 0))},
+            "6 · Best key frame": {
+                "frame": Node("DecAFFrameOfVideo", {"which": "one frame"}, (320, 0)),
+                "frames": Node("DecAFFrameOfVideo", {"which": "back, then all", "longest_side": SIDE}, (320, 0)),
+                "preview": Node("DecAFAttentionPreview", {}, (320, 400)),
             },
-            "3 · Attention": _maps(),
-            "4 · Its mask on the best key frame": {
-                "prompts": Node("AttentionToSAM2Prompts", {}, (340, 0)),
-                "frame": Node("DecAFFrameOfVideo", {"which": "one frame"}, (340, 0)),
-                "detect": Node("SAM3_Detect", {}, (340, 0)),
-                "found": Node("MaskPreview", {}, (340, 300)),
+            "7 · Its mask there": {"detect": Node("SAM3_Detect", {}, (320, 0))},
+            "8 · SAM 3 tracks it": {
+                "track": Node("SAM3_VideoTrack", {"max_objects": 1}, (320, 0)),
+                "found": Node("MaskPreview", {}, (320, 300)),
             },
-            "5 · SAM 3 tracks it": {
-                "frames": Node("DecAFFrameOfVideo", {"which": "back, then all", "longest_side": SIDE}, (340, 0)),
-                "track": Node("SAM3_VideoTrack", {"max_objects": 1}, (340, 0)),
-                "pick": Node("DecAFPickTracks", {}, (340, 0)),
-                "report": Node("PreviewAny", {}, (340, 150)),
-            },
-            "6 · Show and save": {
+            "9 · As tracks": {"pick": Node("DecAFPickTracks", {}, (320, 0))},
+            "10 · Result": {
                 "show": Node("DecAFShowObjects", {}, (340, 430)),
-                "overlay": Node("SaveVideo", {"filename_prefix": "video/decaf_overlay"}, (320, 340)),
+                "report": Node("PreviewAny", {}, (340, 180)),
             },
+            "11 · Save": {"overlay": Node("SaveVideo", {"filename_prefix": "video/sam3_overlay"}, (340, 360))},
         },
         (
             *_CLIP_LINKS,
-            *_ATTENTION_LINKS,
-            "fused.fused > prompts.fused",
+            *_FINDING_LINKS[:4],
             "prompts.prompts > preview.prompts",
             "clip.VIDEO > frame.frames",
             "prompts.key_frame > frame.frame",
@@ -137,6 +135,7 @@ WORKFLOWS = {
             "pick.tracks > show.tracks",
             "show.overlay > overlay.video",
         ),
-        shows="DecAFShowObjects",
+        "the purple diamond",
+        "DecAFAttentionPreview",
     ),
 }
