@@ -137,7 +137,8 @@ def needs_model(
     found = memo.found(prompts, nms_iou)
     if found is None:
         return True
-    chosen = _choose(found.tracklets, prompts, score_threshold, max_tracks)[0] if found.tracklets else []
+    meant = _meant(found.tracklets, prompts)
+    chosen = _choose(found.tracklets, meant, prompts, score_threshold, max_tracks)[0] if meant else []
     return any(i not in found.masks for i in chosen)
 
 
