@@ -21,7 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from decaf.attention.batches import ENOUGH_TOKENS, ENOUGH_TOKENS_ON_CPU
-from decaf.attention.extract import extract_attention, key_frames
+from decaf.attention.extract import extract_attention
+from decaf.attention.frames import key_frames
 from decaf.attention.questions import Templates, clean_query
 from decaf.clips.base import Clip, clip_from_images
 from decaf.demo.scenes import make_scene

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import decaf.demo
-from decaf.attention.extract import key_frames
+from decaf.attention.frames import key_frames
 from decaf.clips.base import Clip, clip_from_images
 from decaf.clips.identity import clip_info
 from decaf.data import FusedAttention, SAM2Prompts

@@ -22,12 +22,20 @@ class ClipInfo:
         frame_size: (H, W) in pixels.
         key_frames: K ascending clip indices.
         thumbnails: (K, 16, 16, 3) uint8, the key frames area-averaged.
+        part: first and last frame that were asked about, both included; outside of them nothing is masked. None for all.
     """
 
     length: int
     frame_size: tuple[int, int]
     key_frames: tuple[int, ...]
     thumbnails: Tensor
+    part: tuple[int, int] | None = None
+
+    @property
+    def frames(self) -> range:
+        """Clip indices of the part that was asked about."""
+        first, last = self.part or (0, self.length - 1)
+        return range(first, last + 1)
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,8 @@ class FusedAttention:
         if self.presence is None or self.presence >= threshold:
             return ""
         return (
-            f'Not in this clip: presence {self.presence:.2f}. The model does not see "{self.query.rstrip(".")}" in the clip, and below a presence '
-            f"of {threshold:g} nothing is masked. Set the presence threshold to 0 to mask the best match all the same."
+            f'"{self.query.rstrip(".")}" is not in this clip: presence {self.presence:.2f}, and below {threshold:g} nothing is masked. '
+            "Set the presence threshold to 0 to mask the best match all the same."
         )
 
 

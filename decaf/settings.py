@@ -50,6 +50,9 @@ class AttentionSettings:
         start_layer: first decoder layer that is rolled out, counted from 0; None takes the upper half.
         detail: one of DETAILS. "paper": as published. "fast": images of single frames as coarse as the video's, and at most FAST_KEY_FRAMES
             key frames. What it costs in quality is in the README.
+        first_frame, last_frame: of the part of the clip that is asked about and tracked, both included; None for the clip's last one. Masks
+            outside of it are empty.
+        key_frames: frames that are shown to the model, chosen by hand; `max_key_frames` then does not count. Empty: evenly spread.
         not_this: what is not to be masked, in a sentence of its own; one for all queries. What it attends more than the query does is
             subtracted (see `decaf.attention.fusion.object_background_fusion`). Not in the paper. None for nothing.
     """
@@ -60,6 +63,9 @@ class AttentionSettings:
     start_layer: int | None = None
     detail: str = DETAILS[0]
     not_this: str | None = None
+    first_frame: int = 0
+    last_frame: int | None = None
+    key_frames: tuple[int, ...] = ()
 
     @property
     def is_fast(self) -> bool:

@@ -7,14 +7,17 @@ from comfy_api.latest import io
 from .. import decaf
 from ..decaf.attention import fusion
 from ..decaf.attention.batches import memory_needed
+from ..decaf.attention.frames import read_key_frames
 from ..decaf.attention.questions import Templates, clean_not_this, split_queries
 from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.settings import DETAILS, MODES, AttentionSettings
-from . import host
+from . import host, live
 from .core_mllm import managed
 from .inputs import checked
 from .sockets import CATEGORY, Attention, FusedAttention, frames_input, mllm_input
+
+_MOST_FRAMES = 10_000_000
 
 
 class ExtractRolloutAttention(io.ComfyNode):
@@ -26,7 +29,10 @@ class ExtractRolloutAttention(io.ComfyNode):
             category=CATEGORY,
             description="Asks the multimodal LLM about the clip and its key frames, and follows its attention back to the pixels: once "
             "for the object that the sentence means, once for the background.",
-            search_aliases=["decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask"],
+            search_aliases=[
+                "decaf", "attention map", "reasoning segmentation", "referring segmentation", "text to mask", "prompt to mask", "find object",
+                "segment", "mask", "video segmentation",
+            ],
             inputs=[
                 mllm_input(
                     "From Load Multimodal LLM; or a CLIP, from Load CLIP or the loader of another pack, of a text encoder that sees pictures: "
@@ -116,6 +122,33 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="What must not be masked, in words of its own: where the model looks for this more than for the query, nothing is "
                     "masked. One for all queries. It costs no further look at the pictures.",
                 ),
+                io.Int.Input(
+                    "first_frame",
+                    default=0,
+                    min=0,
+                    max=_MOST_FRAMES,
+                    advanced=True,
+                    optional=True,
+                    tooltip="The first frame that is asked about and masked, counted from 0. Masks of the frames before it are empty.",
+                ),
+                io.Int.Input(
+                    "last_frame",
+                    default=-1,
+                    min=-1,
+                    max=_MOST_FRAMES,
+                    advanced=True,
+                    optional=True,
+                    tooltip="The last frame that is asked about and masked; -1: the clip's last one. Masks of the frames after it are empty.",
+                ),
+                io.String.Input(
+                    "key_frames",
+                    default="",
+                    advanced=True,
+                    optional=True,
+                    placeholder="0, 12, 40",
+                    tooltip="The frames that the model is shown, if you choose them yourself; max_key_frames then does not count. Left empty: evenly "
+                    "spread.",
+                ),
             ],
             outputs=[
                 Attention.Output("object", is_output_list=True, tooltip="Where the model looks for the object; one for each query."),
@@ -150,13 +183,17 @@ class ExtractRolloutAttention(io.ComfyNode):
     def execute(
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question="",
         detail=AttentionSettings.detail, not_this="",
+        first_frame=0, last_frame=-1, key_frames="",
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
         not_this = clean_not_this(not_this, queries) if not_this.strip() else None
         mllm = managed(mllm)
         clip = host.clip_of(frames)
-        settings = AttentionSettings(setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail, not_this)
+        settings = AttentionSettings(
+            setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail, not_this,
+            first_frame, None if last_frame < 0 else last_frame, read_key_frames(key_frames),
+        )  # fmt: skip
         with host.returning_memory():
             needed = memory_needed(
                 mllm.value, len(clip), clip.frame_size, settings, queries=queries, templates=templates, device=host.compute_device()
@@ -167,7 +204,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         objects, backgrounds = map(list, zip(*found, strict=True))
         told = ["\n".join(_said(object) + _said(background)) for object, background in found]
         named = [templates.class_name(background.question) or background.query.rstrip(".?") for background in backgrounds]
-        return io.NodeOutput(objects, backgrounds, told, named, ui=host.Says("\n".join(map(_presence, objects))))
+        return io.NodeOutput(objects, backgrounds, told, named, ui=live.Says("\n".join(map(_presence, objects))))
 
 
 def _templates(setting: str, object_question: str | None, background_question: str | None) -> Templates:
@@ -190,7 +227,7 @@ def _presence_of(attention) -> str:
 
 
 def _presence(attention) -> str:
-    return f'"{attention.query}": presence {_presence_of(attention)}'
+    return f"{live.named(attention.query)}: presence {_presence_of(attention)}"
 
 
 class ObjectBackgroundFusion(io.ComfyNode):

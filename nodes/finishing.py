@@ -123,14 +123,17 @@ class DecAFApplyMask(io.ComfyNode):
                 preview_fps_input(),
                 io.Boolean.Input(
                     "one_per_object", default=False, advanced=True, optional=True,
-                    tooltip="A video of each object by itself. Save Video with Alpha then saves them all, with the object's number in the name.",
+                    tooltip="Also make a video of each object by itself: for the output 'one per object'.",
                 ),
             ],
             outputs=[
-                io.Video.Output(
-                    "video", is_output_list=True, tooltip="The result with its sound, for Save Video with Alpha; mp4 for Save Video too."
-                ),
+                io.Video.Output("video", tooltip="The result with its sound, for Save Video with Alpha; mp4 for Save Video too."),
                 io.String.Output("report", tooltip="What was made, and what became of the sound."),
+                io.Video.Output(
+                    "each", display_name="one per object", is_output_list=True,
+                    tooltip="With one_per_object a list: a video of each object. Save Video with Alpha saves them all, each with the object's "
+                    "number in its name. Else the video itself.",
+                ),
             ],
         )  # fmt: skip
 
@@ -154,16 +157,17 @@ class DecAFApplyMask(io.ComfyNode):
                 "sound": sound,
                 "fps": host.frame_rate(frames, clip, preview_fps),
             }
-            videos = []
-            for each in [[place] for place in places or range(len(tracks.tracks))] if one_per_object else [places]:
+            each = [[place] for place in places or range(len(tracks.tracks))] * one_per_object
+            videos, notes = [], []
+            for part in [places, *each]:
                 path, _ = host.temp_file(suffix)
-                note = apply_mask(path, clip, tracks, settings, objects=each, progress=host.progress(), **given)
-                videos.append(NamedVideo(path, f"object-{tracks.tracks[each[0]].id}" if one_per_object else ""))
+                notes.append(apply_mask(path, clip, tracks, settings, objects=part, progress=host.progress(), **given))
+                videos.append(NamedVideo(path, f"object-{tracks.tracks[part[0]].id}" if len(videos) else ""))
         height, width = clip.frame_size
         told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
-        told += f", of {len(videos)} objects each by itself" * one_per_object
-        told += ", with sound." if sound is not None and not note else "."
-        return io.NodeOutput(videos, f"{told} {note}".strip())
+        told += f", and {len(each)} objects each by itself" * bool(each)
+        told += ", with sound." if sound is not None and not notes[0] else "."
+        return io.NodeOutput(videos[0], f"{told} {notes[0]}".strip(), videos[1:] or videos)
 
 
 class NamedVideo(InputImpl.VideoFromFile):

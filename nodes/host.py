@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import os
 import sys
 import uuid
@@ -22,10 +24,11 @@ from ..decaf.clips import Clip, clip_from_images, open_clip, open_window
 from ..decaf.data import Tracks
 from ..decaf.errors import DecafError, reason, shown
 from ..decaf.finishing import SoundFile, SoundWave
+from ..decaf.finishing.edges import box_of
 from ..decaf.report import Progress
 from .drawn_video import DrawnVideo
 from .kept import KeptClip
-from .live import NodeReport, Says  # noqa: F401, the other nodes have it from here
+from .live import NodeReport
 from .managed import Managed  # noqa: F401, the other nodes have it from here
 
 Cancelled = mm.InterruptProcessingException
@@ -219,14 +222,30 @@ def as_mask(masks: torch.Tensor) -> torch.Tensor:
 
 def tracks_mask(tracks: Tracks, report: Progress, objects: Sequence[int] | None = None) -> torch.Tensor:
     """MASK of all objects, or of those at the indices `objects`, together: 0 and 1, and between them where edges were made
-    soft. Filled frame by frame: it is the only thing of its size."""
-    mask = torch.empty(tracks.length, *tracks.frame_size, dtype=torch.float32, device=mm.intermediate_device())
+    soft. Filled frame by frame: it is the only thing of its size, and takes memory only where the objects are."""
+    mask = _zeros((tracks.length, *tracks.frame_size))
     for frame in range(tracks.length):
         report(frame, tracks.length, "filling the mask")
-        mask[frame] = tracks.levels(frame, frame + 1, objects)[0]
-        mask[frame] /= 255
+        levels = tracks.levels(frame, frame + 1, objects)[0]
+        box = box_of(levels.numpy() > 0)
+        if box is not None:
+            mask[frame][box] = levels[box].float() / 255
     report(tracks.length, tracks.length, "filling the mask")
     return mask
+
+
+def _zeros(shape: tuple[int, ...]) -> torch.Tensor:
+    """Float32 zeros on the device where ComfyUI keeps results. In the CPU's memory, a page counts only once something is written into it: a
+    mask of 640 frames of 720p is 2.4 GB, most of it 0."""
+    size = 4 * math.prod(shape)
+    if mm.intermediate_device().type != "cpu" or not size:
+        return torch.zeros(shape, dtype=torch.float32, device=mm.intermediate_device())
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    pages = mmap.mmap(-1, size, **private)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)  # of 2 MB, of which each row of an object would touch one
+    return torch.frombuffer(pages, dtype=torch.float32).view(shape)
 
 
 def file_of(video) -> Path | None:

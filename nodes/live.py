@@ -14,6 +14,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 from ..decaf.attention.fusion import min_max, smooth
+from ..decaf.data import SAM2Prompts
 from ..decaf.pictures.drawing import heat_overlay
 from ..decaf.pictures.styles import show_objects
 from ..decaf.report import Preview, Report
@@ -132,6 +133,18 @@ class Says:
 
     def as_dict(self) -> dict:
         return {"text": [self._text] if self._text else [], **({} if self._shown is None else self._shown.as_dict())}
+
+
+def named(query: str) -> str:
+    """A query as it is written on a node."""
+    return f'"{query.rstrip(".")}"'
+
+
+def absent(prompts: SAM2Prompts) -> str:
+    """Says of the query, if its object was judged not to be in the clip, just that."""
+    if not prompts.message or prompts.fused.presence is None:
+        return ""
+    return f"{named(prompts.fused.query)} is not in this clip: presence {prompts.fused.presence:.2f}"
 
 
 def _server():

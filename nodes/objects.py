@@ -18,7 +18,7 @@ from ..decaf.errors import DecafError
 from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import CORRECTIONS, STYLES
 from ..decaf.tracking import Marks, correct, memory_needed
-from . import host
+from . import host, live
 from .inputs import checked
 from .interop import box_of, objects_of, points_of
 from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input, preview_fps_input
@@ -140,8 +140,8 @@ class DecAFShowObjects(io.ComfyNode):
                 draw_overlay(path, clip, tracks, fps, side=_SHOWN_SIDE, **look)
                 shown = ui.PreviewVideo([saved])
                 if size == tuple(clip.frame_size):
-                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=host.Says(tracks.message, shown))
-        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=host.Says(tracks.message, shown))
+                    return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look), path), ui=live.Says(tracks.message, shown))
+        return io.NodeOutput(host.drawn_video(overlay_of(frames, tracks, fps, **look)), ui=live.Says(tracks.message, shown))
 
 
 def overlay_of(frames, tracks: TracksRecord, fps: Fraction | float, **look):
@@ -283,14 +283,16 @@ class DecAFCorrectObjects(io.ComfyNode):
         if marks.mask is None and marks.clicks is None:
             told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
             told = f"{describe(tracks)}\n{told}".strip()
-            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=host.Says(told))
+            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=live.Says("nothing is marked"))
         with host.returning_memory():
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
             features = host.kept_of(sam2, frames).features
             number = None if object < 0 else object
             found = correct(sam2.load(needed), clip, tracks, marks, number=number, mode=mode, progress=report, features=features)
             features.let_go()
-        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=host.Says(describe(found)))
+        changed, count = (found.tracks[-1].id if number is None else number), len(found.tracks)
+        said = f"object {changed}, marked on frame {frame}; {count} object{'s' * (count > 1)} in all"
+        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=live.Says(said))
 
 
 def _own_mask(mask: torch.Tensor, frame: int, length: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..decaf.pictures.contact_sheet import contact_sheet
 from ..decaf.pictures.drawing import heat_overlay
 from ..decaf.pictures.heat_frames import heat_frames
 from ..decaf.pictures.lettering import captioned
-from . import host
+from . import host, live
 from .inputs import checked
 from .sockets import CATEGORY, FusedAttention, Prompts, frames_input
 
@@ -68,7 +68,7 @@ class DecAFAttentionPreview(io.ComfyNode):
             note = "" if fused.presence is None else f"presence {fused.presence:.2f}"
             shown = heat_frames(clip, fused, prompts, fps=clip.fps, note=note)
             sheet = contact_sheet(clip, fused, prompts, progress=report)
-        ui = host.Says("" if prompts is None else prompts.message, host.shown_images(_image(shown)))
+        ui = live.Says("" if prompts is None else live.absent(prompts), host.shown_images(_image(shown)))
         return io.NodeOutput(host.as_image(torch.stack(pictures)), host.as_mask(masks), _image(sheet), fused, prompts, ui=ui)
 
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..decaf.attention import points
 from ..decaf.settings import PointSettings, TrackingSettings
 from ..decaf.tracking import memory_needed, needs_model, segment
-from . import host
+from . import host, live
 from .inputs import checked
 from .interop import attention_boxes, points_json
 from .objects import describe, overlay_of
@@ -74,13 +74,22 @@ class AttentionToSAM2Prompts(io.ComfyNode):
             attention_boxes(prompts),
             fused.clip.key_frames[best],
             1.0 if fused.presence is None else fused.presence,
-            ui=host.Says(prompts.message or _found(prompts)),
+            ui=live.Says(live.absent(prompts) or _points(prompts)),
         )
 
 
-def _found(prompts) -> str:
+def _points(prompts) -> str:
     count, frames = len(prompts.key), len(prompts.key.unique())
-    return f'"{prompts.fused.query}": {count} point{"s" * (count != 1)} on {frames} of {len(prompts.fused.map)} key frames'
+    return f"{live.named(prompts.fused.query)}: {count} point{'s' * (count != 1)} on {frames} of {len(prompts.fused.map)} key frames"
+
+
+def _objects(prompts, tracks) -> str:
+    if not tracks.tracks:
+        return live.absent(prompts) or tracks.message
+    scores = sorted((track.score for track in tracks.tracks), reverse=True)
+    shown = ", ".join(f"{score:.2f}" for score in scores[:4]) + ", ..." * (len(scores) > 4)
+    guess = " (a best guess)" if tracks.message else ""
+    return f"{live.named(prompts.fused.query)}: {len(scores)} object{'s' * (len(scores) > 1)}, score {shown}{guess}"
 
 
 class SAM2VideoPropagate(io.ComfyNode):
@@ -92,7 +101,9 @@ class SAM2VideoPropagate(io.ComfyNode):
             category=CATEGORY,
             description="SAM 2 turns the points into objects, keeps those that follow the attention over the clip, and masks them in "
             "every frame.",
-            search_aliases=["decaf", "sam2 video", "track object", "video mask", "propagate mask"],
+            search_aliases=[
+                "decaf", "sam2 video", "track object", "track", "video mask", "propagate mask", "segment", "video segmentation", "roto", "mask",
+            ],
             inputs=[
                 SAM2.Input("sam2", tooltip="From Load SAM 2."),
                 frames_input("The same clip (or image) that the attention was extracted from."),
@@ -164,4 +175,4 @@ class SAM2VideoPropagate(io.ComfyNode):
         fps = host.frame_rate(frames, clip, preview_fps)
         overlay = host.drawn_video(overlay_of(frames, tracks, fps, style="spotlight", opacity=1.0, numbers=len(tracks.tracks) > 1))
         mask = host.tracks_mask(tracks, report)
-        return io.NodeOutput(mask, tracks, overlay, float(fps), describe(tracks), ui=host.Says(describe(tracks)))
+        return io.NodeOutput(mask, tracks, overlay, float(fps), describe(tracks), ui=live.Says(_objects(prompts, tracks)))

@@ -100,5 +100,5 @@ def test_presence_threshold(line, tmp_path, capsys):
     absent = read(tmp_path / "out")
     assert absent["attention_from_earlier_run"] and absent["presence"] == result["presence"]
     assert absent["tracks"] == [] and not np.any(masks(tmp_path / "out" / "masks"))
-    assert 'does not see "the red square" in the clip' in absent["message"] and "presence threshold to 0" in absent["message"]
+    assert '"the red square" is not in this clip' in absent["message"] and "presence threshold to 0" in absent["message"]
     assert absent["message"] in capsys.readouterr().out

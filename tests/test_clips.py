@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from video_files import numbered
 
-from decaf.attention.extract import key_frames
+from decaf.attention.frames import key_frames
 from decaf.clips import check_same_clip, clip_from_images, clip_info, open_clip, thumbnails, write_video
 from decaf.errors import DecafError
 

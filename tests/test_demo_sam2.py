@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 import decaf.demo
-from decaf.attention.extract import key_frames
+from decaf.attention.frames import key_frames
 from decaf.attention.points import attention_points
 from decaf.clips.base import clip_from_images
 from decaf.clips.identity import clip_info

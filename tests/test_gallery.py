@@ -50,7 +50,7 @@ def test_the_page_tells_what_the_library_finds(clip, tmp_path):
     page = (out / "README.md").read_text(encoding="utf-8")
     first, second = page.split("## ")[1:]
     assert f"| found | {len(tracks.tracks)} object" in first and f"| query | {query} |" in first and "J&F" not in page
-    assert "does not see" in second and "| found | 0 objects |" in second
+    assert "is not in this clip" in second and "| found | 0 objects |" in second
     assert str(tmp_path) not in page, "a page that is shared names no folder of the machine"
     picture = Image.open(out / "01-one-of-them.webp")
     shown = [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]

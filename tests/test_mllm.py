@@ -14,7 +14,8 @@ from random_clips import clip_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES
 
-from decaf.attention.extract import extract_attention, extract_attentions, key_frames
+from decaf.attention.extract import extract_attention, extract_attentions
+from decaf.attention.frames import key_frames
 from decaf.attention.questions import Templates, clean_query, split_queries
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm

@@ -124,7 +124,7 @@ def test_frame_and_point_are_where_the_attention_sees_most_of_it():
 def test_nothing_is_picked_where_the_model_sees_nothing():
     picked, matched = picks(given=attended(presence=0.05))
     assert not picked.tracks and not picked.union().any() and picked.length == 3
-    assert 'does not see "the ball"' in picked.message and "0.05" in picked.message
+    assert '"the ball" is not in this clip' in picked.message and "0.05" in picked.message
     assert max(track.match for track in matched.tracks) > 0.7, "others can still be picked by their number"
     assert picks(given=attended(presence=0.05), presence_threshold=0.0)[0].tracks
     assert picks(given=attended(presence=0.25))[0].tracks and not picks(given=attended(presence=0.25), presence_threshold=0.3)[0].tracks

@@ -41,7 +41,7 @@ def fused(presence):
 def test_threshold(presence, threshold, points):
     prompts = attention_points(fused(presence), presence_threshold=threshold)
     assert len(prompts.key) == points
-    assert ('does not see "the cup"' in prompts.message) == (not points)
+    assert ('"the cup" is not in this clip' in prompts.message) == (not points)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from decaf.attention.extract import key_frames
+from decaf.attention.frames import key_frames
 from decaf.attention.points import attention_points
 from decaf.clips import clip_from_images, clip_info
 from decaf.command.outputs import write_masks

@@ -13,10 +13,10 @@ const LINKS = {
 }
 
 // Title and body. The page's light themes lighten them by themselves.
-const MODEL = ['#352e48', '#3f3757']
-const ATTENTION = ['#48341f', '#564027']
-const PROMPTS = ['#1f3f47', '#264d57']
-const TRACKS = ['#22402c', '#2a4e36']
+const MODEL = ['#352f44', '#3e374f']
+const ATTENTION = ['#41342a', '#4c3d30']
+const PROMPTS = ['#243d44', '#2b4850']
+const TRACKS = ['#273d2e', '#2e4836']
 
 const NODES = {
   LoadMLLM: MODEL,

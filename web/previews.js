@@ -9,6 +9,14 @@ app.registerExtension({
   // A node that takes a video is expected to show one. This one shows a picture of it.
   nodeCreated(node) {
     if (node.comfyClass === 'DecAFSaveCutOut') node.previewMediaType = 'image'
+    // In a box nobody asks this node what it shows: it says so itself.
+    if (node.comfyClass === 'DecAFShowObjects') {
+      const told = node.onExecuted
+      node.onExecuted = function (output) {
+        this.previewMediaType = output?.animated?.[0] ? 'video' : 'image'
+        return told?.apply(this, arguments)
+      }
+    }
   },
   setup() {
     const make = app.graphToPrompt

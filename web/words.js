@@ -50,7 +50,7 @@ app.registerExtension({
       if (!Array.isArray(text) || !isOurs(nodeOf(id))) return
       if (text.length) {
         said.add(id)
-        write(id, text.join('\n'))
+        write(id, text.join('\n').replaceAll('\n', '  \n')) // the page reads it as Markdown
       }
     })
     // Of a node in a box, the box.

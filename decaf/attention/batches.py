@@ -12,6 +12,7 @@ from ..mllm import MLLM, Layout
 from ..mllm.footprint import generating_bytes, kept_bytes, passing_bytes, query_bytes, seeing_bytes, seen_bytes
 from ..report import Report
 from ..settings import MODES, AttentionSettings
+from .frames import shown_frames
 from .questions import Templates
 from .rollout import BLOCK_BYTES, rollout_bytes
 
@@ -66,7 +67,7 @@ def memory_needed(
     """
     device = device or mllm.device
     start = mllm.layers // 2 if settings.start_layer is None else min(settings.start_layer, mllm.layers - 1)
-    shown, keep = min(frames, settings.shown_key_frames), settings.setting != MODES[0]
+    shown, keep = len(shown_frames(frames, settings)), settings.setting != MODES[0]
     video = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * shown, settings.tokens_per_frame)
     templates = templates or Templates()
     asked = [templates.ask_object] if keep else [templates.ask_object, templates.ask_background]

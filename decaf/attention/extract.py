@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +18,9 @@ from ..mllm import MLLM, Encoded, Layout
 from ..mllm.engine import explained
 from ..mllm.packed import CapturedQK, KeptKV, PackedAttention, generate, logits, pack, run
 from ..report import Preview, Progress, Report, checked_per_block, silent
-from ..settings import DETAILS, MODES, MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings
+from ..settings import DETAILS, MODES, MOST_TOKENS_PER_FRAME, AttentionSettings
 from .batches import QUESTION_TOKENS_PER_PASS, QUESTIONS_PER_ROLLOUT, Batches, image_layout, memory_needed
+from .frames import asked_frames, shown_frames
 from .presence import presence_score, yes_and_no
 from .questions import Templates, clean_not_this, clean_query, names_of
 from .rollout import last_row_rollout
@@ -37,16 +37,6 @@ FPS_OF_IMAGES = 24
 
 MOST_FPS = 10**6
 """Frames per second, and seconds per frame, beyond which a file's rate is damaged and its times are no times."""
-
-
-def key_frames(length: int, most: int = AttentionSettings.max_key_frames) -> tuple[int, ...]:
-    """Clip indices of min(length, most) frames, evenly spread from the first to the last one and rounded down."""
-    if length < 1:
-        raise DecafError("The clip has no frames. Load a clip with at least one.")
-    if not 1 <= most <= MOST_KEY_FRAMES:
-        raise DecafError(f"{most} key frames were asked for; ask for at least one and at most {MOST_KEY_FRAMES}.")
-    count = min(length, most)
-    return tuple(np.linspace(0, length - 1, count).astype(int).tolist())
 
 
 def extract_attention(
@@ -106,8 +96,8 @@ def extract_attentions(
         raise DecafError(
             f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
         )
-    keys = key_frames(len(clip), settings.shown_key_frames)
-    info = clip_info(clip, keys)
+    keys, part = shown_frames(len(clip), settings), asked_frames(len(clip), settings)
+    info = clip_info(clip, keys, part)
     needed = memory_needed(mllm, len(clip), clip.frame_size, settings, queries=queries, templates=templates)
     report = Report.of(progress)
     report.count("key_frames", len(keys))

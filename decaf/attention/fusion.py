@@ -160,9 +160,8 @@ def otsu_threshold(levels: Tensor) -> int:
 
 def same_clip(first: ClipInfo, second: ClipInfo) -> bool:
     """Whether both records are of the same key frames of the same clip."""
-    return (first.length, first.frame_size, first.key_frames) == (second.length, second.frame_size, second.key_frames) and torch.equal(
-        first.thumbnails, second.thumbnails
-    )
+    told = [(one.length, one.frame_size, one.key_frames, one.part) for one in (first, second)]
+    return told[0] == told[1] and torch.equal(first.thumbnails, second.thumbnails)
 
 
 def _check_pair(object: Attention, background: Attention) -> None:

@@ -24,9 +24,10 @@ def thumbnails(clip: Clip, key_frames: Sequence[int]) -> Tensor:
     return torch.stack([_thumbnail(clip[index]) for index in key_frames])
 
 
-def clip_info(clip: Clip, key_frames: Sequence[int]) -> ClipInfo:
-    """The record of `clip` with these key frames (ascending clip indices)."""
-    return ClipInfo(len(clip), tuple(clip.frame_size), tuple(key_frames), thumbnails(clip, key_frames))
+def clip_info(clip: Clip, key_frames: Sequence[int], frames: range | None = None) -> ClipInfo:
+    """The record of `clip` with these key frames (ascending clip indices), and these frames that are asked about; None for all."""
+    part = None if frames is None or len(frames) == len(clip) else (frames.start, frames[-1])
+    return ClipInfo(len(clip), tuple(clip.frame_size), tuple(key_frames), thumbnails(clip, key_frames), part)
 
 
 def check_same_clip(clip: Clip, info: ClipInfo, made: str = "attention was taken", users: str = "the attention and to the segmentation") -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 from dataclasses import fields
 
+from ..attention.frames import read_key_frames
 from ..errors import DecafError, shown
 from ..settings import RefineSettings, settings_of
 
@@ -28,7 +29,7 @@ DETAIL_HELP = (
 
 _NAMES = (
     "max_key_frames", "tokens_per_frame", "start_layer", "detail", "not_this", "point_threshold", "presence_threshold", "score_threshold",
-    "max_tracks",
+    "max_tracks", "first_frame", "last_frame",
 )  # fmt: skip
 
 
@@ -51,5 +52,7 @@ def refine_settings(text: str | None) -> RefineSettings:
 def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The settings of each stage by the names that `Options` has for them; defaults for what a subcommand has no option for."""
     given = {name: getattr(arguments, name) for name in _NAMES if hasattr(arguments, name)}
+    if getattr(arguments, "key_frames", None) is not None:
+        given["key_frames"] = read_key_frames(arguments.key_frames)
     records = settings_of({"setting": arguments.setting.replace("-", " "), **given})
     return dict(zip(("attention", "points", "tracking"), records, strict=True))

@@ -27,7 +27,7 @@ def save_attention(path: Path, attention: tuple[Attention, Attention], made_from
         tensors |= {f"{kind}.video": one.video.contiguous(), f"{kind}.frame": one.frame.contiguous()}
         texts[kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
     clip = attention[0].clip
-    about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames}
+    about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames, "part": clip.part}
     metadata = {"made_from": made_from, "clip": about, "texts": texts, "record": record}
     # Bytes first: the library's own file writer hides which error of the disk it met.
     content = save(tensors, metadata={key: json.dumps(value) for key, value in metadata.items()})
@@ -64,11 +64,13 @@ _NOT_THIS = "not_this"
 def _attention(metadata: dict, tensors: dict[str, Tensor]) -> tuple[Attention, Attention]:
     """ValueError, KeyError or TypeError if these are not what `save_attention` writes."""
     about, keys = metadata["clip"], metadata["clip"]["key_frames"]
-    numbers = [about["length"], *about["frame_size"], *keys]
+    part = about["part"] or (0, about["length"] - 1)
+    numbers = [about["length"], *about["frame_size"], *keys, *part]
+    _require(len(part) == 2 and 0 <= part[0] <= keys[0] and keys[-1] <= part[1] < about["length"])
     _require(all(type(number) is int for number in numbers) and len(about["frame_size"]) == 2 and min(about["frame_size"]) > 0)
     _require(len(keys) > 0 and keys == sorted(set(keys)) and 0 <= keys[0] and keys[-1] < about["length"])
     _require(tensors["thumbnails"].dtype == torch.uint8 and tensors["thumbnails"].shape == (len(keys), SIDE, SIDE, 3))
-    clip = ClipInfo(about["length"], tuple(about["frame_size"]), tuple(keys), tensors["thumbnails"])
+    clip = ClipInfo(about["length"], tuple(about["frame_size"]), tuple(keys), tensors["thumbnails"], about["part"] and tuple(part))
     found = {}
     for kind in [kind for kind in (*_KINDS, _NOT_THIS) if f"{kind}.video" in tensors]:
         text, video, frame = metadata["texts"][kind], tensors[f"{kind}.video"], tensors[f"{kind}.frame"]

@@ -125,6 +125,15 @@ def parser() -> argparse.ArgumentParser:
         help="frames that the language model sees, evenly spread",
     )  # fmt: skip
     attention.add_argument(
+        "--key-frames", metavar="N,N,...",
+        help="these frames instead, counted from 0, for example 0,12,40; --max-key-frames then does not count",
+    )  # fmt: skip
+    attention.add_argument(
+        "--first", metavar="N", type=int, default=AttentionSettings.first_frame, dest="first_frame",
+        help="first frame that is asked about and masked, counted from 0; masks before it are empty",
+    )  # fmt: skip
+    attention.add_argument("--last", metavar="N", type=int, dest="last_frame", help="last such frame, itself included (default: the clip's last one)")
+    attention.add_argument(
         "--tokens-per-frame", metavar="N", type=int, default=AttentionSettings.tokens_per_frame,
         help="visual tokens per frame when asked as a video, at most"
     )

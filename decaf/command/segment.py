@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..attention.extract import extract_attentions
+from ..attention.frames import shown_frames
 from ..attention.questions import clean_not_this, names_of, split_queries
 from ..clips import Clip, open_clip, write_video
 from ..clips.identity import check_same_clip
@@ -140,6 +141,7 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
         shared = _Run(options, settings | {"device": str(device)}, memory, report)
         with shared.stage("open clip", report):
             clip = open_clip(options.clip, progress=report)
+            shown_frames(len(clip), options.attention)  # before minutes are spent on models
         # SAM 2 loads in a second: a wrong file is reported before the language model takes its minutes.
         with shared.stage("load SAM 2", report):
             sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)

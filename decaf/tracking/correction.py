@@ -17,7 +17,7 @@ from ..errors import DecafError
 from ..masks import JoinedMasks, MaskStore
 from ..report import Progress, Report, silent
 from ..settings import CORRECTIONS
-from .frames import FeatureCache, FrameEncoder
+from .frames import FeatureCache, FrameEncoder, SomeFrames
 from .masks import video_masks
 from .memory_plan import MemoryPlan, Step, TrackedObject
 from .segmenter import Clicks, Outputs, Segmenter, SegmenterModel
@@ -91,7 +91,7 @@ def correct(
         )
     with report.stage("correction"):
         store, predicted_iou = retry_smaller(
-            model, limits, report, lambda now: _track(model, clip, tracks.frame_size, marks, base, anchors, now, report)
+            model, limits, report, lambda now: _track(model, clip, tracks, marks, base, anchors, now, report)
         )
     if not store.any():
         raise DecafError(
@@ -122,6 +122,12 @@ def _check(clip: Clip, tracks: Tracks, marks: Marks, mode: str) -> None:
     check_tracks(clip, tracks)
     if not 0 <= marks.frame < tracks.length:
         raise DecafError(f"There is no frame {marks.frame} to correct: the clip has frames 0 to {tracks.length - 1}.")
+    frames = _frames(tracks)
+    if marks.frame not in frames:
+        raise DecafError(
+            f"Frame {marks.frame} cannot be corrected: only frames {frames.start} to {frames[-1]} of the clip were asked about. Mark one of these, "
+            "or ask about more of the clip."
+        )
     height, width = tracks.frame_size
     for kind, points in (("positive", marks.positive), ("negative", marks.negative)):
         for x, y in points:
@@ -146,6 +152,11 @@ def _check(clip: Clip, tracks: Tracks, marks: Marks, mode: str) -> None:
             raise DecafError("The mask to correct with is empty. Paint the object, or leave the mask out.")
     if marks.mask is None and marks.clicks is None:
         raise DecafError("Nothing is marked. Give points, a box or a mask of the object.")
+
+
+def _frames(tracks: Tracks) -> range:
+    """Those that were asked about."""
+    return range(tracks.length) if tracks.clip is None else tracks.clip.frames
 
 
 def _named(number: int | None) -> str:
@@ -183,31 +194,33 @@ def _middle(marks: Marks) -> tuple[float, float]:
 def _track(
     model: SegmenterModel,
     clip: Clip,
-    frame_size: tuple[int, int],
+    tracks: Tracks,
     marks: Marks,
     base: Tensor | None,
     anchors: Mapping[int, Tensor],
     limits: Limits,
     report: Report,
 ) -> tuple[MaskStore, float | None]:
-    """Masks of the object on all frames, and the predicted IoU of what the clicks mean."""
-    first = min(marks.frame, *anchors) if anchors else marks.frame
+    """Masks of the object on all frames that were asked about, and the predicted IoU of what the clicks mean."""
+    frames, frame_size = _frames(tracks), tracks.frame_size
+    first = (min(marks.frame, *anchors) if anchors else marks.frame) - frames.start
     what = f"{model.title}: tracking the corrected object"
-    swept_frames = SweptFrames(report, what, (first, first), len(clip), "sam2_correction_encodings")
+    swept_frames = SweptFrames(report, what, (first, first), len(frames), "sam2_correction_encodings")
     store, predicted_iou = MaskStore(1, len(clip), frame_size), None
     with model.segmenter(report.check_cancelled) as segmenter:
-        encoder = FrameEncoder(segmenter, clip, limits.cache, swept_frames.encoding)
+        encoder = FrameEncoder(segmenter, SomeFrames(clip, frames), limits.cache, swept_frames.encoding, indices=frames)
         prompts: dict[int, Outputs] = {}
         for frame in sorted({marks.frame, *anchors}):
-            seen = encoder.encode(frame)
+            place = frame - frames.start
+            seen = encoder.encode(place)
             if frame == marks.frame and marks.clicks is not None:
-                prompts[frame], predicted_iou = segmenter.remember_clicks(seen, marks.clicks, base)
+                prompts[place], predicted_iou = segmenter.remember_clicks(seen, marks.clicks, base)
             else:
-                prompts[frame] = segmenter.remember(seen, [base if frame == marks.frame else anchors[frame]])
-        for frame, logits in sweep_prompted(segmenter, encoder, prompts):
+                prompts[place] = segmenter.remember(seen, [base if frame == marks.frame else anchors[frame]])
+        for place, logits in sweep_prompted(segmenter, encoder, prompts):
             for _, masks in video_masks(logits, frame_size):
-                store.put(0, frame, masks[0], logits[0, 0])
-            swept_frames.done(frame, partial(clip.__getitem__, frame), logits)
+                store.put(0, frames[place], masks[0], logits[0, 0])
+            swept_frames.done(frames[place], partial(clip.__getitem__, frames[place]), logits)
     return store, predicted_iou
 
 

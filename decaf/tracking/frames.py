@@ -73,11 +73,24 @@ class FeatureCache:
         self._budget = self._lasting_budget = 0
 
 
+class SomeFrames(Sequence):
+    """Frames of a clip as a clip of their own. `indices`: their clip indices."""
+
+    def __init__(self, clip: Sequence[Tensor], indices: Sequence[int]):
+        self._clip, self._indices = clip, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self._clip[self._indices[place]]
+
+
 class FrameEncoder:
     """Encodes frames of a sequence on demand, unless their features are in the cache.
 
     `frames`: (H, W, 3) uint8 tensors. `on_encode` is called before the image encoder runs; what it raises stops the work. `indices`: clip
-    indices of the frames, if they are not the whole clip: their features then stay for a later encoder of the clip.
+    indices of the frames, if they are not the whole clip. `hold`: features stay for a later encoder of the clip.
     """
 
     def __init__(
@@ -88,8 +101,10 @@ class FrameEncoder:
         on_encode: Callable[[], None],
         *,
         indices: Sequence[int] | None = None,
+        hold: bool = False,
     ):
         self._segmenter, self._frames, self._cache, self._on_encode, self._indices = segmenter, frames, cache, on_encode, indices
+        self._hold = hold
         # Reading and resizing a large frame takes as long as a GPU needs for it. Decode and resize only: PyTorch's operators would start a
         # pool of worker threads for this thread too.
         self._reader = ThreadPoolExecutor(1, "decaf-frames")
@@ -109,7 +124,7 @@ class FrameEncoder:
         if picture is not None:
             self._on_encode()
             features = self._segmenter.encode(picture)
-        self._cache.put(index, features, keep=keep or self._indices is not None)
+        self._cache.put(index, features, keep=keep or self._hold)
         return features
 
     def _index(self, frame: int) -> int:

@@ -58,5 +58,6 @@ class TrackMemo:
 
 def _equal(first: SAM2Prompts, second: SAM2Prompts) -> bool:
     pairs = [(first.key, second.key), (first.xy, second.xy), (first.value, second.value), (first.fused.map, second.fused.map)]
-    same_frames = first.fused.clip.key_frames == second.fused.clip.key_frames
+    clips = first.fused.clip, second.fused.clip
+    same_frames = clips[0].key_frames == clips[1].key_frames and clips[0].part == clips[1].part
     return first is second or (same_frames and all(torch.equal(a, b) for a, b in pairs))

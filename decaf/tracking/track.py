@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from ..masks import Masks, MaskStore, pack_bits
 from ..report import Preview, Progress, Report, silent
 from ..settings import TrackingSettings
 from .candidates import CandidatePrompts
-from .frames import FeatureCache, FrameEncoder
+from .frames import FeatureCache, FrameEncoder, SomeFrames
 from .masks import mask_bytes, video_masks
 from .memo import Found, Tracklet, TrackMemo
 from .segmenter import SegmenterModel
@@ -62,7 +62,8 @@ def segment(
     features: FeatureCache | None = None,
     memo: TrackMemo | None = None,
 ) -> Tracks:
-    """Masks of the objects that the points mean, on every frame of the clip.
+    """Masks of the objects that the points mean, on every frame of the clip; outside of the part that was asked about (`ClipInfo.part`) they are
+    empty, and nothing is tracked.
 
     `nms_iou`: overlap above which the worse of two masks is dropped.
     `score_threshold`: tracklets whose mean of predicted IoU, attention and attention consistency is above it are kept; if there are none,
@@ -111,7 +112,7 @@ def segment(
         new = [i for i in chosen if i not in found.masks]
         if new:
             starts = [(prompts.fused.clip.key_frames[found.tracklets[i].candidate.key], found.tracklets[i].mask) for i in new]
-            tracked = retry_smaller(model, limits, report, lambda now: _propagate(model, clip, starts, now, report))
+            tracked = retry_smaller(model, limits, report, lambda now: _propagate(model, clip, prompts.fused.clip.frames, starts, now, report))
             found.masks.update({i: (tracked, place) for place, i in enumerate(new)})
         store = found.store(chosen, len(clip), clip.frame_size)
     if not store.any():
@@ -206,19 +207,6 @@ def _tracks(store: Masks, tracks: list[Track], message: str, prompts: SAM2Prompt
     return Tracks(store, tuple(tracks), message, prompts.fused.clip, prompts.fused.query, prompts.fused.name)
 
 
-class _KeyFrames(Sequence):
-    """The key frames of a clip as a clip of their own."""
-
-    def __init__(self, clip: Clip, key_frames: Sequence[int]):
-        self._clip, self._key_frames = clip, key_frames
-
-    def __len__(self) -> int:
-        return len(self._key_frames)
-
-    def __getitem__(self, key: int) -> Tensor:
-        return self._clip[self._key_frames[key]]
-
-
 class SweptFrames:
     """Reports the frames of a sweep, and counts the images encoded for it as `count`."""
 
@@ -243,7 +231,7 @@ def _find_tracklets(
     model: SegmenterModel, clip: Clip, prompts: SAM2Prompts, nms_iou: float, limits: Limits, report: Report
 ) -> list[Tracklet]:
     """Points to masks, suppression, and tracking over the key frames."""
-    frames = _KeyFrames(clip, prompts.fused.clip.key_frames)
+    frames = SomeFrames(clip, prompts.fused.clip.key_frames)
     attention = prompts.fused.map
     coverage: dict[int, Tensor] = {}
     prompt_masks: dict[int, Tensor] = {}
@@ -251,7 +239,7 @@ def _find_tracklets(
     swept_frames = SweptFrames(report, what, (int(prompts.key.min()), int(prompts.key.max())), len(frames), "sam2_key_encodings")
     with model.segmenter(report.check_cancelled) as segmenter:
         prompter = CandidatePrompts(segmenter, prompts, clip.frame_size, name=model.name, nms_iou=nms_iou, batch=limits.batch)
-        encoder = FrameEncoder(segmenter, frames, limits.cache, swept_frames.encoding, indices=prompts.fused.clip.key_frames)
+        encoder = FrameEncoder(segmenter, frames, limits.cache, swept_frames.encoding, indices=prompts.fused.clip.key_frames, hold=True)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, masks in video_masks(swept.logits, clip.frame_size):
                 covered = grid_coverage(masks, attention.shape[1:]).cpu()
@@ -292,20 +280,21 @@ def _choose(
 
 
 def _propagate(
-    model: SegmenterModel, clip: Clip, starts: list[tuple[int, Tensor]], limits: Limits, report: Report
+    model: SegmenterModel, clip: Clip, frames: range, starts: list[tuple[int, Tensor]], limits: Limits, report: Report
 ) -> MaskStore:
-    """Masks of all objects on all frames of the clip. `starts`: of each its prompt frame and packed mask (H, bytes) there."""
-    prompter = FixedPrompts(starts)
+    """Masks of all objects on these frames of the clip; on others they are empty. `starts`: of each its prompt frame and packed mask (H, bytes)
+    there."""
+    prompter = FixedPrompts([(frame - frames.start, mask) for frame, mask in starts])
     what = f"{model.title}: tracking through the clip"
-    swept_frames = SweptFrames(report, what, (prompter.first, prompter.last), len(clip), "sam2_clip_encodings")
+    swept_frames = SweptFrames(report, what, (prompter.first, prompter.last), len(frames), "sam2_clip_encodings")
     store = MaskStore(len(starts), len(clip), clip.frame_size)
     with model.segmenter(report.check_cancelled) as segmenter:
-        encoder = FrameEncoder(segmenter, clip, limits.cache, swept_frames.encoding)
+        encoder = FrameEncoder(segmenter, SomeFrames(clip, frames), limits.cache, swept_frames.encoding, indices=frames)
         for swept in Sweep(segmenter, encoder, clip.frame_size[1], batch=limits.batch).run(prompter):
             for part, found in video_masks(swept.logits, clip.frame_size):
                 for id_, mask, logits in zip(swept.ids[part], found.cpu(), swept.logits[part, 0].cpu(), strict=True):
-                    store.put(id_, swept.frame, mask, logits)
-            swept_frames.done(swept.frame, partial(clip.__getitem__, swept.frame), swept.logits)
+                    store.put(id_, frames[swept.frame], mask, logits)
+            swept_frames.done(frames[swept.frame], partial(clip.__getitem__, frames[swept.frame]), swept.logits)
     return store
 
 

@@ -218,7 +218,7 @@ def case_presence_decides_whether_there_are_points():
     made, coords, boxes, *_ = run("AttentionToSAM2Prompts", fused=there, threshold=0.9, presence_threshold=1.0).args
     assert len(made.key) == 0 and coords == "[]" and not any(boxes)
     mask, tracks, _, _, report = segment(4, made).args
-    assert not mask.any() and "does not see" in report and "presence threshold to 0" in report
+    assert not mask.any() and "is not in this clip" in report and "presence threshold to 0" in report
 
 
 def case_own_questions_are_asked_and_checked():

@@ -106,7 +106,7 @@ def case_own_tracks_are_picked_from_and_corrected():
     assert torch.equal(mask, run("DecAFTracksToMask", tracks=tracks)[0])
     refined = run("DecAFRefineMask", masks=tracks, feather=2.0, specks=0)[0]
     assert run("DecAFPickTracks", fused=fused(6), objects=refined, presence_threshold=0.0, least_match=0.0)[1].tracks
-    video_file, told = run("DecAFApplyMask", frames=images(6), masks=tracks, effect="cut out").args
+    told = run("DecAFApplyMask", frames=images(6), masks=tracks, effect="cut out")[1]
     assert "6 frames" in told and run("DecAFShowObjects", frames=images(6), tracks=everything).ui
 
 
@@ -114,7 +114,7 @@ def case_nothing_is_picked_with_a_reason():
     masks = boxes(6)
     data = track_data(masks, SIZE)
     for given, objects, said in (
-        (attended(masks, 0, presence=0.1), data, "does not see"),
+        (attended(masks, 0, presence=0.1), data, "is not in this clip"),
         (attended(masks, 0), {"packed_masks": None, "n_frames": 6, "scores": [], "orig_size": SIZE}, "found no object"),
         (attended(masks, 0), torch.zeros(12, *SIZE), "masks are empty"),
         (replace(attended(masks, 0), map=torch.zeros_like(fused(6).map)), data, "Nothing is attended"),

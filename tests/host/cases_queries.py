@@ -68,3 +68,33 @@ def without_name(fused):
     from dataclasses import replace
 
     return replace(fused, name="")
+
+
+# -- frames that are asked about -------------------------------------------------------------------------------------------------------
+
+
+def case_only_a_part_is_masked():
+    clip = images(8)
+    object, background, *_ = extract_all(clip, first_frame=2, last_frame=5)
+    fused = run("FrameFusion", attention=run("ObjectBackgroundFusion", object=object[0], background=background[0])[0])[0]
+    assert fused.clip.key_frames == (2, 3, 4, 5)
+    prompts = run("AttentionToSAM2Prompts", fused=fused, threshold=0.9, presence_threshold=0.0)[0]
+    mask = run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=prompts)[0]
+    assert len(mask) == 8 and mask[2:6].any() and not mask[:2].any() and not mask[6:].any()
+
+
+def case_key_frames_by_hand():
+    object, *_ = extract_all(images(8), key_frames="6, 1", max_key_frames=1)
+    assert object[0].clip.key_frames == (1, 6)
+
+
+def case_frames_that_cannot_be_are_refused():
+    from kit import mllm
+
+    for inputs, told in (
+        ({"first_frame": 5, "last_frame": 4}, "Exchange the two"),
+        ({"last_frame": 8}, "clip has frames 0 to 7"),
+        ({"key_frames": "9"}, "Key frame 9"),
+        ({"key_frames": "one"}, "no number of a frame"),
+    ):
+        assert told in error_of("ExtractRolloutAttention", mllm=mllm(), frames=images(8), query="it", tokens_per_frame=16, **inputs)

@@ -98,9 +98,6 @@ async ({ workflow, boxes }) => {
     const lefts = Math.min(...subgraph.nodes.map(one => one.pos[0])), rights = Math.max(...subgraph.nodes.map(one => one.pos[0] + one.size[0]))
     subgraph.inputNode.pos = [lefts - 260, tops]
     subgraph.outputNode.pos = [rights + 120, tops]
-    node.properties.previewExposures = [
-      { name: '$$canvas-image-preview', sourceNodeId: String(inner(spec.shows).id), sourcePreviewName: '$$canvas-image-preview' },
-    ]
     node.setSize(spec.size)
     return node
   }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+DESIGNS = ("classic canvas", "Nodes 2.0")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -29,11 +28,14 @@ def open_browser():
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, size: tuple[int, int] = (2400, 1300)):
-    """A page that shows ComfyUI's canvas, with nothing remembered from earlier ones."""
+def open_page(browser: Browser, url: str, size: tuple[int, int] = (2400, 1300), design: str = DESIGNS[0]):
+    """A page that shows ComfyUI's canvas in one of `DESIGNS`, with nothing remembered from earlier ones."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     page.goto(url)
     _wait_for_app(page)
+    # The server remembers it for the next page.
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", design == DESIGNS[1])
+    page.wait_for_timeout(500)
     yield page
     page.close()
 
@@ -55,15 +57,20 @@ def load_workflow(page: Page, file: Path) -> None:
 
 
 def set_widgets(page: Page, values: dict[str, dict[str, object]]) -> None:
-    """Set widgets by node type and widget name, the way choosing in the page does."""
+    """Set widgets by node type, or title of a box, and widget name, the way choosing in the page does; also of nodes in boxes."""
     page.evaluate(
         """values => {
-            for (const node of window.app.graph._nodes)
-                for (const [name, value] of Object.entries(values[node.type] ?? {})) {
-                    const widget = node.widgets.find(widget => widget.name === name)
-                    widget.value = value
-                    widget.callback?.(value)
+            const set = nodes => {
+                for (const node of nodes) {
+                    for (const [name, value] of Object.entries(values[node.subgraph ? node.title : node.type] ?? {})) {
+                        const widget = node.widgets.find(widget => widget.name === name)
+                        widget.value = value
+                        widget.callback?.(value)
+                    }
+                    if (node.subgraph) set(node.subgraph.nodes)
                 }
+            }
+            set(window.app.graph._nodes)
         }""",
         values,
     )
@@ -100,24 +107,11 @@ def fit_view(page: Page) -> None:
     page.wait_for_timeout(800)
 
 
-def screenshot_graph(page: Page, path: Path, width: int, quality: int = 80) -> None:
-    """A picture of the graph alone, without the page around it, `width` pixels wide."""
-    box = page.evaluate(
-        """() => {
-            const {app} = window, inside = [Infinity, Infinity, -Infinity, -Infinity]
-            for (const item of [...app.graph._nodes, ...app.graph._groups]) {
-                const [x, y, w, h] = item.boundingRect ?? [...item.pos, ...item.size]
-                inside[0] = Math.min(inside[0], x); inside[1] = Math.min(inside[1], y)
-                inside[2] = Math.max(inside[2], x + w); inside[3] = Math.max(inside[3], y + h)
-            }
-            const {scale, offset} = app.canvas.ds, frame = app.canvas.canvas.getBoundingClientRect()
-            const left = (inside[0] + offset[0]) * scale + frame.x, top = (inside[1] + offset[1]) * scale + frame.y
-            return {x: left, y: top, width: (inside[2] - inside[0]) * scale, height: (inside[3] - inside[1]) * scale}
-        }"""
-    )
-    margin = 12
-    clip = {"x": box["x"] - margin, "y": box["y"] - margin, "width": box["width"] + 2 * margin, "height": box["height"] + 2 * margin}
-    picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    picture.save(path, quality=quality, optimize=True)
+def search_nodes(page: Page, words: str) -> list[str]:
+    """What the page's node search lists for some words, from the top: titles."""
+    found = page.get_by_placeholder("Add a node")
+    if not found.is_visible():
+        page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    found.fill(words)
+    page.wait_for_timeout(1000)
+    return [text.split("\n")[0] for text in page.get_by_test_id("result-item").all_inner_texts()]

@@ -1,4 +1,4 @@
-"""Builds subgraphs/*.json, workflows/*.json and the pictures of what these make in ComfyUI's own page: `uv run python tests/support/make_workflows.py`."""
+"""Builds subgraphs/*.json, workflows/*.json and pictures of what these make in ComfyUI's page: `uv run python tests/support/make_workflows.py`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,21 @@ def _built(page: Page, name: str, wanted: dict) -> dict:
     drawn = dict.fromkeys(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))
     for place, one in enumerate(drawn):
         text = text.replace(one, str(uuid.uuid5(_IDS, f"{name}/{place}")))
-    return json.loads(text)
+    made = json.loads(text)
+    boxes = {one["id"]: one for one in made.get("definitions", {}).get("subgraphs", ())}
+    for node in made["nodes"]:
+        if node["type"] in boxes:
+            _show_inside(node, boxes[node["type"]])
+    return made
+
+
+def _show_inside(node: dict, box: dict) -> None:
+    """Has a box show what a node in it shows. The page has no function for it that a script could call."""
+    spec = BOXES[box["name"]]
+    shows = next(column[spec.shows].type for column in spec.columns.values() if spec.shows in column)
+    (inner,) = [str(one["id"]) for one in box["nodes"] if one["type"] == shows]
+    preview = "$$canvas-image-preview"
+    node["properties"]["previewExposures"] = [{"name": preview, "sourceNodeId": inner, "sourcePreviewName": preview}]
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ def draw_thumbnail(server: Server, name: str, prompt: dict, scene: Scene, path: 
             marked = json.dumps([{"x": point[0], "y": point[1]}])
             node["inputs"] |= {"object": -1, "frame": FRAME, "positive_points": marked}
     outputs = server.run(prompt)
-    (key,) = [key for key, node in prompt.items() if node["class_type"] == shows and ":" not in key]
+    keys = [key for key, node in prompt.items() if node["class_type"] == shows]
+    key = min(keys, key=lambda key: ":" in key)  # rather one that is in no box
     if shows == "DecAFSaveCutOut":  # which shows the first frame of the file that it has saved
         file = max((server.base / "output" / "video").glob("*.mov"), key=lambda file: file.stat().st_mtime)
     else:

@@ -162,8 +162,8 @@ BOXES = {
     ),
 }
 
-_MLLM = Node("LoadMLLM", {"model": ENCODER.name}, models=(ENCODER,))
-_SAM2 = Node("DecAFLoadSAM2", {"model": SAM2_LARGE.name}, models=(SAM2_LARGE,))
+_MLLM = Node("LoadMLLM", {"model": ENCODER.name}, (320, 120), models=(ENCODER,))
+_SAM2 = Node("DecAFLoadSAM2", {"model": SAM2_LARGE.name}, (320, 120), models=(SAM2_LARGE,))
 _VIDEO = {"clip": Node("LoadVideo", {"file": None}, (320, 300)), "mllm": _MLLM, "sam2": _SAM2}
 _INTO_BOX = ("mllm.mllm > box.mllm", "sam2.sam2 > box.sam2")
 _FOLDERS = (
@@ -184,14 +184,15 @@ def _box(query: str, title: str = VIDEO_BOX, gap: int = 0) -> Node:
 WORKFLOWS = {
     "A First Try (No Download)": Workflow(
         "# A first try\n\nPress **Run**. No download, no GPU: a made-up clip of moving shapes, and two tiny models that come with the pack.\n\n"
-        "The box shows what it found. Now write another sentence in it: *You can ask for* lists some that the clip knows. Another number in "
-        "*clip_seed* makes another clip.\n\n"
+        "*Save Video with Alpha* shows what was found, cut out. Now write another sentence in the box: the list at the right names some that "
+        "this clip knows. Another number in *clip_seed* makes another clip.\n\n"
+        "A double click on the box's title bar shows what is in it.\n\n"
         "The tiny models know nothing but such clips. For your own video, open the template **Cut Out by Text (Video)**.",
         {
             "1 · Clip and models": {
-                "clip": Node("DecAFSampleClip", {"frames": 24}),
-                "mllm": Node("LoadMLLM", {"model": "bundled"}),
-                "sam2": Node("DecAFLoadSAM2", {"model": "bundled"}),
+                "clip": Node("DecAFSampleClip", {"frames": 24}, (320, 210)),
+                "mllm": Node("LoadMLLM", {"model": "bundled"}, (320, 120)),
+                "sam2": Node("DecAFLoadSAM2", {"model": "bundled"}, (320, 120)),
             },
             "2 · Say what": {"box": _box("the red circle")},
             "3 · Result": {
@@ -200,6 +201,7 @@ WORKFLOWS = {
             },
         },
         ("clip.images > box.frames", *_INTO_BOX, "box.cut_out > save.video", "clip.queries > queries.source"),
+        shows="DecAFShowObjects",
     ),
     "Blur by Text (Video)": Workflow(
         "# Blur by text\n\nBlurs what your sentence means, and keeps the sound.\n\n"
@@ -262,13 +264,13 @@ WORKFLOWS = {
         ("clip.VIDEO > box.frames", *_INTO_BOX, "box.cut_out > save.video"),
     ),
     "Mask by Text (Image)": Workflow(
-        "# Mask by text, in a picture\n\n1. **Load Image**: your picture\n2. Models: see below. Here ComfyUI's own *Load CLIP* loads the text encoder "
-        "of Qwen-Image as the language model; *Load Multimodal LLM* in its place does as well\n3. Write your sentence in the box\n4. **Run**\n\n"
+        "# Mask by text, in a picture\n\n1. **Load Image**: your picture\n2. Models: see below. Here ComfyUI's own *Load CLIP* loads the "
+        "text encoder of Qwen-Image as the language model; *Load Multimodal LLM* does as well\n3. Write your sentence in the box\n4. **Run**\n\n"
         f"Connect *mask* to whatever takes one: inpainting, a detailer, a new background.\n\n{_FOLDERS}",
         {
             "1 · Picture and models": {
                 "clip": Node("LoadImage", {"image": None}, (320, 330)),
-                "mllm": Node("CLIPLoader", {"clip_name": ENCODER.name, "type": "qwen_image"}, models=(ENCODER,)),
+                "mllm": Node("CLIPLoader", {"clip_name": ENCODER.name, "type": "qwen_image"}, (320, 150), models=(ENCODER,)),
                 "sam2": _SAM2,
             },
             "2 · Say what": {"box": _box("the cup that is nearest to the window", IMAGE_BOX)},
@@ -283,8 +285,8 @@ WORKFLOWS = {
     ),
     "Points to SAM 3 (Video)": Workflow(
         "# Points to SAM 3\n\nSAM 3 understands short noun phrases, DecAF the sentence: its points of the best key frame tell ComfyUI's own SAM3 "
-        f"Detect where to look.\n\n1. **Load Video**: your clip\n2. Models, and a SAM 3 checkpoint in *models/checkpoints*: [{SAM3.name}]({SAM3.url})\n"
-        f"3. Write the *query*\n4. **Run**\n\n{_OTHERS}",
+        "Detect where to look.\n\n1. **Load Video**: your clip\n2. Models, and a SAM 3 checkpoint in *models/checkpoints*: "
+        f"[{SAM3.name}]({SAM3.url})\n3. Write the *query*\n4. **Run**\n\n{_OTHERS}",
         {
             "1 · Clip and models": {
                 "clip": Node("LoadVideo", {"file": None}, (320, 300)),
@@ -322,7 +324,8 @@ WORKFLOWS = {
         "DecAFAttentionPreview",
     ),
     "Step by Step (Video)": Workflow(
-        "# Step by step\n\nThe method node by node: what is in the box *Mask by Text (Video)*. To look at each step, to tune it, or to replace it.\n\n"
+        "# Step by step\n\nThe method node by node: what is in the box *Mask by Text (Video)*. To look at each step, to tune it, or to "
+        "replace it.\n\n"
         "The heat map shows where the model looks, before SAM 2 runs. Too little is marked? Lower *threshold* in Turn Attention into Prompts. "
         f"Several lines in *query* give several masks.\n\n{_FOLDERS}{_OTHERS}",
         {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from decaf.attention.extract import key_frames
+from decaf.attention.frames import key_frames
 from decaf.attention.points import attention_points
 from decaf.clips.base import clip_from_images
 from decaf.clips.identity import clip_info

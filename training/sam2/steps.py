@@ -22,12 +22,21 @@ def encode(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     return model.forward_image(((images - _MEAN) / _STD).to(model.device))
 
 
-def decode(model: nn.Module, lowest: Tensor, fine: list[Tensor], points: Tensor | None = None) -> Outputs:
-    """`points`: (n, 2) in pixels, or None for tracking."""
+def decode(
+    model: nn.Module,
+    lowest: Tensor,
+    fine: list[Tensor],
+    points: Tensor | None = None,
+    labels: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> Outputs:
+    """`points`: in pixels, (n, 2), one on each object, or (n, p, 2) with `labels` (n, p); None for tracking. `masks`: (n, 1, S/4, S/4)
+    logits of the masks before, or None."""
     n, device = len(lowest), lowest.device
-    xy = torch.zeros(n, 1, 2, device=device) if points is None else points[:, None].to(device)
-    labels = torch.full((n, 1), -1 if points is None else 1, dtype=torch.int32, device=device)
-    sparse, dense = model.sam_prompt_encoder(points=(xy, labels), boxes=None, masks=None)
+    xy = torch.zeros(n, 1, 2, device=device) if points is None else points.view(n, -1, 2).to(device)
+    if labels is None:
+        labels = torch.full((n, 1), -1 if points is None else 1, dtype=torch.int32, device=device)
+    sparse, dense = model.sam_prompt_encoder(points=(xy, labels), boxes=None, masks=masks)
     return Outputs(
         *model.sam_mask_decoder.predict_masks(
             image_embeddings=lowest,
