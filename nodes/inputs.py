@@ -94,8 +94,8 @@ def _checked(cls: type[io.ComfyNode], inputs: Mapping[str, object]) -> dict[str,
         value = inputs.get(item.id)
         if value is None and item.optional:
             continue
-        # A node that takes whole lists gets every input as one.
-        for one in value if schema.is_input_list and isinstance(value, list) else [value]:
+        # A node that takes whole lists gets every input as one; an empty one holds nothing.
+        for one in (value or [None]) if schema.is_input_list and isinstance(value, list) else [value]:
             problem = _problem(item, one, _checked_by_itself(cls))
             if problem:
                 raise DecafError(f"{schema.display_name} was given {shown(one)} as '{item.id}', {problem}")

@@ -33,7 +33,7 @@ def another_option(made):
 
 BREAKS = {
     "a node": (lambda made: made["nodes"].pop("FrameFusion"), "FrameFusion is gone"),
-    "an input": (lambda made: made["nodes"]["FrameFusion"]["inputs"].pop(), "video_weight is gone"),
+    "an input": (lambda made: made["nodes"]["FrameFusion"]["inputs"].pop(), "method is gone"),
     "a renamed input": (rename, "dtype is gone"),
     "another order": (reorder, "query is number 3 and was 2"),
     "in the middle": (new_in_the_middle, "model is number 1 and was 0"),
