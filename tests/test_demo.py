@@ -95,7 +95,8 @@ WEAK = ("time", "counting")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "absent"])
 def test_right_object_by_kind(by_kind, models, kind, method):
     """Where attention points at the target in every frame, SAM 2 masks the target and nothing else; and it points there far more often than
-    chance would, but for what the model does not know well. There our rule, which keeps as many objects as are asked for, may mask others, or miss some."""
+    chance would, but for what the model does not know well. There our rule, which keeps as many objects as are asked for, may mask others, or
+    miss some."""
     hits, chance, masked = [], [], None
     for scene, clip, query, attention in by_kind[kind]:
         fused = frame_fusion(object_background_fusion(*attention), method=method)
