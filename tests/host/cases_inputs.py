@@ -102,7 +102,8 @@ def case_sockets_of_one_kind_do_not_take_another():
         given = whole(node)
         for name, item in inputs_of(node).items():
             if is_socket(item):
-                fitting = [one for one in records if type(one) is type(given[name]) and not (one in records[:2] and one is not given[name])]
+                own = given[name][0] if isinstance(given[name], list) else given[name]
+                fitting = [one for one in records if type(one) is type(own) and not (one in records[:2] and one is not own)]
                 assert len(fitting) == (item.get_io_type() != "VIDEO")  # none of these is one
                 for other in records:
                     if not any(other is one for one in fitting):

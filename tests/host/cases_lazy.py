@@ -28,7 +28,9 @@ def case_another_threshold_does_not_load_sam2():
 
     def propagate(threshold, overlap=0.9):
         start = time.perf_counter()
-        made[threshold] = run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=points, score_threshold=threshold, nms_iou=overlap)
+        made[threshold] = run(
+            "SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=points, score_threshold=threshold, nms_iou=overlap, method="as published"
+        )
         made["seconds"] = time.perf_counter() - start
 
     assert loads(lambda: propagate(0.0)) == 1
@@ -51,5 +53,8 @@ def case_without_points_sam2_is_not_loaded():
 
 def case_an_object_that_was_not_tracked_yet_loads_sam2():
     clip, points = images(5), prompts(5, 0.6)
-    run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=points, score_threshold=1.0, nms_iou=0.9)
-    assert loads(lambda: run("SAM2VideoPropagate", sam2=sam2(), frames=clip, prompts=points, score_threshold=0.0, nms_iou=0.9)) == 1
+    given = {"sam2": sam2(), "frames": clip, "prompts": points, "nms_iou": 0.9, "targets": "all"}
+    best = run("SAM2VideoPropagate", **given, score_threshold=1.0)[1]
+    more = []
+    assert loads(lambda: more.append(run("SAM2VideoPropagate", **given, score_threshold=0.0)[1])) == 1
+    assert len(more[0].tracks) > len(best.tracks)

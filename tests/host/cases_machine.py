@@ -56,7 +56,7 @@ def case_an_overlay_that_cannot_be_drawn_does_not_cost_the_masks():
     """It is drawn where it is read, and what is wrong is said there."""
 
     def failing(error):
-        def write(path, frames, *_):
+        def write(path, frames, *_, **__):
             next(iter(frames))
             raise error
 

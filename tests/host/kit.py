@@ -17,7 +17,7 @@ IDS = {
     "LoadMLLM", "ExtractRolloutAttention", "ObjectBackgroundFusion", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate",
     "DecAFLoadSAM2", "DecAFAttentionPreview", "DecAFTracksToMask", "DecAFSampleClip", "DecAFShowObjects",
     "DecAFCorrectObjects",
-    "DecAFPickTracks", "DecAFFrameOfVideo", "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
+    "DecAFPickQuery", "DecAFPickTracks", "DecAFFrameOfVideo", "DecAFRefineMask", "DecAFApplyMask", "DecAFSaveCutOut",
 }  # fmt: skip
 
 
