@@ -94,6 +94,7 @@ _INPUTS = {
     "sam2": "segment.sam2",
     "query": "extract.query",
     "not_this": "extract.not_this",
+    "targets": "segment.targets",
     "score_threshold": "segment.score_threshold",
     "max_objects": "pick.max_objects",
     "grow": "refine.grow",
@@ -246,7 +247,7 @@ WORKFLOWS = {
     "Cut Out by Text (Video)": Workflow(
         "# Cut out by text\n\nType what you mean; get it cut out of the video, with soft edges and sound.\n\n"
         "1. **Load Video**: your clip\n2. Models: see below\n3. Write your sentence in the box\n4. **Run**\n\n"
-        "Too little? Lower *score_threshold*, and press Run again: no model runs twice. Too many objects? Set *max_objects* to 1. Wrong in "
+        "One of several, or a part only? Set *targets* to *all*; too many? To *one*. Press Run again: no model runs twice. Wrong in "
         f"places? Open the template **Correct a Mask (Video)**.\n\n{_FOLDERS}{_OTHERS}",
         {
             "1 · Clip and models": _VIDEO,
@@ -288,12 +289,10 @@ WORKFLOWS = {
                 "answers": Node("PreviewAny", {}, (300, 240)),
             },
             "4 · Join": {"fused": Node("FrameFusion", {}, (300, 0))},
-            "5 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 0))},
-            "6 · Masks": {
-                "segment": Node("SAM2VideoPropagate", {}, (340, 0)),
-                "preview": Node("DecAFAttentionPreview", {}, (340, 400)),
-            },
-            "7 · Result": {
+            "5 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 60))},
+            "6 · Look": {"preview": Node("DecAFAttentionPreview", {}, (340, 460))},
+            "7 · Masks": {"segment": Node("SAM2VideoPropagate", {}, (340, 0))},
+            "8 · Result": {
                 "show": Node("DecAFShowObjects", {}, (340, 430)),
                 "report": Node("PreviewAny", {}, (340, 180)),
             },
@@ -302,10 +301,11 @@ WORKFLOWS = {
             "clip.VIDEO > extract.frames",
             "mllm.mllm > extract.mllm",
             "extract.answers > answers.source",
-            *_FINDING_LINKS[:5],
+            *_FINDING_LINKS[:4],
             "clip.VIDEO > preview.frames",
             "fused.fused > preview.fused",
             "prompts.prompts > preview.prompts",
+            "preview.prompts > segment.prompts",
             "sam2.sam2 > segment.sam2",
             "clip.VIDEO > segment.frames",
             "clip.VIDEO > show.frames",
