@@ -34,8 +34,8 @@ def add_demo(commands, formatter) -> None:
         "demo", formatter_class=formatter, help="see it work on a made-up clip, offline", description=_DESCRIPTION, epilog=_EXAMPLES
     )
     demo.set_defaults(run=_demo)
-    demo.add_argument("--seed", metavar="N", type=int, default=3, help="which clip; with --evaluate, the first of them")
-    demo.add_argument("--query", metavar="TEXT", help="what to mask (default: one of the objects)")
+    demo.add_argument("--seed", metavar="N", type=int, default=4, help="which clip; with --evaluate, the first of them")
+    demo.add_argument("--query", metavar="TEXT", help="what to mask (default: a sentence that no noun can replace, where the clip has one)")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("decaf-demo"), help="folder for the results")
     demo.add_argument("--frames", metavar="N", type=int, help="length of the clip (default: 10; with --evaluate 8)")
     demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
@@ -109,7 +109,7 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
     from .options import Options, check_options
 
     scene = make_scene(arguments.seed, length=arguments.frames)
-    query = clean_query(arguments.query) if arguments.query is not None else scene.queries[0].text
+    query = clean_query(arguments.query) if arguments.query is not None else _telling(scene).text
     known = _same_query(scene, query)
     folder = arguments.out
     options = Options(
@@ -139,6 +139,13 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
             lines.append("Other queries for this clip: " + "; ".join(one.text for one in scene.queries if one is not known) + ".")
     lines.append(f"Look at {folder / outputs.SHEET} and {folder / outputs.OVERLAY}.")
     return "\n".join(lines), outcome.warnings
+
+
+def _telling(scene):
+    """The query that shows best what a sentence can say and a noun cannot: about order in time, else motion, else where something is."""
+    kinds = ("time", "motion", "relation", "position")
+    told = [query for query in scene.queries if query.kind in kinds]
+    return min(told, key=lambda query: kinds.index(query.kind), default=scene.queries[0])
 
 
 def _frames(clip):
