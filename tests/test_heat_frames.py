@@ -7,7 +7,7 @@ from random_clips import clip_of
 from scipy.ndimage import label
 
 import decaf
-from decaf.attention.extract import key_frames
+from decaf.attention.frames import key_frames
 from decaf.clips import clip_from_images, clip_info
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.pictures.heat_frames import MOST, heat_frames, shown_keys

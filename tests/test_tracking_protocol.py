@@ -111,7 +111,7 @@ def test_another_segmenter_goes_all_the_way(monkeypatch, batch):
     clip, truth = two_squares()
     calls = []
     report = Report(lambda *call: calls.append(call))
-    tracks = segment(model, clip, prompts_on(clip, truth), score_threshold=0.3, progress=report)
+    tracks = segment(model, clip, prompts_on(clip, truth), score_threshold=0.3, method="as published", progress=report)
     assert len(tracks.tracks) == 2 and tracks.message == ""
     for track in tracks.tracks:
         truly = truth[0 if track.xy[1] < 0.5 else 1]
@@ -137,7 +137,7 @@ def test_what_it_cannot_find_is_said_in_its_name():
         def _logits(self, features, colours):
             return torch.full((len(colours), 1, 4, 4), -1.0)
 
-    tracks = segment(Blind(), clip, prompts_on(clip, truth))
+    tracks = segment(Blind(), clip, prompts_on(clip, truth), method="as published")
     assert tracks.tracks == () and "The blind one gives an empty mask at all 5 points" in tracks.message
 
 
