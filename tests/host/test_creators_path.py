@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import counted_passes
@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfy_host import Server, running
 from comfy_page import DESIGNS, open_page, press_run, set_widgets
+from playwright.sync_api import TimeoutError
 from sounding_clips import heard, write_clip
 from workflow_specs import VIDEO_BOX
 
@@ -101,8 +102,13 @@ class Creator:
     def add(self, words: str, title: str, at: tuple[int, int]) -> None:
         """Finds a node or box by what one types, and puts it where there is room."""
         page, before = self.page, self._count()
-        page.mouse.dblclick(*at)
-        page.get_by_placeholder("Add a node").wait_for()
+        search = page.get_by_placeholder("Add a node")
+        for _ in range(5):  # the new design needs a moment until it listens
+            page.mouse.dblclick(*at)
+            with suppress(TimeoutError):
+                search.wait_for(timeout=3000)
+                break
+        assert search.is_visible(), "a double click on the canvas opens no search"
         page.keyboard.type(words)
         found = page.get_by_test_id("result-item").filter(has_text=title).first
         found.wait_for(timeout=10_000)
