@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import boxes
 from .attention import ExtractRolloutAttention, FrameFusion, ObjectBackgroundFusion
 from .finishing import DecAFApplyMask, DecAFRefineMask, DecAFSaveCutOut
 from .load import DecAFLoadSAM2, LoadMLLM
@@ -35,6 +36,9 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class _Extension(ComfyExtension):
+    async def on_load(self) -> None:
+        boxes.tell_aliases()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 

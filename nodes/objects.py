@@ -17,7 +17,7 @@ from ..decaf.data import caption
 from ..decaf.errors import DecafError
 from ..decaf.pictures.styles import show_objects
 from ..decaf.settings import CORRECTIONS, STYLES
-from ..decaf.tracking import Marks, correct, memory_needed
+from ..decaf.tracking import Marks, correct, is_kept, memory_needed
 from . import host, live
 from .inputs import checked
 from .interop import box_of, objects_of, points_of
@@ -286,10 +286,21 @@ class DecAFCorrectObjects(io.ComfyNode):
             return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=live.Says("nothing is marked"))
         with host.returning_memory():
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
-            features = host.kept_of(sam2, frames).features
+            kept = host.kept_of(sam2, frames)
             number = None if object < 0 else object
-            found = correct(sam2.load(needed), clip, tracks, marks, number=number, mode=mode, progress=report, features=features)
-            features.let_go()
+            known = is_kept(kept.memo, clip, tracks, marks, number=number, mode=mode)
+            found = correct(
+                sam2.value if known else sam2.load(needed),
+                clip,
+                tracks,
+                marks,
+                number=number,
+                mode=mode,
+                progress=report,
+                features=kept.features,
+                memo=kept.memo,
+            )
+            kept.features.let_go()
         changed, count = (found.tracks[-1].id if number is None else number), len(found.tracks)
         said = f"object {changed}, marked on frame {frame}; {count} object{'s' * (count > 1)} in all"
         return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=live.Says(said))

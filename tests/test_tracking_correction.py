@@ -14,7 +14,7 @@ from decaf.report import Report
 from decaf.sam2 import load_sam2
 from decaf.sam2.fast_steps import FastSteps
 from decaf.sam2.package_steps import PackageSteps
-from decaf.tracking import Marks, correct, feature_cache
+from decaf.tracking import Marks, TrackMemo, correct, feature_cache, is_kept
 from decaf.tracking.correction import sweep_prompted
 from decaf.tracking.frames import FeatureCache, FrameEncoder
 from decaf.tracking.segmenter import Clicks
@@ -179,3 +179,25 @@ def test_what_cannot_be(models):
     assert "'undo'" in refused(Marks(0, point), mode="undo")
     assert "tracks were made" in refused(Marks(0, point), clip=moving_shapes(5, height, width, 1))
     assert "is not the clip that the tracks were made from" in refused(Marks(0, point), clip=moving_shapes(9, height, width, 77))
+
+
+def test_an_equal_correction_runs_no_model(models):
+    ours, _ = models()
+    clip, tracks = tracked(ours)
+    number, memo = tracks.tracks[0].id, TrackMemo()
+    inside = tracks.masks(0, 4, 5)[0].nonzero().double().mean(0).tolist()
+    on = ((inside[1] + 0.5) / 76, (inside[0] + 0.5) / 60)
+
+    def made(x=on[0], frame=4, of=tracks, **more):
+        report = Report()
+        found = correct(ours, clip, of, Marks(frame, positive=[(x, on[1])]), number=number, progress=report, memo=memo, **more)
+        return found, report.counts.get("sam2_correction_encodings", 0)
+
+    first, encoded = made()
+    assert encoded == len(clip)
+    assert is_kept(memo, clip, tracks, Marks(4, positive=[on]), number=number)
+    # The same objects as another threshold gives them, of which another has left.
+    again, encoded = made(of=tracks.picked([0]))
+    assert encoded == 0 and torch.equal(again.masks(0, 0, len(clip)), first.masks(0, 0, len(clip))) and again.tracks[0] == first.tracks[0]
+    others = ({"x": on[0] + 0.01}, {"frame": 5}, {"mode": "replace"}, {"mode": "add"}, {"of": first, "frame": 5})
+    assert all(made(**other)[1] == len(clip) for other in others), "another point, frame, mode or mask is another correction"

@@ -34,11 +34,21 @@ app.registerExtension({
   setup() {
     let running = null
     const said = new Set()
+    const ofBox = new Map() // id of a box: what a node in it has said last
+    const boxOf = (id) => id.split(':').slice(0, -1).join(':')
     const ended = () => {
-      if (running !== null && !said.has(running) && isOurs(nodeOf(running))) clear(nodeOf(running))
+      if (running === null || said.has(running) || !isOurs(nodeOf(running))) return
+      clear(nodeOf(running))
+      const box = boxOf(running)
+      if (!box) return
+      if (ofBox.has(box)) write(box, ofBox.get(box))
+      else clear(nodeOf(box))
     }
     const api = app.api
-    api.addEventListener('execution_start', () => said.clear())
+    api.addEventListener('execution_start', () => {
+      said.clear()
+      ofBox.clear()
+    })
     api.addEventListener('executing', ({ detail }) => {
       if (String(detail) === running) return
       ended()
@@ -49,14 +59,16 @@ app.registerExtension({
       const text = detail.output?.text
       if (!Array.isArray(text) || !isOurs(nodeOf(id))) return
       if (text.length) {
+        const words = text.join('\n').replaceAll('\n', '  \n') // the page reads it as Markdown
         said.add(id)
-        write(id, text.join('\n').replaceAll('\n', '  \n')) // the page reads it as Markdown
+        ofBox.set(boxOf(id), words)
+        write(id, words)
       }
     })
     // Of a node in a box, the box.
     api.addEventListener('progress_text', ({ detail }) => {
-      const path = String(detail.nodeId).split(':')
-      if (path.length > 1 && isOurs(nodeOf(detail.nodeId))) write(path.slice(0, -1).join(':'), detail.text)
+      const box = boxOf(String(detail.nodeId))
+      if (box && isOurs(nodeOf(detail.nodeId))) write(box, detail.text)
     })
   },
 })

@@ -19,6 +19,7 @@ from ..report import Progress, Report, silent
 from ..settings import CORRECTIONS
 from .frames import FeatureCache, FrameEncoder, SomeFrames
 from .masks import video_masks
+from .memo import Correction, TrackMemo
 from .memory_plan import MemoryPlan, Step, TrackedObject
 from .segmenter import Clicks, Outputs, Segmenter, SegmenterModel
 from .track import Limits, SweptFrames, feature_cache, retry_smaller
@@ -59,6 +60,7 @@ def correct(
     mode: str = "refine",
     progress: Progress | Report = silent,
     features: FeatureCache | None = None,
+    memo: TrackMemo | None = None,
 ) -> Tracks:
     """The tracks with one object changed by what was marked on a frame, or with one more.
 
@@ -70,29 +72,23 @@ def correct(
         mode: one of `decaf.settings.CORRECTIONS`. In all but "replace" frames marked earlier stay key frames of the object.
         progress: callback or `Report`; its count "sam2_correction_encodings" is images encoded, its stage "correction".
         features: as in `segment`.
+        memo: what the model has made of this clip; an equal correction of an equal mask is taken from it, and runs no model.
 
     Returns tracks in which all other objects are what they were, bit for bit.
     Raises DecafError for marks outside the clip, an object that is not there, tracks of another clip, or marks that leave nothing.
     """
     track, place = _object(tracks, number)
-    _check(clip, tracks, marks, mode)
+    correction = _correction(clip, tracks, marks, number, mode)
     report = Report.of(progress)
-    limits = Limits(1, features or feature_cache(model))
-    limits.cache.let_go()  # of what another sweep has left
-    anchors = _anchors(tracks, track, place, marks.frame, mode)
-    base = marks.mask
-    if base is None and place is not None and mode != "replace":
-        base = tracks.masks(place, marks.frame, marks.frame + 1)[0]
-        base = base if base.any() else None
-    if base is None and not marks.positive and marks.box is None:
-        raise DecafError(
-            f"Only negative points are given on frame {marks.frame}, where {_named(number)} has no mask to take them from. Add a positive point, a "
-            "box or a mask."
-        )
-    with report.stage("correction"):
-        store, predicted_iou = retry_smaller(
-            model, limits, report, lambda now: _track(model, clip, tracks, marks, base, anchors, now, report)
-        )
+    made = None if memo is None else memo.corrected(correction)
+    if made is None:
+        limits = Limits(1, features or feature_cache(model))
+        limits.cache.let_go()  # of what another sweep has left
+        with report.stage("correction"):
+            made = retry_smaller(model, limits, report, lambda now: _track(model, clip, tracks.frame_size, correction, now, report))
+        if memo is not None:
+            memo.keep_corrected(correction, made)
+    store, predicted_iou = made
     if not store.any():
         raise DecafError(
             f"{model.title} finds nothing at what is marked on frame {marks.frame}. Mark the object itself, with more points or a box around it."
@@ -103,6 +99,27 @@ def correct(
     stores[place : place + 1], records[place : place + 1] = [(store, 0)], [new]
     joined = JoinedMasks(stores, tracks.length, tracks.frame_size)
     return replace(tracks, store=joined, tracks=tuple(records), message="")
+
+
+def is_kept(memo: TrackMemo, clip: Clip, tracks: Tracks, marks: Marks, *, number: int | None = None, mode: str = "refine") -> bool:
+    """Whether `correct` takes its masks from the memo, and runs no model. Raises what it raises for such marks."""
+    return memo.corrected(_correction(clip, tracks, marks, number, mode)) is not None
+
+
+def _correction(clip: Clip, tracks: Tracks, marks: Marks, number: int | None, mode: str) -> Correction:
+    track, place = _object(tracks, number)
+    _check(clip, tracks, marks, mode)
+    anchors = _anchors(tracks, track, place, marks.frame, mode)
+    base = marks.mask
+    if base is None and place is not None and mode != "replace":
+        base = tracks.masks(place, marks.frame, marks.frame + 1)[0]
+        base = base if base.any() else None
+    if base is None and not marks.positive and marks.box is None:
+        raise DecafError(
+            f"Only negative points are given on frame {marks.frame}, where {_named(number)} has no mask to take them from. Add a positive point, a "
+            "box or a mask."
+        )
+    return Correction(_frames(tracks), marks.frame, marks.clicks, base, anchors)
 
 
 def _object(tracks: Tracks, number: int | None) -> tuple[Track | None, int | None]:
@@ -194,29 +211,27 @@ def _middle(marks: Marks) -> tuple[float, float]:
 def _track(
     model: SegmenterModel,
     clip: Clip,
-    tracks: Tracks,
-    marks: Marks,
-    base: Tensor | None,
-    anchors: Mapping[int, Tensor],
+    frame_size: tuple[int, int],
+    correction: Correction,
     limits: Limits,
     report: Report,
 ) -> tuple[MaskStore, float | None]:
     """Masks of the object on all frames that were asked about, and the predicted IoU of what the clicks mean."""
-    frames, frame_size = _frames(tracks), tracks.frame_size
-    first = (min(marks.frame, *anchors) if anchors else marks.frame) - frames.start
+    frames, base, anchors = correction.frames, correction.base, correction.anchors
+    first = min([correction.frame, *anchors]) - frames.start
     what = f"{model.title}: tracking the corrected object"
     swept_frames = SweptFrames(report, what, (first, first), len(frames), "sam2_correction_encodings")
     store, predicted_iou = MaskStore(1, len(clip), frame_size), None
     with model.segmenter(report.check_cancelled) as segmenter:
         encoder = FrameEncoder(segmenter, SomeFrames(clip, frames), limits.cache, swept_frames.encoding, indices=frames)
         prompts: dict[int, Outputs] = {}
-        for frame in sorted({marks.frame, *anchors}):
+        for frame in sorted({correction.frame, *anchors}):
             place = frame - frames.start
             seen = encoder.encode(place)
-            if frame == marks.frame and marks.clicks is not None:
-                prompts[place], predicted_iou = segmenter.remember_clicks(seen, marks.clicks, base)
+            if frame == correction.frame and correction.clicks is not None:
+                prompts[place], predicted_iou = segmenter.remember_clicks(seen, correction.clicks, base)
             else:
-                prompts[place] = segmenter.remember(seen, [base if frame == marks.frame else anchors[frame]])
+                prompts[place] = segmenter.remember(seen, [base if frame == correction.frame else anchors[frame]])
         for place, logits in sweep_prompted(segmenter, encoder, prompts):
             for _, masks in video_masks(logits, frame_size):
                 store.put(0, frames[place], masks[0], logits[0, 0])

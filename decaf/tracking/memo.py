@@ -1,8 +1,8 @@
-"""What was found for the latest queries about a clip, so that another threshold costs only what was not tracked before."""
+"""What was found for the latest queries about a clip, and what was corrected, so that another threshold costs only what was not tracked before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data import SAM2Prompts
 from ..masks import JoinedMasks, Masks, MaskStore
 from .candidates import Candidate
+from .segmenter import Clicks
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,38 @@ class Found:
         return JoinedMasks(stores, length, frame_size)
 
 
+@dataclass(frozen=True)
+class Correction:
+    """All that the masks of a corrected object follow from, besides model and clip: `frames` that were asked about, `frame` that was marked and
+    what was marked there, the (H, W) mask `base` that it changes, and the masks of other key frames by frame."""
+
+    frames: range
+    frame: int
+    clicks: Clicks | None
+    base: Tensor | None
+    anchors: Mapping[int, Tensor]
+
+    def equals(self, other: Correction) -> bool:
+        if (self.frames, self.frame, [*self.anchors]) != (other.frames, other.frame, [*other.anchors]):
+            return False
+        masks = zip([self.base, *self.anchors.values()], [other.base, *other.anchors.values()], strict=True)
+        return _same_clicks(self.clicks, other.clicks) and all(_same(first, second) for first, second in masks)
+
+
 class TrackMemo:
-    """Of one model and one clip. `most`: queries whose objects are kept, the latest."""
+    """Of one model and one clip. `most`: queries whose objects are kept, and corrections; the latest."""
 
     def __init__(self, most: int = 4):
         self._most = most
         self._kept: list[Found] = []
+        self._corrected: list[tuple[Correction, tuple[MaskStore, float | None]]] = []
+
+    def corrected(self, correction: Correction) -> tuple[MaskStore, float | None] | None:
+        """The masks that an equal correction has made, and their predicted IoU."""
+        return next((made for kept, made in self._corrected if kept.equals(correction)), None)
+
+    def keep_corrected(self, correction: Correction, made: tuple[MaskStore, float | None]) -> None:
+        self._corrected = [*self._corrected, (correction, made)][-self._most :]
 
     def found(self, prompts: SAM2Prompts, nms_iou: float) -> Found | None:
         """What was found for equal prompts."""
@@ -61,3 +88,13 @@ def _equal(first: SAM2Prompts, second: SAM2Prompts) -> bool:
     clips = first.fused.clip, second.fused.clip
     same_frames = clips[0].key_frames == clips[1].key_frames and clips[0].part == clips[1].part
     return first is second or (same_frames and all(torch.equal(a, b) for a, b in pairs))
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second or (first is not None and second is not None and torch.equal(first, second))
+
+
+def _same_clicks(first: Clicks | None, second: Clicks | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return _same(first.xy, second.xy) and _same(first.positive, second.positive) and first.box == second.box

@@ -60,3 +60,5 @@ def test_what_people_type_finds_one_of_ours(browser, server):
         page.evaluate("window.app.graph.clear()")
         found = {words: search_nodes(page, words)[:10] for words in ALIASES}
     assert [words for words, titles in found.items() if not ours & set(titles)] == [], found
+    both = ("rotoscope", "cut out", "remove background", "video segmentation", "prompt to mask", "find object", "text to mask")
+    assert [words for words in both if not {VIDEO_BOX, IMAGE_BOX} <= set(found[words])] == [], found

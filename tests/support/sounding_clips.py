@@ -19,7 +19,9 @@ def tones(seconds, rate):
 def write_clip(
     path, frames=30, *, size=(48, 64), rate=Fraction(24000, 1001), codec="libx264", times=None, sound="aac", samples=44100, seconds=None
 ):
-    """`times`: time stamps in units of 1/1000 s. `sound`: the encoder, or None."""
+    """`frames`: how many numbered ones, or (T, H, W, 3) uint8. `times`: time stamps in units of 1/1000 s. `sound`: the encoder, or None."""
+    pictures = [numbered(index % 200, size) for index in range(frames)] if isinstance(frames, int) else frames
+    size, frames = pictures[0].shape[:2], len(pictures)
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -27,7 +29,7 @@ def write_clip(
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         audio = file.add_stream(sound, rate=samples, layout="stereo") if sound else None
         for index in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered(index % 200, size), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(pictures[index], format="rgb24").reformat(format="yuv420p")
             if times:
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             file.mux(stream.encode(frame))
