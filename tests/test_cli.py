@@ -326,7 +326,7 @@ def test_progress_is_drawn_on_a_terminal_only(line, monkeypatch, capsys, caplog)
     assert shown.out == "" and "Writing masks" not in shown.err
     assert cli.main(line("--no-overlay")) == 0
     shown = capsys.readouterr().err
-    assert "Attention: 100%" in shown and "Writing masks: 100%" in shown
+    assert "Asking about the key frames: 100%" in shown and "Writing masks: 100%" in shown
     assert "MB held" not in caplog.text
     assert cli.main(line("--no-overlay", "--verbose")) == 0
     assert "%" not in capsys.readouterr().err

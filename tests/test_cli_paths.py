@@ -345,7 +345,7 @@ def test_what_is_absent_is_told_even_quietly(line, tmp_path, capsys):
     assert cli.main(line(*more, "--query", "the blue slope")) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "the red square" in lines[0] and "the blue slope" in lines[1]
-    assert cli.main(line("--presence-threshold", "0", "--score-threshold", "0", "--no-overlay", "--quiet")) == 0
+    assert cli.main(line("--presence-threshold", "0", "--score-threshold", "0", "--method", "as-published", "--no-overlay", "--quiet")) == 0
     assert capsys.readouterr().err == ""
 
 

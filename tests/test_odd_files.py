@@ -104,9 +104,9 @@ def test_names_that_are_no_text(segment, tmp_path):
         clip = pictures(tmp_path / os.fsdecode(b"caf\xe9"))
     except OSError:
         pytest.skip("names must be text on this file system")
-    assert segment(clip, "--no-overlay")[0] == 0
+    assert segment(clip, "--no-overlay", "--method", "as-published")[0] == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))["clip"]["name"] == clip.name
-    code, told = segment(clip, "--no-overlay", "--resume")
+    code, told = segment(clip, "--no-overlay", "--method", "as-published", "--resume")
     assert code == 0 and "Already finished" in told
 
 

@@ -6,7 +6,6 @@ import argparse
 import re
 from dataclasses import fields
 
-from ..attention.frames import read_key_frames
 from ..errors import DecafError, shown
 from ..settings import METHODS, TARGETS, RefineSettings, settings_of
 
@@ -67,6 +66,8 @@ def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The settings of each stage by the names that `Options` has for them; defaults for what a subcommand has no option for."""
     given = {name: getattr(arguments, name) for name in _NAMES if hasattr(arguments, name)}
     if getattr(arguments, "key_frames", None) is not None:
+        from ..attention.frames import read_key_frames  # imports numpy, which --help does not need
+
         given["key_frames"] = read_key_frames(arguments.key_frames)
     if "method" in given:
         given["method"] = given["method"].replace("-", " ")
