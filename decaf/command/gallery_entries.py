@@ -43,13 +43,28 @@ class Entry:
     template: str = ""
 
 
+_CUT_OUT, _BLUR = "Cut Out by Text (Video)", "Blur by Text (Video)"
+
 MADE_UP: tuple[Entry, ...] = (
-    Entry("Which one moves", "the shape moving left", note="No single frame can tell. A noun cannot, either.", seed=700014),
-    Entry("Which one comes last", "the shape that appears last", "cut out", note="The order of events decides.", seed=700040),
+    Entry(
+        "Which one moves",
+        "the shape moving left",
+        note="No single frame can tell. A noun cannot, either.",
+        seed=700014,
+        template="Step by Step (Video)",
+    ),
+    Entry(
+        "Which one comes last",
+        "the shape that appears last",
+        "cut out",
+        note="The order of events decides.",
+        seed=700040,
+        template=_CUT_OUT,
+    ),
     Entry("Where it is", "the one to the left of the red one", "grey rest", note="One object is named, another one is meant.", seed=700027),
-    Entry("Cut out", "the largest thing", "cut out", seed=700004),
-    Entry("New background", "the leftmost thing", "new background", seed=700006),
-    Entry("Made unrecognisable", "the yellow one", "pixelate", seed=700000),
+    Entry("Cut out", "the largest thing", "cut out", seed=700004, template=_CUT_OUT),
+    Entry("New background", "the leftmost thing", "new background", seed=700006, template=_BLUR),
+    Entry("Made unrecognisable", "the yellow one", "pixelate", seed=700000, template=_BLUR),
     Entry("Several at once", "all crosses", note="The tiny bundled model counts badly.", seed=700026),
     Entry("Nothing to be found", "the purple star", note="It is not in the clip, so the mask is empty.", seed=700012),
 )
