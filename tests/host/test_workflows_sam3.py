@@ -69,7 +69,7 @@ def test_it_masks_what_the_query_means(browser, server, scene, name):
     iou = (found & truth).sum() / (found | truth).sum()
     assert iou > 0.97, f"J {iou:.3f}"
     told = [text for output in outputs.values() for text in output.get("text", [])]
-    assert any(text.startswith("Picked of") and "match" in text for text in told), told
+    assert any(text.startswith("Picked object") and "match" in text for text in told), told
     videos = [output for output in outputs.values() if output.get("images") or output.get("video")]
     assert len(videos) >= 3, "the heat map, the objects, what was saved"
 
