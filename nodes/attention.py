@@ -15,7 +15,7 @@ from ..decaf.settings import DETAILS, METHODS, MODES, AttentionSettings
 from . import host, live
 from .core_mllm import managed
 from .inputs import checked
-from .sockets import CATEGORY, Attention, FusedAttention, frames_input, mllm_input
+from .sockets import CATEGORY, Attention, FusedAttention, frames_input, method_input, mllm_input
 
 _MOST_FRAMES = 10_000_000
 
@@ -287,14 +287,9 @@ class FrameFusion(io.ComfyNode):
                     optional=True,
                     tooltip="Share of the video map. More: better for actions and order in time. Less: better for small things.",
                 ),
-                io.Combo.Input(
-                    "method",
-                    options=list(METHODS),
-                    default=METHODS[0],
-                    advanced=True,
-                    optional=True,
-                    tooltip="agreement: single frames, which show no motion, count as far as they agree with the video. as published: they "
-                    "always count with the share that is set.",
+                method_input(
+                    "agreement: single frames, which show no motion, count as far as they agree with the video. as published: they "
+                    "always count with the share that is set."
                 ),
             ],
             outputs=[FusedAttention.Output("fused", tooltip="One map per key frame, 0..1.")],

@@ -11,7 +11,7 @@ from . import host, live
 from .inputs import checked
 from .interop import attention_boxes, points_json
 from .objects import describe, overlay_of
-from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input, preview_fps_input
+from .sockets import CATEGORY, SAM2, FusedAttention, Prompts, Tracks, frames_input, method_input, preview_fps_input
 
 
 class AttentionToSAM2Prompts(io.ComfyNode):
@@ -138,14 +138,9 @@ class SAM2VideoPropagate(io.ComfyNode):
                     tooltip="How many objects to keep. auto: what the query says in English ('the two dogs', 'all cars', a plural), else one. "
                     "one: the best. all: every object that matches.",
                 ),
-                io.Combo.Input(
-                    "method",
-                    options=list(METHODS),
-                    default=METHODS[0],
-                    advanced=True,
-                    optional=True,
-                    tooltip="agreement: objects are chosen by the attention to where they are, as many as the targets say. as published: by the "
-                    "paper's score; the targets do not count then.",
+                method_input(
+                    "agreement: objects are chosen by the attention to where they are, as many as the targets say. as published: by the "
+                    "paper's score; the targets do not count then."
                 ),
             ],
             outputs=[

@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..decaf.settings import METHODS
+
 CATEGORY = "DecAF"
 
 # host.Managed around a decaf.mllm MLLM: the model, its processor, and the patcher through which ComfyUI moves it.
@@ -48,9 +50,16 @@ def masks_input(tooltip: str):
 
 def objects_input(tooltip: str):
     """Objects of any tracker: SAM3_TRACK_DATA, DECAF_TRACKS, or MASK (N * T, H, W) float 0..1, object by object."""
-    return io.MultiType.Input("objects", types=[SAM3TrackData, Tracks, io.Mask], display_name="SAM 3 tracks, tracks or masks", tooltip=tooltip)
+    return io.MultiType.Input(
+        "objects", types=[SAM3TrackData, Tracks, io.Mask], display_name="SAM 3 tracks, tracks or masks", tooltip=tooltip
+    )
 
 
 def preview_fps_input(tooltip: str = "Frames per second when images are connected; a video brings its own."):
     """The frame rate of what has none of its own: IMAGE."""
     return io.Float.Input("preview_fps", default=24.0, min=1.0, max=120.0, step=1.0, advanced=True, optional=True, tooltip=tooltip)
+
+
+def method_input(tooltip: str):
+    """The rule by which a step is done: ours, or the paper's."""
+    return io.Combo.Input("method", options=list(METHODS), default=METHODS[0], advanced=True, optional=True, tooltip=tooltip)

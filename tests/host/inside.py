@@ -4,7 +4,7 @@
 """
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import sys
 import time
@@ -22,28 +22,14 @@ for flag in settings.get("flags", ()):  # as they are called in comfy.cli_args
 args.base_directory = settings["base"]
 
 import torch  # noqa: E402
+from node_list import load_pack, nodes  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors on a busy machine
 
 
-def load_pack():
-    """The pack, imported the way ComfyUI does: as a package under a name of its own."""
-    folder = Path(settings["pack"])
-    spec = importlib.util.spec_from_file_location("pack_under_test", folder / "__init__.py", submodule_search_locations=[str(folder)])
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["pack_under_test"] = pack
-    spec.loader.exec_module(pack)
-    return pack
-
-
-async def nodes(pack):
-    extension = await pack.comfy_entrypoint()
-    return {node.GET_SCHEMA().node_id: node for node in await extension.get_node_list()}
-
-
 def main():
     before = set(sys.modules)
-    pack = load_pack()
+    pack = load_pack(Path(settings["pack"]))
     imported = {name.partition(".")[0] for name in set(sys.modules) - before}
     import kit
 
