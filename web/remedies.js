@@ -1,5 +1,6 @@
 // The page tells of a mistake that some node took no input. What was wrong and what helps is in the server's answer; here it comes in sight, once.
 import { app } from '../../scripts/app.js'
+import { isOurs } from './ours.js'
 
 const SECONDS = 15
 
@@ -7,20 +8,17 @@ function show(title, text) {
   app.extensionManager?.toast?.add({ severity: 'error', summary: title, detail: text, life: SECONDS * 1000 })
 }
 
-function isOurs(type) {
-  return window.LiteGraph?.registered_node_types?.[type]?.nodeData?.python_module?.includes('DecAF') ?? false
-}
-
-function titleOf(type) {
-  return window.LiteGraph.registered_node_types[type].nodeData.display_name ?? type
+function definitionOf(type) {
+  return window.LiteGraph?.registered_node_types?.[type]?.nodeData
 }
 
 /** Of the nodes that the server has refused: one message a mistake. */
 function showRefused(refused) {
   for (const node of Object.values(refused ?? {})) {
-    if (!isOurs(node.class_type)) continue
+    const definition = definitionOf(node.class_type)
+    if (!isOurs(definition)) continue
     const said = new Set(node.errors.map((error) => sentence(error)))
-    show(titleOf(node.class_type), [...said].join('\n'))
+    show(definition.display_name, [...said].join('\n'))
   }
 }
 
@@ -45,7 +43,8 @@ app.registerExtension({
       }
     }
     app.api.addEventListener('execution_error', ({ detail }) => {
-      if (detail.exception_type?.endsWith('DecafError')) show(titleOf(detail.node_type) ?? detail.node_type, detail.exception_message.trim())
+      if (detail.exception_type?.endsWith('DecafError')) 
+        show(definitionOf(detail.node_type)?.display_name ?? detail.node_type, detail.exception_message.trim())
     })
   },
 })

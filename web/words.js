@@ -1,6 +1,7 @@
 // What a node has to say stays on it when it is done, in place of the step that it was at; a node that has nothing to say loses that line. A
 // box (subgraph) shows the words of the node that is at work in it.
 import { app } from '../../scripts/app.js'
+import { isOurs } from './ours.js'
 
 const LINE = '$$node-text-preview'
 
@@ -15,8 +16,8 @@ function nodeOf(id) {
   return node
 }
 
-function isOurs(node) {
-  return node?.constructor?.nodeData?.python_module?.includes('DecAF') || node?.comfyClass?.startsWith('DecAF')
+function definitionOf(id) {
+  return nodeOf(id)?.constructor?.nodeData
 }
 
 function write(id, text) {
@@ -37,7 +38,7 @@ app.registerExtension({
     const ofBox = new Map() // id of a box: what a node in it has said last
     const boxOf = (id) => id.split(':').slice(0, -1).join(':')
     const ended = () => {
-      if (running === null || said.has(running) || !isOurs(nodeOf(running))) return
+      if (running === null || said.has(running) || !isOurs(definitionOf(running))) return
       clear(nodeOf(running))
       const box = boxOf(running)
       if (!box) return
@@ -57,7 +58,7 @@ app.registerExtension({
     api.addEventListener('executed', ({ detail }) => {
       const id = String(detail.node)
       const text = detail.output?.text
-      if (!Array.isArray(text) || !isOurs(nodeOf(id))) return
+      if (!Array.isArray(text) || !isOurs(definitionOf(id))) return
       if (text.length) {
         const words = text.join('\n').replaceAll('\n', '  \n') // the page reads it as Markdown
         said.add(id)
@@ -68,7 +69,7 @@ app.registerExtension({
     // Of a node in a box, the box.
     api.addEventListener('progress_text', ({ detail }) => {
       const box = boxOf(String(detail.nodeId))
-      if (box && isOurs(nodeOf(detail.nodeId))) write(box, detail.text)
+      if (box && isOurs(definitionOf(detail.nodeId))) write(box, detail.text)
     })
   },
 })

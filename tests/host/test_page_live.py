@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from comfy_host import WORKFLOWS
+from comfy_host import Server, running
 from comfy_page import load_workflow, open_page, press_run, set_widgets
-from make_workflows import QUICK
+
+SAVED = Path(__file__).parent / "saved" / "decaf_quick_start.json"
+"""The method node by node, on a made-up clip."""
 
 ABSENT = "the green triangle"
 LINE = "$$node-text-preview"
+
+
+@pytest.fixture(scope="module")
+def server(host, tmp_path_factory):
+    """With the pack in a folder of the name that the registry gives it, by which nothing may recognise it."""
+    with running(Server(host, tmp_path_factory.mktemp("registry"), folder="comfyui-decaf"), tmp_path_factory.mktemp("bare")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
@@ -21,7 +31,7 @@ def opened(request, server, browser):
         page.on("console", lambda line: console.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: console.append(str(error)))
         page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param)
-        load_workflow(page, WORKFLOWS / f"{QUICK}.json")
+        load_workflow(page, SAVED)
         page.evaluate(
             """() => {
                 const node = window.app.graph._nodes.find(node => node.type === 'ExtractRolloutAttention')

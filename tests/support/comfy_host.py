@@ -105,13 +105,14 @@ def running(server: Server, bare: Path):
 @dataclass
 class Server:
     """ComfyUI's server on a free port over a folder of its own: `base`/models, input, output, temp and custom_nodes with this pack.
-    `device`: the argument that says where it computes; empty for where it finds best."""
+    `device`: the argument that says where it computes; empty for where it finds best. `folder`: the name of the pack's folder."""
 
     host: Host
     base: Path
     arguments: tuple[str, ...] = ()
     with_pack: bool = True
     device: tuple[str, ...] = ("--cpu",)
+    folder: str = "ComfyUI-DecAF"
     port: int = 0
     process: subprocess.Popen | None = field(default=None, repr=False)
 
@@ -129,7 +130,7 @@ class Server:
         settings = self.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(exist_ok=True)
         settings.write_text('{"Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false}')  # else the page opens with its templates
-        pack = self.base / "custom_nodes" / "ComfyUI-DecAF"
+        pack = self.base / "custom_nodes" / self.folder
         if self.with_pack and not pack.exists():
             pack.symlink_to(PACK, target_is_directory=True)
         with socket.socket() as free:
