@@ -9,6 +9,7 @@ from comfy_page import load_workflow, open_page
 from recorded import flat, read_texts
 
 LANGUAGE = "fr"
+SAVED = WORKFLOWS / "Step by Step (Video).json"
 
 
 @pytest.fixture(params=[False, True], ids=["canvas", "new design"])
@@ -17,7 +18,7 @@ def page(request, server, browser):
     store(server, settings)
     try:
         with open_page(browser, server.url) as page:
-            load_workflow(page, WORKFLOWS / "decaf_video_to_mask.json")
+            load_workflow(page, SAVED)
             yield page
     finally:
         store(server, {"Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False})

@@ -17,15 +17,18 @@ def whole_graph(frames: list) -> dict:
         "sam2": node("DecAFLoadSAM2", model="tiny_sam2.safetensors", precision="auto"),
         "extract": node(
             "ExtractRolloutAttention", mllm=["mllm", 0], frames=frames, query="it", setting="expression", max_key_frames=2, tokens_per_frame=16,
-            start_layer=-1, object_question="", background_question="",
+            start_layer=-1, object_question="", background_question="", not_this="the ground", first_frame=0, last_frame=-1, key_frames="0, 3",
         ),
         "contrast": node("ObjectBackgroundFusion", object=["extract", 0], background=["extract", 1], sigma=1.0),
-        "fused": node("FrameFusion", attention=["contrast", 0], video_weight=0.5),
+        "fused": node("FrameFusion", attention=["contrast", 0], video_weight=0.5, method="as published"),
         "prompts": node("AttentionToSAM2Prompts", fused=["fused", 0], threshold=0.9, presence_threshold=0.0),
         "shown": node("DecAFAttentionPreview", frames=frames, fused=["fused", 0], prompts=["prompts", 0]),
         "propagate": node(
-            "SAM2VideoPropagate", sam2=["sam2", 0], frames=frames, prompts=["prompts", 0], score_threshold=0.5, nms_iou=0.7, preview_fps=24.0
+            "SAM2VideoPropagate", sam2=["sam2", 0], frames=frames, prompts=["prompts", 0], score_threshold=0.5, nms_iou=0.7, preview_fps=24.0,
+            targets="all", method="agreement",
         ),
+        "query": node("DecAFPickQuery", tracks=["propagate", 1], query="1"),
+        "query_mask": node("MaskPreview", mask=["query", 0]),
         "corrected": node(
             "DecAFCorrectObjects", sam2=["sam2", 0], frames=frames, tracks=["propagate", 1], object=-1, frame=1, mode="refine",
             positive_points='[{"x": 20, "y": 20}]', negative_points="", mask=["propagate", 0],
