@@ -17,7 +17,7 @@ def whole_graph(frames: list) -> dict:
         "sam2": node("DecAFLoadSAM2", model="tiny_sam2.safetensors", precision="auto"),
         "extract": node(
             "ExtractRolloutAttention", mllm=["mllm", 0], frames=frames, query="it", setting="expression", max_key_frames=2, tokens_per_frame=16,
-            start_layer=-1, object_question="", background_question="", not_this="the ground", first_frame=0, last_frame=-1, key_frames="0, 3",
+            start_layer=-1, object_question="", background_question="", not_this="", first_frame=0, last_frame=-1, key_frames="",
         ),
         "contrast": node("ObjectBackgroundFusion", object=["extract", 0], background=["extract", 1], sigma=1.0),
         "fused": node("FrameFusion", attention=["contrast", 0], video_weight=0.5, method="as published"),
