@@ -46,7 +46,7 @@ class Box:
     inputs: dict[str, str]
     outputs: dict[str, str]
     shows: str
-    size: tuple[int, int] = (380, 640)
+    size: tuple[int, int] = (380, 720)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ _DOG = "the dog that gets the ball first"
 
 
 def _box(query: str, title: str = VIDEO_BOX, gap: int = 0) -> Node:
-    return Node(title, {"query": query}, (380, 640), gap=gap)
+    return Node(title, {"query": query}, (380, 720), gap=gap)
 
 
 WORKFLOWS = {
@@ -283,17 +283,17 @@ WORKFLOWS = {
         f"Several lines in *query* give several masks.\n\n{_FOLDERS}{_OTHERS}",
         {
             "1 · Clip and models": _VIDEO,
-            "2 · Ask where the object is": {"extract": Node("ExtractRolloutAttention", {"query": _DOG}, (360, 0))},
+            "2 · Ask where the object is": {"extract": Node("ExtractRolloutAttention", {"query": _DOG}, (360, 780))},
             "3 · Subtract": {
                 "contrast": Node("ObjectBackgroundFusion", {}, (300, 0)),
                 "answers": Node("PreviewAny", {}, (300, 240)),
             },
             "4 · Join": {"fused": Node("FrameFusion", {}, (300, 0))},
-            "5 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 60))},
+            "5 · Points": {"prompts": Node("AttentionToSAM2Prompts", {}, (320, 270))},
             "6 · Look": {"preview": Node("DecAFAttentionPreview", {}, (340, 460))},
-            "7 · Masks": {"segment": Node("SAM2VideoPropagate", {}, (340, 0))},
+            "7 · Masks": {"segment": Node("SAM2VideoPropagate", {}, (340, 560))},
             "8 · Result": {
-                "show": Node("DecAFShowObjects", {}, (340, 430)),
+                "show": Node("DecAFShowObjects", {}, (340, 500)),
                 "report": Node("PreviewAny", {}, (340, 180)),
             },
         },
