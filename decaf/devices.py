@@ -164,3 +164,15 @@ def free_memory(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names, "auto" the fastest there is. DecafError if there is no such one here."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(one for one in ("cuda", "mps", "cpu") if has[one]))
+    if not has[name]:
+        raise DecafError(
+            f"--device {name} was asked for, but PyTorch {torch.__version__} finds no such device here. Use --device auto or cpu."
+        )
+    return torch.device(name)

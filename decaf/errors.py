@@ -9,6 +9,10 @@ class DecafError(ValueError):
     """Names the input, the state it is in, and what to do about it. Shown to users as it is."""
 
 
+class OutputError(DecafError):
+    """Results cannot be written: the disk is full, or a folder takes no files. Other clips and queries would fare no better."""
+
+
 def shown(text: object, longest: int = 160) -> str:
     """A name or a value from outside, for a message: on one line, without its middle where it is long."""
     text = os.fsdecode(text) if isinstance(text, os.PathLike | bytes) else str(text)

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import DecafError, reason, shown
+from .errors import OutputError, reason, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -21,7 +21,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     An error or a cancel leaves what was at `path` before. The folder is made if need be. Whoever writes the same file at the same time has
     another part, so that one of the two stays, whole.
-    DecafError: no permission, not a folder, no possible name, or the disk is full.
+    OutputError: no permission, not a folder, no possible name, or the disk is full.
     """
     path = Path(path)
     part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
@@ -67,7 +67,7 @@ def _full_disk(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _explained(path: Path, error: Exception) -> DecafError:
+def _explained(path: Path, error: Exception) -> OutputError:
     if getattr(error, "errno", None) in _FULL:
-        return DecafError(f"The disk is full: {shown(path)} could not be written. Free space there or choose another output folder.")
-    return DecafError(f"{shown(path)} could not be written ({reason(error)}); choose another output folder or change its permissions.")
+        return OutputError(f"The disk is full: {shown(path)} could not be written. Free space there or choose another output folder.")
+    return OutputError(f"{shown(path)} could not be written ({reason(error)}); choose another output folder or change its permissions.")

@@ -15,8 +15,8 @@ from short_runs import FRAMES, KEYS, SIZE, Meter, check_whole, masks, picture, r
 from decaf.clips import open_clip
 from decaf.command import main as cli
 from decaf.command import segment as command
-from decaf.command.folder_lock import NAME as LOCK
 from decaf.command.memory_log import resident_bytes
+from decaf.folder_lock import NAME as LOCK
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl", "qwen3_vl"])  # each by its way of pictures; tests/test_mllm.py has all

@@ -360,7 +360,7 @@ def test_a_clone_that_is_not_installed(line, tmp_path, monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
     from decaf import __version__
-    from decaf.command import outputs
+    from decaf.results import files as outputs
 
     real = outputs.version
 

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from short_runs import masks, read
 
-from decaf.command import folder_lock
+from decaf import folder_lock
 from decaf.command import main as cli
 from decaf.command import segment as command
-from decaf.command.folder_lock import NAME, FolderLocks
 from decaf.errors import DecafError
 from decaf.files import atomic_write
+from decaf.folder_lock import NAME, FolderLocks
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from decaf.command.folder_lock import FolderLocks
+from decaf.folder_lock import FolderLocks
 with FolderLocks() as locks:
     for folder in sys.argv[1:]:
         locks.take(Path(folder))

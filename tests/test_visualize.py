@@ -8,13 +8,13 @@ from PIL import Image
 from decaf.attention.frames import key_frames
 from decaf.attention.points import attention_points
 from decaf.clips import clip_from_images, clip_info
-from decaf.command.outputs import write_masks
 from decaf.data import FusedAttention, Track, Tracks
 from decaf.masks import MaskStore
 from decaf.pictures.contact_sheet import contact_sheet
 from decaf.pictures.drawing import cut_out, heat_colours, heat_overlay, point_overlay
 from decaf.pictures.lettering import font_for, plain, wrapped
 from decaf.pictures.styles import show_objects
+from decaf.results.files import write_masks
 
 
 def made(size=(90, 160), frames=8, query="the red box.", objects=2):

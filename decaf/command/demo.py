@@ -78,7 +78,7 @@ def _check(arguments) -> None:
     """What is wrong with the options is reported before anything is made or loaded."""
     from ..errors import DecafError, shown
     from ..paths import look_at
-    from .outputs import prepare_folder
+    from ..results.files import prepare_folder
 
     if arguments.seed < 0:
         raise DecafError(f"--seed {arguments.seed} is below 0. Give 0 or more.")
@@ -103,9 +103,9 @@ def _show(arguments, progress) -> tuple[str, tuple[str, ...]]:
     from ..clips import open_clip
     from ..demo.scenes import make_scene
     from ..files import write_image
-    from . import outputs
+    from ..folder_lock import FolderLocks
+    from ..results import files as outputs
     from . import segment as command
-    from .folder_lock import FolderLocks
     from .options import Options, check_options
 
     scene = make_scene(arguments.seed, length=arguments.frames)
@@ -169,12 +169,13 @@ def _same_query(scene, text: str):
 
 
 def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
+    from ..devices import choose_device
     from ..evaluation.evaluate import evaluate
     from ..files import write_json
     from ..mllm import load_mllm
     from ..sam2 import load_sam2
     from .options import check_models, sam2_file
-    from .segment import choose_device, mllm_folder
+    from .segment import mllm_folder
 
     check_models(arguments.mllm, sam2_file(arguments.sam2))
     device = choose_device(arguments.device)

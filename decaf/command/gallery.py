@@ -53,15 +53,15 @@ def _gallery(arguments: argparse.Namespace) -> int:
 def _run(arguments, entries: list[Entry], progress) -> str:
     import torch
 
-    from ..devices import language_dtype, mixed_dtype
+    from ..devices import choose_device, language_dtype, mixed_dtype
+    from ..folder_lock import FolderLocks
     from ..mllm import load_mllm
     from ..mllm.folder import stored_dtype
+    from ..results import files as outputs
     from ..sam2 import load_sam2
-    from . import outputs
-    from .folder_lock import FolderLocks
     from .gallery_page import page, picture_name, show
     from .options import check_models, sam2_file
-    from .segment import choose_device, mllm_folder
+    from .segment import mllm_folder
 
     check_models(arguments.mllm, sam2_file(arguments.sam2))
     device = choose_device(arguments.device)

@@ -12,8 +12,8 @@ from ..errors import DecafError, reason, shown
 from ..finishing.refine import check_refine
 from ..mllm.folder import read_json
 from ..paths import look_at, real_path
+from ..results import files as outputs
 from ..settings import MOST_KEY_FRAMES, MOST_TOKENS_PER_FRAME, AttentionSettings, PointSettings, RefineSettings, TrackingSettings
-from . import outputs
 
 
 @dataclass(frozen=True)

@@ -7,46 +7,39 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .. import __version__
 from ..attention.extract import extract_attentions
 from ..attention.frames import shown_frames
 from ..attention.questions import clean_not_this, names_of, split_queries
-from ..clips import Clip, open_clip, write_video
+from ..clips import Clip, open_clip
 from ..clips.identity import check_same_clip
 from ..data import Attention, Tracks, caption
 from ..demo import BUNDLED, MLLM_FOLDER
-from ..devices import empty_caches, language_dtype, mixed_dtype
+from ..devices import choose_device, empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
-from ..files import write_image, write_json
-from ..finishing import PICTURES, SoundFile, apply_mask, apply_mask_each, refine
+from ..files import write_json
+from ..finishing import refine
+from ..folder_lock import FolderLocks
 from ..mllm import find_mllm, load_mllm
 from ..mllm.folder import stored_dtype
 from ..mllm.streaming import check_budget
-from ..pictures.contact_sheet import contact_sheet
-from ..pictures.styles import show_objects
-from ..pipeline import Result, segment_attention
+from ..pipeline import segment_attention
 from ..report import Progress, Report
+from ..results import files as outputs
+from ..results.write import Wanted, write_result
 from ..sam2 import SAM2, load_sam2
-from ..settings import EffectSettings, RefineSettings
+from ..settings import RefineSettings
 from ..tracking import feature_cache
 from ..tracking.frames import FeatureCache
-from . import outputs
 from .attention_file import load_attention, save_attention
-from .folder_lock import FolderLocks
 from .memory_log import MemoryLog
 from .options import Options, check_options, check_paths, check_start_layer, sam2_file
 
 log = logging.getLogger(__name__)
-
-DEFAULT_FPS = Fraction(24)
-"""Of the overlay video of a clip without a frame rate: a folder of images."""
-
 
 @dataclass(frozen=True)
 class _Job:
@@ -248,8 +241,8 @@ def _segment(
     # Only now: until there is something better, an earlier result stays whole.
     outputs.clear(job.folder)
     with run.stage("write", report):
-        filled = _write(options, job.folder, clip, result, report.progress)
-        cut_out = _write_cut_out(options, job.folder, clip, result.tracks, report.progress)
+        wanted = Wanted(objects=options.objects, overlay=options.overlay, style=options.style, cut_out=options.cut_out)
+        filled, files = write_result(job.folder, options.clip, clip, result, wanted, report.progress)
     height, width = clip.frame_size
     write_json(
         job.folder / outputs.RESULT,
@@ -278,67 +271,16 @@ def _segment(
             "queries_at_once": record["queries_at_once"],
             "counts": record["counts"] | result.counts,
             "versions": outputs.versions(),
-            "files": [outputs.ATTENTION, outputs.SHEET] + [outputs.OVERLAY] * options.overlay + cut_out,
+            "files": [outputs.ATTENTION, *files],
             "made_from": job.made_from,
         },
     )
     return result.tracks, filled
 
 
-def _write(options: Options, folder: Path, clip: Clip, result: Result, progress: Progress) -> int:
-    """Writes masks and pictures; returns in how many frames something is masked."""
-    tracks = result.tracks
-    filled = outputs.write_masks(folder / outputs.MASKS, outputs.union_masks(tracks), tracks.length, progress)
-    if options.objects:
-        for index, track in enumerate(tracks.tracks):
-            outputs.write_masks(folder / outputs.OBJECTS / str(track.id), outputs.object_masks(tracks, index), tracks.length, progress)
-    write_image(folder / outputs.SHEET, contact_sheet(clip, result.fused, result.prompts, tracks))
-    if options.overlay:
-        write_video(folder / outputs.OVERLAY, _overlay(clip, tracks, options.style, progress), clip.fps or DEFAULT_FPS, clip.frame_size)
-    return filled
-
-
-def _write_cut_out(options: Options, folder: Path, clip: Clip, tracks: Tracks, progress: Progress) -> list[str]:
-    """The files that are to be there, if some were asked for; with --objects also one of each object. What there is to say of the sound goes to
-    the log."""
-    kind = options.cut_out
-    if kind is None:
-        return []
-    sound = SoundFile(options.clip) if options.clip.is_file() and kind not in PICTURES else None
-    given = {"sound": sound, "fps": DEFAULT_FPS, "pictures": kind, "progress": progress}
-    path, settings = outputs.cut_out_path(folder, kind), EffectSettings("cut out")
-    written = {path: apply_mask(path, clip, tracks, settings, **given)}
-    if options.objects:
-        written |= apply_mask_each(path, clip, tracks, settings, **given)
-    if written[path]:
-        log.warning("%s", written[path])
-    return [one.name if one.suffix else f"{one.name}/{len(clip) - 1:05d}.{kind}" for one in written]
-
-
-def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:
-    # One object needs no number.
-    numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
-    for index in range(len(clip)):
-        masks = [tracks.alpha(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
-        yield show_objects(clip[index], masks, style, numbers=numbers)
-        progress(index + 1, len(clip), "Writing the overlay")
-
-
 def mllm_folder(name: str, progress: Progress | Report) -> Path:
     """The folder of the model that --mllm names: a folder, a repository id or "bundled"."""
     return MLLM_FOLDER if name == BUNDLED else find_mllm(name, progress)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that --device names, "auto" the fastest there is. DecafError if there is no such one here."""
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(one for one in ("cuda", "mps", "cpu") if has[one]))
-    if not has[name]:
-        raise DecafError(
-            f"--device {name} was asked for, but PyTorch {torch.__version__} finds no such device here. Use --device auto or cpu."
-        )
-    return torch.device(name)
 
 
 def _summary(folder: Path, tracks: Tracks, filled: int) -> str:

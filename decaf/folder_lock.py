@@ -7,8 +7,8 @@ import logging
 import os
 from pathlib import Path
 
-from ..errors import DecafError, reason, shown
-from ..paths import real_path
+from .errors import DecafError, reason, shown
+from .paths import real_path
 
 try:
     import fcntl

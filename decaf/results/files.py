@@ -1,5 +1,5 @@
-"""What the command leaves behind: masks, pictures, a record of the run, and the attention maps that a later run can start from (see
-`attention_file`).
+"""What the commands leave behind: masks, pictures, a record of the run, and the attention maps that a later run can start from (see
+`decaf.command.attention_file`).
 
 Every file appears under its name only when it is complete, and `result.json` is written last: a folder without it is not finished.
 """

@@ -1,0 +1,203 @@
+"""Jobs on Ray: workers in processes of their own, here or on a cluster. All that the project knows about Ray is here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from ..errors import DecafError, OutputError
+from ..report import Report
+from .jobs import MOST_TRIES, STEP, Job, Outcome, Worker, attempt
+
+_WAIT = 0.2
+"""Seconds between two looks at whether the run is to stop."""
+
+_MOST_LOADS = 3
+"""How often in a row workers may die before they have done anything."""
+
+_STORE_BYTES = 128 << 20
+"""For Ray's own store of objects, by default a third of the memory: jobs and records are small."""
+
+
+def is_installed() -> bool:
+    return find_spec("ray") is not None
+
+
+@dataclass
+class _Hand:
+    """A worker's process. `job`, `tries`: what it does now; None while it loads its models, or is free."""
+
+    number: int
+    actor: object
+    job: Job | None = None
+    tries: int = 0
+
+
+def run_on_ray(
+    jobs: Sequence[Job],
+    make_worker: Callable[[], Worker],
+    workers: int,
+    gpus_per_worker: float | None,
+    address: str | None,
+    report: Report,
+    tell: Callable[[str], None],
+) -> Iterator[Outcome]:
+    """`run_jobs` with Ray."""
+    with _connected(address, workers):
+        options = _share(workers, gpus_per_worker, address)
+        yield from _Crew(jobs, make_worker, min(workers, len(jobs)), options, report, tell).run()
+
+
+class _Crew:
+    """Workers, and what is left for them to do."""
+
+    def __init__(self, jobs, make_worker, workers: int, options: dict, report: Report, tell: Callable[[str], None]):
+        import ray
+
+        self._ray, self._make_worker, self._options = ray, ray.put(make_worker), options
+        self._report, self._tell = report, tell
+        self._left = deque((job, 0) for job in jobs)
+        self._total, self._done, self._deaths = len(jobs), 0, 0
+        self._busy: dict[object, _Hand] = {}
+        self._count, self._workers = 0, workers
+
+    def run(self) -> Iterator[Outcome]:
+        self._report.progress(0, self._total, STEP)
+        try:
+            for _ in range(self._workers):
+                self._hire()
+            while self._done < self._total:
+                self._report.check_cancelled()
+                ready, _ = self._ray.wait(list(self._busy), timeout=_WAIT)
+                for reference in ready:
+                    outcome = self._look(self._busy.pop(reference), reference)
+                    if outcome is not None:
+                        self._done += 1
+                        yield outcome
+                        self._report.progress(self._done, self._total, STEP)
+        finally:
+            for hand in self._busy.values():
+                with suppress(Exception):
+                    self._ray.kill(hand.actor)
+
+    def _hire(self) -> None:
+        self._count += 1
+        hand = _Hand(self._count, self._ray.remote(_Actor).options(**self._options).remote())
+        self._busy[hand.actor.load.remote(self._make_worker)] = hand
+
+    def _look(self, hand: _Hand, reference) -> Outcome | None:
+        """What a worker has come to; it gets the next job, if there is one."""
+        from ray.exceptions import RayActorError
+
+        try:
+            found = self._ray.get(reference)
+        except RayActorError:
+            return self._replace(hand)
+        if isinstance(found, Exception):  # no worker would fare better
+            raise found
+        self._deaths = 0
+        outcome = None
+        if hand.job is not None:
+            outcome = Outcome(hand.job.key, found.record, found.error, hand.tries)
+        if self._left:
+            hand.job, before = self._left.popleft()
+            hand.tries = before + 1
+            self._busy[hand.actor.work.remote(hand.job)] = hand
+        else:
+            self._ray.kill(hand.actor)
+        return outcome
+
+    def _replace(self, hand: _Hand) -> Outcome | None:
+        """After a worker's death."""
+        self._deaths += 1
+        outcome = None
+        if hand.job is None:
+            self._tell(f"Worker {hand.number} died while it loaded its models.")
+            if self._deaths >= _MOST_LOADS:
+                raise DecafError(
+                    "Workers die while they load their models; memory may be short. Ask for fewer workers, or give each a GPU of its own."
+                )
+        elif hand.tries < MOST_TRIES:
+            self._tell(f"Worker {hand.number} died during job {hand.job.key}, which is begun again.")
+            self._left.appendleft((hand.job, hand.tries))
+        else:
+            self._tell(f"Worker {hand.number} died during job {hand.job.key}, which is given up.")
+            outcome = Outcome(hand.job.key, None, f"The worker's process died each of {hand.tries} times; memory may be short.", hand.tries)
+        if self._left:
+            self._hire()
+        return outcome
+
+
+class _Actor:
+    """Lives in a worker's process."""
+
+    def load(self, make_worker: Callable[[], Worker]) -> Exception | None:
+        try:
+            self._worker = make_worker()
+        except DecafError as error:
+            return _plain(error)
+        return None
+
+    def work(self, job: Job) -> Outcome | Exception:
+        try:
+            return attempt(self._worker, job)
+        except OutputError as error:
+            return _plain(error)
+
+
+def _plain(error: DecafError) -> DecafError:
+    """The sentence alone: what it was raised from may be impossible to pickle."""
+    return OutputError(str(error)) if isinstance(error, OutputError) else DecafError(str(error))
+
+
+@contextmanager
+def _connected(address: str | None, workers: int) -> Iterator[None]:
+    os.environ.update(_QUIET)
+    import ray
+
+    if ray.is_initialized():  # by the program that calls us, whose cluster it is
+        yield
+        return
+    own = tempfile.mkdtemp(prefix="decaf-") if address is None else None
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True, "namespace": "decaf"}
+    try:
+        if own:
+            ray.init(
+                "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
+                _node_ip_address="127.0.0.1", _temp_dir=own, **quiet,
+            )  # fmt: skip
+        else:
+            ray.init(address, **quiet)
+        yield
+    finally:
+        ray.shutdown()
+        if own:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def _share(workers: int, gpus_per_worker: float | None, address: str | None) -> dict:
+    """What Ray keeps for each worker. DecafError if the cluster has less than that for all."""
+    import ray
+
+    there = ray.cluster_resources()
+    gpus = gpus_per_worker if gpus_per_worker is not None else min(1.0, there.get("GPU", 0))
+    if gpus * workers > there.get("GPU", 0):
+        raise DecafError(
+            f"{workers} workers with {gpus:g} GPU each were asked for, and there are {there.get('GPU', 0):g}. "
+            "Ask for fewer workers, or give --gpus-per-worker a share such as 0.5."
+        )
+    return {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0}
