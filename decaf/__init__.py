@@ -34,6 +34,7 @@ _WHERE = {
     "segment_attention": "pipeline",
     "Report": "report",
     "AttentionSettings": "settings",
+    "FusionSettings": "settings",
     "PointSettings": "settings",
     "TrackingSettings": "settings",
     "RefineSettings": "settings",

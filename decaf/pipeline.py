@@ -13,7 +13,7 @@ from .data import Attention, FusedAttention, SAM2Prompts, Tracks
 from .mllm import MLLM
 from .report import Progress, Report, silent
 from .sam2 import SAM2
-from .settings import PointSettings, TrackingSettings, settings_of
+from .settings import MAPS, METHODS, FusionSettings, PointSettings, TrackingSettings, check_choice, settings_of
 from .tracking import segment
 from .tracking.frames import FeatureCache
 
@@ -50,14 +50,29 @@ def segment_clip(
         templates: question wording; None takes our own.
         progress: callback, called with (done, total, what) all the while, which may raise to cancel; or a `Report`.
         features: image features of the clip that several queries share; see `feature_cache`.
-        settings: by name, fields of `AttentionSettings`, `PointSettings` and `TrackingSettings`.
+        settings: by name, fields of `AttentionSettings`, `FusionSettings`, `PointSettings` and `TrackingSettings`.
 
     Raises DecafError for input that a stage cannot work with.
     """
-    shown, points, tracking = settings_of(settings)
+    shown, points, tracking, fusion = settings_of(settings)
     report = Report.of(progress)
     attention = extract_attention(mllm, clip, query, shown, templates=templates, progress=report)
-    return segment_attention(sam2, clip, attention, points=points, tracking=tracking, progress=report, features=features)
+    return segment_attention(sam2, clip, attention, points=points, tracking=tracking, fusion=fusion, progress=report, features=features)
+
+
+def fused_attention(
+    attention: tuple[Attention, Attention], fusion: FusionSettings | None = None, *, method: str = METHODS[0]
+) -> tuple[Attention, FusedAttention]:
+    """The attention that is fused, and the map that it gives: of (object, background) attention their contrast, by `method`. Without contrast it is
+    the object attention as it is. DecafError as in `frame_fusion`, or there are no such maps."""
+    fusion = fusion or FusionSettings()
+    check_choice("choice of maps", fusion.maps, MAPS)
+    one = object_background_fusion(*attention) if fusion.contrast else attention[0]
+    if fusion.maps == MAPS[0]:
+        return one, frame_fusion(one, method=method)
+    if fusion.maps == MAPS[1]:
+        return one, frame_fusion(one, video_weight=1)
+    return one, frame_fusion(one, video_weight=0, method=METHODS[1])  # "agreement" would ask the video's map
 
 
 def segment_attention(
@@ -67,6 +82,7 @@ def segment_attention(
     *,
     points: PointSettings | None = None,
     tracking: TrackingSettings | None = None,
+    fusion: FusionSettings | None = None,
     progress: Progress | Report = silent,
     features: FeatureCache | None = None,
 ) -> Result:
@@ -74,8 +90,7 @@ def segment_attention(
     points, tracking = points or PointSettings(), tracking or TrackingSettings()
     report = Report.of(progress)
     with report.stage("fusion"):
-        contrast = object_background_fusion(*attention)
-        fused = frame_fusion(contrast, method=tracking.method)
+        contrast, fused = fused_attention(attention, fusion, method=tracking.method)
         prompts = attention_points(fused, threshold=points.point_threshold, presence_threshold=points.presence_threshold)
     tracks = segment(sam2, clip, prompts, tracking, progress=report, features=features)
     return Result(*attention, contrast, fused, prompts, tracks, dict(report.counts), dict(report.seconds))

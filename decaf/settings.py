@@ -60,6 +60,7 @@ class AttentionSettings:
             key frames. What it costs in quality is in the README.
         first_frame, last_frame: of the part of the clip that is asked about and tracked, both included; None for the clip's last one. Masks
             outside of it are empty.
+        v_max: whether heads of the model count by how strongly they look at the pictures; without it all count alike (an ablation of the paper).
         key_frames: frames that are shown to the model, chosen by hand; `max_key_frames` then does not count. Empty: evenly spread.
         not_this: what is not to be masked, in a sentence of its own; one for all queries. What it attends more than the query does is
             subtracted (see `decaf.attention.fusion.object_background_fusion`). Not in the paper. None for nothing.
@@ -74,6 +75,7 @@ class AttentionSettings:
     first_frame: int = 0
     last_frame: int | None = None
     key_frames: tuple[int, ...] = ()
+    v_max: bool = True
 
     @property
     def is_fast(self) -> bool:
@@ -84,6 +86,23 @@ class AttentionSettings:
     def shown_key_frames(self) -> int:
         """Key frames that are shown at most."""
         return min(self.max_key_frames, FAST_KEY_FRAMES) if self.is_fast else self.max_key_frames
+
+
+MAPS = ("both", "video", "frames")
+"""Which maps the fused attention is made of: of the clip shown as a video, of its key frames shown one by one, or both."""
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """What the fused attention is made of; all but the defaults are ablations of the paper.
+
+    Attributes:
+        contrast: whether the attention of the background question is subtracted from that of the object question.
+        maps: one of MAPS.
+    """
+
+    contrast: bool = True
+    maps: str = MAPS[0]
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,8 @@ class TrackingSettings:
         max_tracks: keeps at most so many, the best ones; None keeps all.
         method: one of METHODS; `decaf.pipeline` fuses the maps by it, too.
         targets: one of TARGETS; the published method ignores it.
+        consistency: whether tracklets are judged by the attention along their whole way; without it, by that at their point alone (an ablation of
+            the paper).
     """
 
     nms_iou: float = 0.7
@@ -120,6 +141,7 @@ class TrackingSettings:
     max_tracks: int | None = None
     method: str = METHODS[0]
     targets: str = TARGETS[0]
+    consistency: bool = True
 
     @property
     def as_published(self) -> bool:
@@ -241,11 +263,11 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise DecafError(f'There is no {name} "{value}"; choose one of {", ".join(known)}.')
 
 
-def settings_of(given: Mapping[str, object]) -> tuple[AttentionSettings, PointSettings, TrackingSettings]:
+def settings_of(given: Mapping[str, object]) -> tuple[AttentionSettings, PointSettings, TrackingSettings, FusionSettings]:
     """The record of each stage from settings by name; defaults for the others. TypeError for a name that is none of them."""
     rest = dict(given)
     records = []
-    for record in (AttentionSettings, PointSettings, TrackingSettings):
+    for record in (AttentionSettings, PointSettings, TrackingSettings, FusionSettings):
         names = [one.name for one in fields(record)]
         records.append(record(**{name: rest.pop(name) for name in names if name in rest}))
     if rest:

@@ -333,7 +333,10 @@ class _Extraction:
         maps = []
         for first in range(0, len(questions), QUESTIONS_PER_ROLLOUT):
             group = questions[first : first + QUESTIONS_PER_ROLLOUT]
-            rows = last_row_rollout(shared, group, visual, block_bytes=self.batches.block_bytes, check_cancelled=self.report.check_cancelled)
+            rows = last_row_rollout(
+                shared, group, visual,
+                v_max=self.settings.v_max, block_bytes=self.batches.block_bytes, check_cancelled=self.report.check_cancelled,
+            )  # fmt: skip
             seen = visual.to(rows[0].device)
             maps += [layout.to_grid(row[:, : len(visual)][:, seen]) for row in rows]
         return maps

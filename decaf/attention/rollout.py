@@ -67,6 +67,7 @@ def last_row_rollout(
     suffixes: Sequence[CapturedQK],
     visual: Tensor,
     *,
+    v_max: bool = True,
     block_bytes: int | None = None,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
@@ -77,6 +78,7 @@ def last_row_rollout(
             suffixes.
         suffixes: q and k of each question's n tokens; n may differ. Computation runs on their device.
         visual: (P,) bool, the visual tokens of the prefix, the same for every prompt of the batch.
+        v_max: whether heads are weighed; else all count alike, as in the published ablation. The fused kernel always weighs them.
         block_bytes: size of a block of attention rows. It changes the result by rounding only; the fused kernel ignores it.
         check_cancelled: called at least once per layer; may raise to cancel.
 
@@ -86,11 +88,11 @@ def last_row_rollout(
     device = next(iter(suffixes[0].q.values())).device
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-    if (kernel := fused_kernel(device)) and kernel.agrees(prefix, suffixes, _by_blocks):
+    if v_max and (kernel := fused_kernel(device)) and kernel.agrees(prefix, suffixes, _by_blocks):
         rows = kernel.roll_out(prefix, suffixes, visual, check_cancelled)
         if rows is not None:
             return rows
-    return _by_blocks(prefix, suffixes, visual, block_bytes, check_cancelled)
+    return _by_blocks(prefix, suffixes, visual, block_bytes, check_cancelled, v_max)
 
 
 def _by_blocks(
@@ -99,6 +101,7 @@ def _by_blocks(
     visual: Tensor,
     block_bytes: int = BLOCK_BYTES["cuda"],
     check_cancelled: Callable[[], None] = lambda: None,
+    v_max: bool = True,
 ) -> list[Tensor]:
     """`last_row_rollout` in PyTorch, without a fused kernel."""
     layers = sorted(prefix.q, reverse=True)
@@ -132,7 +135,7 @@ def _by_blocks(
             suffix_product = suffix_product[:, :, 0]
             suffix_product[:, :, :length] += product[:, :, i]
             head_weight = weight + suffix_weight
-            head_weight = head_weight / head_weight.amax(-1, keepdim=True)
+            head_weight = head_weight / head_weight.amax(-1, keepdim=True) if v_max else torch.ones_like(head_weight)
             rows[i] = 0.5 * torch.einsum("bh,bhl->bl", head_weight, suffix_product) / heads + 0.5 * rows[i]
     return rows
 

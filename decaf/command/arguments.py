@@ -72,4 +72,4 @@ def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:
     if "method" in given:
         given["method"] = given["method"].replace("-", " ")
     records = settings_of({"setting": arguments.setting.replace("-", " "), **given})
-    return dict(zip(("attention", "points", "tracking"), records, strict=True))
+    return dict(zip(("attention", "points", "tracking"), records, strict=False))

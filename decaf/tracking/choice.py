@@ -31,12 +31,14 @@ def _as_published(tracklets: list[Tracklet], prompts: SAM2Prompts, settings: Tra
     """Every tracklet whose final score is above the threshold, else the best one."""
     threshold = settings.score_threshold
     consistency = attention_consistency(torch.stack([t.coverage for t in tracklets]), prompts.fused.map)
-    final = final_scores(torch.tensor([t.candidate.score for t in tracklets]), consistency)
+    scores = torch.tensor([t.candidate.score for t in tracklets])
+    final = final_scores(scores, consistency) if settings.consistency else scores / 2
     chosen = _best(select(final, threshold), final, settings.max_tracks)
     tracks = _records(tracklets, prompts, consistency, chosen)
     message = ""
-    if tracks[0].score <= threshold:  # the best one stands in where none passes
-        message = f"Nothing scored above {threshold:g}; the best guess, with a score of {tracks[0].score:.2f}, is kept."
+    best = final[chosen[0]]
+    if best <= threshold:  # the best one stands in where none passes
+        message = f"Nothing scored above {threshold:g}; the best guess, with a score of {float(best):.2f}, is kept."
     return chosen, tracks, message
 
 
@@ -44,7 +46,8 @@ def _by_agreement(tracklets: list[Tracklet], prompts: SAM2Prompts, settings: Tra
     """The objects that are attended to most where they are, as many as the query means."""
     coverage = torch.stack([t.coverage for t in tracklets])
     consistency = visible_consistency(coverage, prompts.fused.map)
-    worth = consistency * torch.tensor([t.candidate.predicted_iou for t in tracklets]).clamp(min=0)
+    attended = consistency if settings.consistency else torch.tensor([t.candidate.attention for t in tracklets])
+    worth = attended * torch.tensor([t.candidate.predicted_iou for t in tracklets]).clamp(min=0)
     chosen, rival = select_by_agreement(coverage, worth, wants, settings.score_threshold)
     chosen = _best(chosen, worth, settings.max_tracks)
     return chosen, _records(tracklets, prompts, consistency, chosen), rival_message(rival, wants)

@@ -5,13 +5,13 @@ import torch
 from decaf.attention.rollout import CapturedQK
 
 
-def dense_row(attentions, visual, start):
+def dense_row(attentions, visual, start, *, v_max=True):
     """attentions: per layer (B, H, L, L) after softmax; visual (L,) bool -> last row (B, L) of the rollout of layers >= start."""
     rollout = None
     for attention in attentions[start:]:
         attention = attention.double()
         strength = attention[..., visual].amax(-1).mean(-1)
-        weight = strength / strength.amax(-1, keepdim=True)
+        weight = strength / strength.amax(-1, keepdim=True) if v_max else torch.ones_like(strength)
         mixed = 0.5 * (weight[..., None, None] * attention).mean(1) + 0.5 * torch.eye(attention.shape[-1], dtype=torch.float64)
         rollout = mixed if rollout is None else mixed @ rollout
     return rollout[:, -1]
@@ -37,7 +37,7 @@ def random_rows(batch, heads, groups, lengths, dim=16, dtype=torch.float32, laye
     return pieces[0], pieces[1:]
 
 
-def dense_rows(prefix, suffix, visual, start=0):
+def dense_rows(prefix, suffix, visual, start=0, **options):
     """What `last_row_rollout` should give for one prompt."""
     attentions = {
         layer: dense_attention(
@@ -49,7 +49,7 @@ def dense_rows(prefix, suffix, visual, start=0):
     }
     length = next(iter(attentions.values())).shape[-1]
     seen = torch.cat([visual, torch.zeros(length - len(visual), dtype=torch.bool)])
-    return dense_row([attentions[layer] for layer in sorted(attentions)], seen, start)
+    return dense_row([attentions[layer] for layer in sorted(attentions)], seen, start, **options)
 
 
 def relative(actual, expected):
