@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attention.extract import extract_attentions
-from ..attention.fusion import coarse_masks, frame_fusion, object_background_fusion
+from ..attention.fusion import coarse_masks
 from ..attention.questions import Query, Templates, clean_not_this, clean_query
 from ..clips import Clip, open_clip
 from ..data import Attention, FusedAttention, Tracks
@@ -20,10 +20,10 @@ from ..devices import choose_device, language_dtype, mixed_dtype
 from ..errors import DecafError, OutputError, reason
 from ..mllm import MLLM, load_mllm
 from ..mllm.folder import stored_dtype
-from ..pipeline import Result, segment_attention
+from ..pipeline import Result, fused_attention, segment_attention
 from ..report import Report
 from ..sam2 import SAM2, load_sam2
-from ..settings import AttentionSettings, PointSettings, TrackingSettings
+from ..settings import AttentionSettings, FusionSettings, PointSettings, TrackingSettings
 from ..tracking import feature_cache
 from ..tracking.frames import FeatureCache
 from .jobs import Job
@@ -55,6 +55,7 @@ class ClipJob:
         asks: all that is asked about it, with the same settings.
         left: keys of those that are still to be done; None for all. The others are asked, too, so that the numbers are those of an unbroken run.
         templates: question wording; None takes our own.
+        compared: settings of the tracking stage with which each query is masked once more, from the same attention; None for none.
     """
 
     clip: Path | Callable[[Report], Clip]
@@ -64,6 +65,8 @@ class ClipJob:
     tracking: TrackingSettings = TrackingSettings()
     templates: Templates | None = None
     left: tuple[str, ...] | None = None
+    fusion: FusionSettings = FusionSettings()
+    compared: TrackingSettings | None = None
 
     def open(self, report: Report) -> Clip:
         return open_clip(self.clip, progress=report) if isinstance(self.clip, Path) else self.clip(report)
@@ -77,11 +80,13 @@ class Masked:
         attention: (object, background).
         fused: the map that masks are made of.
         result: of the tracking stage; None if that is left out.
+        compared: the same with the settings that it is compared with, if there are such.
     """
 
     attention: tuple[Attention, Attention]
     fused: FusedAttention
     result: Result | None
+    compared: Result | None = None
 
     @property
     def tracks(self) -> Tracks | None:
@@ -220,10 +225,13 @@ class ClipWorker:
 
     def _mask(self, payload: ClipJob, clip: Clip, attention, features: FeatureCache | None, report: Report) -> Masked:
         if self._sam2 is not None:
-            result = segment_attention(
-                self._sam2, clip, attention, points=payload.points, tracking=payload.tracking, progress=report, features=features
-            )
-            return Masked(attention, result.fused, result)
+            given = {"points": payload.points, "fusion": payload.fusion, "features": features}
+            result = segment_attention(self._sam2, clip, attention, tracking=payload.tracking, progress=report, **given)
+            compared = None
+            if payload.compared is not None:  # not in the report, whose counts and seconds are those of one method
+                quiet = Report(report.progress)
+                compared = segment_attention(self._sam2, clip, attention, tracking=payload.compared, progress=quiet, **given)
+            return Masked(attention, result.fused, result, compared)
         with report.stage("fusion"):
-            fused = frame_fusion(object_background_fusion(*attention), method=payload.tracking.method)
+            _, fused = fused_attention(attention, payload.fusion, method=payload.tracking.method)
         return Masked(attention, fused, None)
