@@ -155,14 +155,19 @@ def _refusal(what: str, why: str) -> DecafError:
 
 
 def _file_of(clip) -> TextEncoderFile | None:
-    """The file that a CLIP was loaded from, as far as its patcher tells: loaders of other packs do not."""
+    """The file with the multimodal model that a CLIP was loaded from, as far as its patcher tells: loaders of other packs do not.
+    DecafError: several such files, of which a CLIP holds one model."""
     made = getattr(clip.patcher, "cached_patcher_init", None)
     try:
         paths = [Path(path) for path in made[1][0]]
     except (TypeError, LookupError):
         return None
     files = [read_text_encoder(path) for path in paths]
-    return next((file for file in files if file is not None and file.usable), None)
+    usable = [file for file in files if file is not None and file.usable]
+    if len(usable) > 1:
+        names = " and ".join(file.path.name for file in usable)
+        raise DecafError(f"The CLIP that is connected was loaded from several models that see pictures: {names}. Load one of them alone.")
+    return next(iter(usable), None)
 
 
 def _check_weights(transformer: nn.Module, file: TextEncoderFile) -> None:

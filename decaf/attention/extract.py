@@ -346,7 +346,8 @@ class _Extraction:
         if not shared.q[self.mllm.layers - 1].isfinite().all():
             raise DecafError(
                 f"{self.mllm.name} gives numbers that are not finite in {str(self.mllm.engine.dtype).removeprefix('torch.')}. Choose bfloat16 or "
-                "float32 as its dtype; if it is one of these, its weights are damaged: download it again."
+                "float32 as its dtype; if it is one of these, its weights are damaged, or those of a LoRA on it: download the file again, or "
+                "take the LoRA off."
             )
 
 

@@ -43,11 +43,20 @@ class TextShape:
 
 
 class Engine(Protocol):
-    """A decoder that can be run with an attention function of ours. `vision_width`: of the vision tower's hidden states."""
+    """A decoder that can be run with an attention function of ours.
+
+    `vision_width`, `vision_inner_width`: of the vision tower's hidden states and of its feed-forward layers; `vision_dtype`: in which it
+    computes. `deepstack_levels`: how many of them `see` gives beside the visual tokens; 0 for most models.
+    """
 
     model: nn.Module
     shape: TextShape
     vision_width: int
+    vision_inner_width: int
+    deepstack_levels: int
+
+    @property
+    def vision_dtype(self) -> torch.dtype: ...
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +147,10 @@ class TransformersEngine:
     @property
     def has_head(self) -> bool:
         return True
+
+    @property
+    def vision_dtype(self) -> torch.dtype:
+        return self.dtype
 
     def free_memory(self) -> int | None:
         return free_memory(self.device)

@@ -17,10 +17,10 @@ COS_AND_SIN = 2
 def seeing_bytes(mllm: MLLM, layout: Layout, device: torch.device) -> int:
     """Of the vision tower with the pictures of `layout`: pixels, and the layer that holds the most. On a CPU the float32 pixels, and what they are
     made from, count too."""
-    width, size = mllm.engine.vision_width, getattr(mllm.engine, "vision_dtype", mllm.engine.dtype).itemsize
+    width, size = mllm.engine.vision_width, mllm.engine.vision_dtype.itemsize
     patches = layout.batch * layout.tokens * mllm.vision.merge**2
     pixels = patches * 3 * mllm.vision.frames_per_slot * mllm.vision.patch**2
-    layer, inner = mllm.family.tower_layer, getattr(mllm.engine, "vision_inner_width", 4 * width)
+    layer, inner = mllm.family.tower_layer, mllm.engine.vision_inner_width
     attending = (layer.attending if size == 4 else layer.attending_in_half) * width
     tower = round(patches * size * max(attending, layer.feeding * width + layer.inner * inner))
     if device.type != "cpu":
@@ -32,8 +32,7 @@ def seeing_bytes(mllm: MLLM, layout: Layout, device: torch.device) -> int:
 
 def seen_bytes(mllm: MLLM, layout: Layout) -> int:
     """Of the visual tokens, with their deepstack levels, that the tower has made of the pictures."""
-    levels = 1 + getattr(mllm.engine, "deepstack_levels", 0)
-    return layout.batch * layout.tokens * mllm.engine.shape.width * mllm.engine.dtype.itemsize * levels
+    return layout.batch * layout.tokens * mllm.engine.shape.width * mllm.engine.dtype.itemsize * (1 + mllm.engine.deepstack_levels)
 
 
 def passing_bytes(mllm: MLLM, tokens: int) -> int:

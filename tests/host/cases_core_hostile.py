@@ -109,6 +109,24 @@ def case_core_clips_without_what_comfyui_loads_them_by():
         assert module("nodes.core_mllm")._file_of(like(patcher=told)) is None
 
 
+def case_core_a_clip_of_two_multimodal_files_is_refused_by_their_names():
+    files = [FILES["qwen2_5_vl"], FILES["qwen3_vl_8b"]]
+    good = clip("qwen3_vl_8b")
+    made = (None, ([str(models() / "text_encoders" / file) for file in files],))
+    patcher = SimpleNamespace(load_device=torch.device("cpu"), cached_patcher_init=made)
+    message = refusal(SimpleNamespace(cond_stage_model=good.cond_stage_model, patcher=patcher, tokenizer=good.tokenizer))
+    assert all(file in message for file in files) and "Load one of them alone" in message, message
+
+
+def case_core_a_lora_of_nan_on_the_vision_tower_is_told():
+    patched = clip("qwen3_vl_8b").clone()
+    key = next(key for key in patched.cond_stage_model.state_dict() if "visual.blocks.0.mlp" in key and key.endswith("weight"))
+    nan = torch.full_like(patched.cond_stage_model.state_dict()[key], torch.nan)
+    assert patched.patcher.add_patches({key: ("diff", (nan,))}) == [key]
+    message = refusal(patched)
+    assert "not finite" in message and "take the LoRA off" in message, message
+
+
 def case_core_a_head_of_nan_gives_no_answer():
     for name in ("qwen2_5_vl", "qwen3_vl_8b"):
         tensors = load_file(models() / "text_encoders" / FILES[name])
