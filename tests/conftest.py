@@ -23,7 +23,30 @@ def pytest_addoption(parser):
         "--golden", default=TESTS / "golden" / "data", type=Path, help="folder of golden numbers, laid out like tests/golden/data"
     )
     parser.addoption("--gpu-report", type=Path, metavar="FILE.md", help="table of what tests/gpu computes and measures; JSON beside it")
-    parser.addoption("--long", action="store_true", help="run the long forms of the fuzz, kill and memory tests, and checks that start a server")
+    parser.addoption("--all", action="store_true", help="run the slow tests, too, as .ci/run does")
+    parser.addoption(
+        "--long", action="store_true", help="run the long forms of the fuzz, kill and memory tests, and checks that start a server"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: one of the few tests that take the longest; left out unless --all or --long is given")
+
+
+def pytest_report_header(config):
+    return None if _runs_slow(config) else "the slow tests are left out; --all runs them, too"
+
+
+def pytest_collection_modifyitems(config, items):
+    if _runs_slow(config):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def _runs_slow(config) -> bool:
+    return config.getoption("--all") or config.getoption("--long")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_host import Server, running
-from comfy_page import DESIGNS, open_page, press_run, set_widgets
+from comfy_page import IN_EACH_DESIGN, open_page, press_run, set_widgets
 from playwright.sync_api import TimeoutError
 from sounding_clips import heard, write_clip
 from workflow_specs import VIDEO_BOX
@@ -173,7 +173,7 @@ def likeness(file, truth) -> float:
     return float(region_similarity(torch.from_numpy(alpha >= 128), torch.from_numpy(truth)).mean())
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@IN_EACH_DESIGN
 def test_from_a_search_to_a_cut_out(browser, server, scene, design):
     (asked,) = (query for query in scene.queries if query.text == QUERY)
     (other,) = (query for query in scene.queries if query.text == OTHER)

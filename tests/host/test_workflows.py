@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfy_host import WORKFLOWS
-from comfy_page import DESIGNS, fit_view, load_workflow, open_page, press_run, set_widgets
+from comfy_page import DESIGNS, IN_EACH_DESIGN, fit_view, load_workflow, open_page, press_run, set_widgets
 from make_workflows import CHOICES, QUICK, SPECS, SUBGRAPHS, build, build_box
 from PIL import Image
 from workflow_specs import BOXES
@@ -129,7 +129,7 @@ def test_what_was_not_chosen_is_said_at_the_node(opened):
 
 
 @pytest.mark.parametrize("name", RUN)
-@pytest.mark.parametrize("design", DESIGNS)
+@IN_EACH_DESIGN
 def test_run_shows_the_result_and_a_second_run_executes_nothing(browser, server, design, name):
     """Core's own Save Video runs again, once, in the classic canvas: it shows what it has saved, which the page takes for an input."""
     with open_page(browser, server.url, design=design) as page:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from comfy_page import DESIGNS, open_page, press_run, search_nodes, set_widgets
+from comfy_page import IN_EACH_DESIGN, open_page, press_run, search_nodes, set_widgets
 from make_workflows import CHOICES
 from workflow_specs import ALIASES, IMAGE_BOX, VIDEO_BOX
 
@@ -29,7 +29,7 @@ _CONNECT = """
 
 
 @pytest.mark.parametrize("title, loader", [(VIDEO_BOX, "LoadVideo"), (IMAGE_BOX, "LoadImage")])
-@pytest.mark.parametrize("design", DESIGNS)
+@IN_EACH_DESIGN
 def test_a_box_is_found_added_and_run(browser, server, design, title, loader):
     with open_page(browser, server.url, design=design) as page:
         page.evaluate("window.app.graph.clear()")

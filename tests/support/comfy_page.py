@@ -7,9 +7,13 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 DESIGNS = ("classic canvas", "Nodes 2.0")
+
+IN_EACH_DESIGN = pytest.mark.parametrize("design", [pytest.param(DESIGNS[0], marks=pytest.mark.slow), DESIGNS[1]])
+"""For tests of whole tasks in the page, which take long."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
