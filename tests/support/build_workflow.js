@@ -88,11 +88,14 @@ async ({ workflow, boxes }) => {
         input ??= subgraph.addInput(name, String(target.type))
         if (!input.connect(target, inner(key))) throw new Error(`cannot lead ${name} to ${key}.${into}`)
       }
+      if (spec.labels[name]) subgraph.renameInput(input, spec.labels[name])
     }
     for (const [name, from] of Object.entries(spec.outputs)) {
       const [key, out] = from.split('.')
       const source = inner(key).outputs[slot(inner(key).outputs, out, key)]
-      if (!subgraph.addOutput(name, String(source.type)).connect(source, inner(key))) throw new Error(`cannot lead ${from} out`)
+      const output = subgraph.addOutput(name, String(source.type))
+      if (!output.connect(source, inner(key))) throw new Error(`cannot lead ${from} out`)
+      if (spec.labels[name]) subgraph.renameOutput(output, spec.labels[name])
     }
     const tops = Math.min(...subgraph.nodes.map(one => one.pos[1]))
     const lefts = Math.min(...subgraph.nodes.map(one => one.pos[0])), rights = Math.max(...subgraph.nodes.map(one => one.pos[0] + one.size[0]))

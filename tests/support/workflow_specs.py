@@ -38,7 +38,7 @@ class Node:
 @dataclass(frozen=True)
 class Box:
     """Nodes in one box, a subgraph, that the page offers in its search. `inputs`: name -> "node.input", a widget's value among them;
-    `outputs`: name -> "node.output"; `shows`: the node whose picture the box shows."""
+    `outputs`: name -> "node.output"; `shows`: the node whose picture the box shows. `labels`: what the page shows in place of a name of either."""
 
     description: str
     columns: dict[str, dict[str, Node]]
@@ -46,6 +46,7 @@ class Box:
     inputs: dict[str, str]
     outputs: dict[str, str]
     shows: str
+    labels: dict[str, str]
     size: tuple[int, int] = (380, 720)
 
 
@@ -101,6 +102,15 @@ _INPUTS = {
     "feather": "refine.feather",
 }
 
+_LABELS = {
+    "mllm": "language model",
+    "sam2": "SAM 2",
+    "not_this": "not this",
+    "score_threshold": "score threshold",
+    "max_objects": "max objects",
+    "cut_out": "cut-out",
+}
+
 BOXES = {
     VIDEO_BOX: Box(
         "Masks what a sentence means, in every frame of a video: a multimodal LLM finds it, SAM 2 follows it. Gives the mask, the video with the "
@@ -123,6 +133,7 @@ BOXES = {
             "report": "segment.report",
         },
         "show",
+        _LABELS | {"frames": "video"},
     ),
     IMAGE_BOX: Box(
         "Masks what a sentence means, in a picture: a multimodal LLM finds it, SAM 2 outlines it. Gives the mask, the picture with the object "
@@ -152,6 +163,7 @@ BOXES = {
             "report": "segment.report",
         },
         "show",
+        _LABELS | {"frames": "image"},
     ),
 }
 
