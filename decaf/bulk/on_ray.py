@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections import deque
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from ..errors import DecafError, OutputError
+from ..errors import DecafError, OutputError, reason, shown
 from ..report import Report
 from .jobs import MOST_TRIES, STEP, Job, Outcome, Worker, attempt
 
@@ -159,34 +160,66 @@ def _plain(error: DecafError) -> DecafError:
 
 @contextmanager
 def _connected(address: str | None, workers: int) -> Iterator[None]:
-    os.environ.update(_QUIET)
+    """Within it, Ray is there: the caller's own, the cluster at `address`, or one of our own that ends with it."""
+    with _environment(_QUIET if address is not None else {**_QUIET, **_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+        import ray
+
+        if ray.is_initialized():  # by the program that calls us, whose cluster it is
+            yield
+            return
+        folder = tempfile.mkdtemp(prefix="decaf-") if address is None else None
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "decaf"}
+        try:
+            if folder:
+                ray.init(
+                    "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
+                    _temp_dir=folder, **quiet,
+                )  # fmt: skip
+            else:
+                _join(address, quiet)
+            yield
+        finally:
+            ray.shutdown()
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(address: str, options: dict) -> None:
     import ray
 
-    if ray.is_initialized():  # by the program that calls us, whose cluster it is
-        yield
-        return
-    own = tempfile.mkdtemp(prefix="decaf-") if address is None else None
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True, "namespace": "decaf"}
     try:
-        if own:
-            ray.init(
-                "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
-                _node_ip_address="127.0.0.1", _temp_dir=own, **quiet,
-            )  # fmt: skip
-        else:
-            ray.init(address, **quiet)
-        yield
-    finally:
-        ray.shutdown()
-        if own:
-            shutil.rmtree(own, ignore_errors=True)
+        ray.init(address, **options)
+    except Exception as error:
+        raise DecafError(
+            f"The Ray cluster at {shown(address)} cannot be reached ({reason(error)}). Check --address and that the cluster runs, or leave "
+            "it out to work on this machine alone."
+        ) from error
 
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a share of a GPU sees what this process sees
 }
+
+_ALONE = {
+    # The processes of a Ray of our own listen on the loopback interface alone, and to those who know a word that is made up for it.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _share(workers: int, gpus_per_worker: float | None, address: str | None) -> dict:
