@@ -13,7 +13,7 @@ from decaf.attention.fusion import coarse_masks, frame_fusion, object_background
 from decaf.clips import clip_from_images
 from decaf.command import main as cli
 from decaf.demo import MLLM_FOLDER, SAM2_FILE
-from decaf.demo.asking import KINDS
+from decaf.demo.asking import KINDS, answer_to, says
 from decaf.demo.scenes import make_scene
 from decaf.evaluation.evaluate import evaluate, pointing
 from decaf.evaluation.metrics import region_similarity
@@ -195,6 +195,19 @@ def test_the_command_writes_figures(tmp_path, capsys):
     assert set(figures["settings"]) == {"expression", "class name"}
     assert {"noun_colour_pointing", "absent_empty", "present_lost", "coarse_j_fused"} <= set(figures["summary"])
     assert "noun_colour_pointing" in capsys.readouterr().out
+    # Only one setting has the model answer; the figure stands in both, since the question is the same.
+    present = [row["answered"] for row in figures["queries"] if row["kind"] != "absent"]
+    for table in figures["settings"].values():
+        assert table["all present"]["answers"] == pytest.approx(np.mean(present), abs=1e-4)
+
+
+def test_answers_count_whatever_their_form():
+    scene = make_scene(11, length=4)
+    for query in scene.queries:
+        truth = answer_to(query, scene.things)
+        assert says(truth, truth) and says(f"The {truth.replace('-', ' ').title()}.", truth)
+        assert not says("purple triangle, I guess", truth) or truth == "purple-triangle"
+    assert not says("red", "red-star") and not says("none", "red-star") and not says("red-star", "none")
 
 
 def test_bundled_models_are_named_in_the_other_command_too(tmp_path, capsys):

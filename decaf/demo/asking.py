@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from .painting import COLOURS, SHAPES
 from .things import Thing
 
 KINDS = ("noun", "colour", "size", "position", "relation", "motion", "time", "counting", "absent")
+NUMBERS = ("two", "three", "four")
 _WORDS = ("object", "thing", "one", "shape")
 _PLURALS = {"cross": "crosses"}
 
@@ -33,6 +35,21 @@ def plural(shape: str) -> str:
     return _PLURALS.get(shape, shape + "s")
 
 
+def answer_to(query: Query, things: Sequence[Thing]) -> str:
+    """What the bundled model learned to answer to the object question: "red-star", "two-circles", or "none" if it is not there."""
+    if not query.targets:
+        return "none"
+    one = things[query.targets[0]]
+    if len(query.targets) > 1:
+        return f"{NUMBERS[len(query.targets) - 2]}-{plural(one.shape)}"
+    return f"{one.colour}-{one.shape}"
+
+
+def says(answer: str, truth: str) -> bool:
+    """Whether a model's answer names what `answer_to` gives: all of its words, with or without hyphens, in any order."""
+    return set(re.findall(r"[a-z]+", truth)) <= set(re.findall(r"[a-z]+", answer.lower()))
+
+
 def ask_about(rng: np.random.Generator, things: list[Thing], side: int) -> Iterator[Query]:
     """All queries about the objects. `side`: the frame's shorter side in pixels."""
 
@@ -53,7 +70,7 @@ def ask_about(rng: np.random.Generator, things: list[Thing], side: int) -> Itera
     for shape in SHAPES:
         same = tuple(index for index, name in enumerate(shapes) if name == shape)
         if len(same) > 1:
-            number = {2: "two", 3: "three", 4: "four"}.get(len(same), "many")
+            number = NUMBERS[len(same) - 2] if len(same) < len(NUMBERS) + 2 else "many"
             yield Query("counting", f"all {plural(shape)}" if rng.random() < 0.5 else f"the {number} {plural(shape)}", same)
     missing_shape = str(rng.choice([name for name in SHAPES if name not in shapes] or SHAPES))
     missing_colour = str(rng.choice([name for name in COLOURS if name not in colours]))

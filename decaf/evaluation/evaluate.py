@@ -13,7 +13,7 @@ from ..attention.extract import extract_attentions
 from ..attention.fusion import coarse_masks, frame_fusion, object_background_fusion
 from ..clips import Clip, clip_from_images
 from ..data import Attention, FusedAttention
-from ..demo.asking import KINDS, Query
+from ..demo.asking import KINDS, Query, answer_to, says
 from ..demo.scenes import Scene, make_scene
 from ..mllm import MLLM
 from ..pipeline import segment_attention
@@ -43,6 +43,7 @@ class Row:
         coarse: J of the coarse masks, by the names of MAPS.
         j, f, empty: of SAM 2's masks by the default method; None without SAM 2.
         published: the same three of the published method, from the same attention.
+        answered: whether the model named the object rightly when it was asked about the video; None where no setting had it answer.
     """
 
     setting: str
@@ -56,6 +57,7 @@ class Row:
     f: float | None = None
     empty: bool | None = None
     published: dict[str, float | bool] = field(default_factory=dict)
+    answered: bool | None = None
 
 
 def evaluate(
@@ -88,15 +90,28 @@ def evaluate(
         report.progress(number, scenes, "Evaluating")
         scene = make_scene(seed + number, length=length)
         clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
+        answered = dict.fromkeys(range(len(queries)))  # the object question is the same in every setting, but answered in one
+        before = len(rows)
         for setting in settings:
             own = reports[setting]
             attentions = extract_attentions(mllm, clip, [query.text for query in queries], setting=setting, detail=detail, progress=own)
             rows += [_measure(sam2, clip, scene, *pair, setting, seed + number, own) for pair in zip(queries, attentions, strict=True)]
+            for index, (object, _) in enumerate(attentions):
+                if object.answers:
+                    answered[index] = says(object.answers[0], answer_to(queries[index], scene.things))
+        for index, row in enumerate(rows[before:]):
+            row.answered = answered[index % len(queries)]
     report.progress(scenes, scenes, "Evaluating")
     tables = {setting: _table([row for row in rows if row.setting == setting]) for setting in settings}
     first = [row for row in rows if row.setting == settings[0]]
     seconds = {setting: own.seconds for setting, own in reports.items()}
-    return {"summary": _summary(first), "steps": _steps(first), "settings": tables, "seconds": seconds, "queries": [vars(row) for row in rows]}
+    return {
+        "summary": _summary(first),
+        "steps": _steps(first),
+        "settings": tables,
+        "seconds": seconds,
+        "queries": [vars(row) for row in rows],
+    }
 
 
 def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
@@ -110,7 +125,14 @@ def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
 
 
 def _measure(
-    sam2: SAM2 | None, clip: Clip, scene: Scene, query: Query, attention: tuple[Attention, Attention], setting: str, seed: int, report: Report
+    sam2: SAM2 | None,
+    clip: Clip,
+    scene: Scene,
+    query: Query,
+    attention: tuple[Attention, Attention],
+    setting: str,
+    seed: int,
+    report: Report,
 ) -> Row:
     row = Row(setting, query.kind, query.text, seed, attention[0].presence)
     contrast = object_background_fusion(*attention)
@@ -182,7 +204,8 @@ def _table(rows: list[Row]) -> dict[str, dict]:
         of_kind = [row for row in rows if row.kind == kind or (kind == "all present" and row.kind != "absent")]
         if not of_kind:
             continue
-        figures = {"queries": len(of_kind), "pointing": _mean(row.pointing for row in of_kind)}
+        figures = {"queries": len(of_kind), "answers": _mean(row.answered for row in of_kind)}
+        figures["pointing"] = _mean(row.pointing for row in of_kind)
         figures |= {f"coarse_j_{name}": _mean(row.coarse.get(name) for row in of_kind) for name in MAPS}
         figures |= {"jf": _mean(map(_j_and_f, of_kind)), "empty": _mean(row.empty for row in of_kind)}
         figures["jf_as_published"] = _mean(map(_published_j_and_f, of_kind))

@@ -13,14 +13,13 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from decaf.attention.questions import Templates
-from decaf.demo.asking import plural
+from decaf.demo.asking import NUMBERS, plural
 from decaf.demo.painting import BACKGROUNDS, COLOURS, SHAPES
 
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
     "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
 ).split()
-NUMBERS = ("two", "three", "four")
 NAMES = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES] + [
     f"{number}-{plural(shape)}" for number in NUMBERS for shape in SHAPES
 ]

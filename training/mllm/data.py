@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
-from build import NUMBERS, PATCH
+from build import PATCH
 from PIL import Image
 
 from decaf.attention.questions import Templates, clean_query
-from decaf.demo.asking import Query, plural
+from decaf.demo.asking import Query, answer_to
 from decaf.demo.painting import BACKGROUNDS, COLOURS, SHAPES
-from decaf.demo.scenes import Scene, make_scene
+from decaf.demo.scenes import MOTIONS, Scene, draw_things, make_scene, shown_size
+from decaf.demo.things import Thing
 
 COLOUR_NAMES = list(COLOURS)
 HEADINGS = ("left", "right", "up", "down", "still")
@@ -34,12 +36,17 @@ WEIGHTS = {
     "counting": 1.0,
     "absent": 1.5,
 }
+WEAK = WEIGHTS | {"noun": 1.0, "colour": 1.0, "size": 5.0, "position": 1.5, "relation": 1.5, "motion": 5.0, "time": 6.0, "counting": 3.0}
+"""Weights of the stage "weak": by how often the answer was wrong after the others."""
+
 GUESSED = 0.3
 """Share of a single frame's questions about motion and time that are asked: only a clip could tell."""
 
 
 FIRST = ("noun", "colour", "absent")
 """What the stage "small" asks about, beside the background: the rest builds on it."""
+
+_WORD = re.compile(r"\b(object|thing|one|shape)$")
 
 
 @dataclass
@@ -58,27 +65,20 @@ class Batch:
         return self.frames.shape[1] > 1
 
 
-def answer(scene: Scene, query: Query) -> str:
-    """The one-word answer to the object question."""
-    if not query.targets:
-        return "none"
-    if len(query.targets) > 1:
-        return f"{NUMBERS[len(query.targets) - 2]}-{plural(scene.things[query.targets[0]].shape)}"
-    one = scene.things[query.targets[0]]
-    return f"{one.colour}-{one.shape}"
-
-
 def draw_shape(rng: np.random.Generator, stage: str) -> tuple[bool, int, int, int]:
     """(video, rows, cols, frames) of a batch. `rows`, `cols`: the video grid; single frames are shown at twice that."""
-    video = rng.random() < 0.5
+    video = rng.random() < (0.6 if stage == "weak" else 0.5)
+    if stage == "weak" and rng.random() < (0.65 if video else 0.45):  # small pictures teach sizes as well, and more of them a second
+        rows, cols = [(10, 13), (10, 13), (10, 13), (12, 12), (13, 10), (9, 16)][rng.integers(6)]
+        return video, rows, cols, int(rng.choice([4, 4, 8, 8, 8, 8, 8, 16])) if video else 1
     # Many fine tokens on one object are the harder sight.
     if stage == "full" and rng.random() < (0.6 if video else 0.85):
         rows, cols = [(10, 13), (10, 13), (12, 12), (10, 10), (13, 10), (9, 16)][rng.integers(6)]
         return video, rows, cols, int(rng.choice([2, 4, 8, 16])) if video else 1
-    if stage in ("middle", "full"):
+    if stage in ("middle", "full", "weak"):
         if video:
             rows, cols = rng.integers(6, 11, 2)
-            return True, int(rows), int(cols), int(rng.choice([2, 4, 6, 8]))
+            return True, int(rows), int(cols), int(rng.choice([4, 4, 8, 8] if stage == "weak" else [2, 4, 6, 8]))
         rows, cols = rng.integers(4, 9, 2)
         return False, int(rows), int(cols), 1
     if video:
@@ -92,8 +92,23 @@ def draw_scene(rng: np.random.Generator, stage: str, rows: int, cols: int, lengt
     side = min(rows, cols)
     radius = (min(1.2 / side, 0.26), min(2.5 / side, 0.36))  # in tokens as in the full-size scenes
     most = 4 if side >= 6 else 3 if side >= 4 else 2
-    seed = TRAINING_SEEDS + int(rng.integers(1 << 40))
-    return make_scene(seed, size=(rows * PATCH, cols * PATCH), length=length, count=(1 if stage == "small" else 2, most), radius=radius)
+    drawn = {"size": (rows * PATCH, cols * PATCH), "length": length, "count": (1 if stage == "small" else 2, most), "radius": radius}
+    wanted = rng.choice(("size", "time", "counting", "any"), p=(0.35, 0.35, 0.15, 0.15)) if stage == "weak" else "any"
+    for _ in range(30):
+        seed = TRAINING_SEEDS + int(rng.integers(1 << 40))
+        if wanted == "any" or _can_ask(wanted, draw_things(seed, **drawn), length):
+            break
+    return make_scene(seed, **drawn)
+
+
+def _can_ask(kind: str, things: list[Thing], length: int) -> bool:
+    """Whether a scene of these objects is likely to have a query of the kind."""
+    if kind == "size":
+        radii = sorted(thing.radius for thing in things)
+        return len(radii) > 1 and (radii[-1] > 1.25 * radii[-2] or radii[1] > 1.25 * radii[0])
+    if kind == "counting":
+        return len({thing.shape for thing in things}) < len(things)
+    return length < 6 or sum(thing.first > 0 for thing in things) == 1 or sum(thing.last < length - 1 for thing in things) == 1
 
 
 def make_batch(rng: np.random.Generator, stage: str, tokens: int, questions: int) -> Batch:
@@ -108,7 +123,8 @@ def make_batch(rng: np.random.Generator, stage: str, tokens: int, questions: int
         if not scene.things:
             continue
         chosen = range(len(scene.frames)) if video else [int(rng.integers(len(scene.frames)))]
-        pairs = _questions(rng, scene, questions, None if video else chosen[0], FIRST if stage == "small" else WEIGHTS)
+        weights = WEAK if stage == "weak" else {kind: WEIGHTS[kind] for kind in FIRST} if stage == "small" else WEIGHTS
+        pairs = _questions(rng, scene, questions, None if video else chosen[0], weights)
         frames.append(np.stack([_shown(scene.frames[index], scale) for index in chosen]))
         labels.append(token_labels(scene, chosen, scale))
         asked.append([(question, reply) for _, question, reply in pairs])
@@ -124,32 +140,32 @@ def _shown(frame: np.ndarray, scale: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
 
 
-def _questions(rng, scene: Scene, count: int, frame: int | None, kinds) -> list[tuple[str, str, str]]:
-    """(kind, question, answer), of `kinds`. `frame`: the one shown alone, else the whole clip is."""
+def _questions(rng, scene: Scene, count: int, frame: int | None, weights: dict[str, float]) -> list[tuple[str, str, str]]:
+    """(kind, question, answer), of the kinds that `weights` names. `frame`: the one shown alone, else the whole clip is."""
     if not count:
         return []
-    by_kind: dict[str, list[Query]] = {}
-    for query in scene.queries:
-        by_kind.setdefault(query.kind, []).append(query)
-    names = [name for name in by_kind if name in kinds]
-    weights = np.array([WEIGHTS[name] for name in names])
+    some_of = [query for query in scene.queries if query.kind in weights]
     pairs = []
 
     def visible(query: Query) -> bool:
         return frame is None or scene.masks[list(query.targets), frame].any((1, 2)).all()
 
+    def fits(query: Query) -> bool:
+        if frame is not None and query.kind in ("motion", "time") and rng.random() > GUESSED:
+            return False
+        return not query.targets or query.kind in ("noun", "colour") or visible(query)
+
+    kinds = [query.kind for query in some_of]
+    share = np.array([weights[kind] / kinds.count(kind) for kind in kinds])
     while len(pairs) < count - 4:
-        kind = names[rng.choice(len(names), p=weights / weights.sum())]
-        query = by_kind[kind][rng.integers(len(by_kind[kind]))]
-        shown = not query.targets or visible(query)
-        if not shown and kind not in ("noun", "colour"):
-            continue
-        if frame is not None and kind in ("motion", "time") and rng.random() > GUESSED:
-            continue
-        reply = answer(scene, query) if shown else "none"
-        pairs.append((kind, TEMPLATES.ask_object(clean_query(query.text)), reply))
+        # In an order by weight and luck, each once before any is asked again, then perhaps in other words.
+        order = np.argsort(rng.exponential(size=len(share)) / share)
+        for query in [some_of[place] for place in order if fits(some_of[place])][: count - 4 - len(pairs)]:
+            text = _WORD.sub(str(rng.choice(("object", "thing", "one", "shape"))), clean_query(query.text))
+            reply = answer_to(query, scene.things) if not query.targets or visible(query) else "none"
+            pairs.append((query.kind, TEMPLATES.ask_object(text), reply))
     for place in range(2):
-        some = [query for query in scene.queries if query.kind in names and bool(query.targets) == bool(place)]
+        some = [query for query in some_of if bool(query.targets) == bool(place)]
         query = some[rng.integers(len(some))]
         there = bool(query.targets) and visible(query)
         pairs.append(("present" if there else "missing", TEMPLATES.ask_presence(clean_query(query.text)), "yes" if there else "no"))
@@ -181,7 +197,9 @@ def choice_question(rng: np.random.Generator) -> tuple[str, str]:
 
 def token_labels(scene: Scene, chosen, scale: int) -> dict[str, np.ndarray]:
     """What each visual token shows, (slots * rows * cols, ...): `thing` 0 or 1 (-1: partly), `shape`, `colour`, `heading` of the object
-    there, `flags` and `sides` 0/1 (see FLAGS and SIDES), `ground`."""
+    there, `flags` and `sides` 0/1 (see FLAGS and SIDES), `ground`; `change`: whether it grows (1) or shrinks (2) between the two frames;
+    `radius`: logarithm to base 2 of what is shown of it, in tokens, less `scale`; and what only the clip up to there tells: `motion` (-1:
+    too early to say) and `late`, whether the object came after the clip began."""
     cell = PATCH // scale
     masks = scene.masks[:, list(chosen)]
     if masks.shape[1] % 2:
@@ -191,7 +209,9 @@ def token_labels(scene: Scene, chosen, scale: int) -> dict[str, np.ndarray]:
     share = masks.reshape(count, frames // 2, 2, rows, cell, cols, cell).mean((2, 4, 6), dtype=np.float32)  # (N, slots, rows, cols)
     best, cover = share.argmax(0), share.max(0)
     slots = frames // 2
-    attributes = np.zeros((count, slots, 3), np.int64)
+    attributes = np.zeros((count, slots, 6), np.int64)
+    shown = np.zeros((count, slots), np.float32)
+    length = len(scene.frames)
     extra = np.zeros((count, slots, len(FLAGS) + SIDES), np.float32)
     for slot in range(slots):
         first = chosen[min(2 * slot, len(chosen) - 1)]
@@ -202,7 +222,11 @@ def token_labels(scene: Scene, chosen, scale: int) -> dict[str, np.ndarray]:
             step = one.centres[last] - one.centres[first]
             axis = int(np.abs(step).argmax())
             heading = 4 if np.abs(step).max() < 0.5 else 2 * axis + int(step[axis] > 0)
-            attributes[index, slot] = SHAPES.index(one.shape), COLOUR_NAMES.index(one.colour), heading
+            before, after = shown_size(one, first, length), shown_size(one, last, length)
+            change = 1 if after > before else 2 if after < before else 0
+            motion = MOTIONS.index(one.motion) if slot >= 2 * slots // 3 else -1
+            attributes[index, slot] = SHAPES.index(one.shape), COLOUR_NAMES.index(one.colour), heading, change, motion, one.first > 0
+            shown[index, slot] = np.log2(one.radius * (max(before, after) or 1) / cell) - scale
         for index in seen:
             others = [other for other in seen if other != index]
             x, y = centre[index]
@@ -218,7 +242,7 @@ def token_labels(scene: Scene, chosen, scale: int) -> dict[str, np.ndarray]:
                 side = (0 if dx < 0 else 1) if abs(dx) > abs(dy) else (2 if dy < 0 else 3)
                 extra[index, slot, len(FLAGS) + side * len(COLOUR_NAMES) + COLOUR_NAMES.index(scene.things[other].colour)] = 1
     slot = np.arange(slots)[:, None, None]
-    there = attributes[best, slot].reshape(-1, 3)
+    there = attributes[best, slot].reshape(-1, 6)
     marks = extra[best, slot].reshape(len(there), -1)
     thing = np.where(cover > 0.3, 1, np.where(share.sum(0) < 0.1, 0, -1)).reshape(-1)
     return {
@@ -226,6 +250,10 @@ def token_labels(scene: Scene, chosen, scale: int) -> dict[str, np.ndarray]:
         "shape": there[:, 0],
         "colour": there[:, 1],
         "heading": there[:, 2],
+        "change": there[:, 3],
+        "motion": there[:, 4],
+        "late": there[:, 5],
+        "radius": shown[best, slot].reshape(-1),
         "flags": marks[:, : len(FLAGS)],
         "sides": marks[:, len(FLAGS) :],
         "ground": np.full(len(there), BACKGROUNDS.index(scene.background)),

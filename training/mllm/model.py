@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen
 from build import MEAN, NAMES, PATCH, STD
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -115,9 +115,10 @@ def patches(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         frames = torch.cat([frames, frames[:, -1:]], 1)
     batch, length, height, width, _ = frames.shape
     slots, rows, cols = length // 2, height // PATCH, width // PATCH
-    pixels = (frames.float() / 255 - frames.new_tensor(MEAN, dtype=torch.float32)) / frames.new_tensor(STD, dtype=torch.float32)
-    pixels = pixels.view(batch, slots, 2, rows, PATCH, cols, PATCH, 3).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return pixels.reshape(batch * slots * rows * cols, -1), (slots, rows, cols)
+    mean, std = (torch.tensor(value, device=frames.device).repeat_interleave(2 * PATCH * PATCH) for value in (MEAN, STD))
+    pixels = frames.view(batch, slots, 2, rows, PATCH, cols, PATCH, 3).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    pixels = pixels.reshape(batch * slots * rows * cols, -1).float()  # put in order as bytes, then in place: half of the time of a step
+    return pixels.mul_(1 / (255 * std)).sub_(mean / std), (slots, rows, cols)
 
 
 def see(model, frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -205,6 +206,16 @@ def read(model, asker: Asker, asked: list[tuple[str, str]]):
     ).last_hidden_state
     last = torch.tensor([[len(row) - 2, len(row) - 1] for row in rows])
     return hidden[torch.arange(len(rows))[:, None], last].flatten(0, 1), torch.tensor([id for row in rows for id in (row[-1], asker.end)])
+
+
+def load(model, folder: Path) -> None:
+    """The weights of model.safetensors, as `export` writes it, into a model of the same sizes."""
+    renamed = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        tower, _, rest = name.partition(".")
+        renamed[{"visual": "model.visual.", "model": "model.language_model."}[tower] + rest] = tensor.float()
+    renamed["lm_head.weight"] = renamed["model.language_model.embed_tokens.weight"]
+    model.load_state_dict(renamed)
 
 
 def export(model, folder: Path) -> None:

@@ -131,13 +131,17 @@ class Lesson:
         if corrections[0].before is not None:
             masks.append(torch.from_numpy(np.stack([each.before for each in corrections])))
             # As the tracker hands on a mask that was: plus and minus 10, at a quarter of the size.
-            before = F.interpolate(masks[-1][:, None] * 20.0 - 10.0, scale_factor=0.25, mode="bilinear", antialias=True, align_corners=False)
+            before = F.interpolate(
+                masks[-1][:, None] * 20.0 - 10.0, scale_factor=0.25, mode="bilinear", antialias=True, align_corners=False
+            )
         *fine, lowest = pictures.maps([each.picture for each in corrections])
         xy = torch.tensor([each.xy for each in corrections])
         labels = torch.tensor([each.labels for each in corrections], dtype=torch.int32)
         outputs = decode(model, lowest + model.no_mem_embed.view(1, -1, 1, 1), fine, xy, labels, before)
         if xy.shape[1] > 1:  # of two points or more the single mask is used
-            outputs = Outputs(outputs.masks[:, :1].expand(-1, 4, -1, -1), outputs.ious[:, :1].expand(-1, 4), outputs.tokens, outputs.presence)
+            outputs = Outputs(
+                outputs.masks[:, :1].expand(-1, 4, -1, -1), outputs.ious[:, :1].expand(-1, 4), outputs.tokens, outputs.presence
+            )
         loss, figures = mask_loss(outputs, target(truth))
         tracked = model.mask_downsample(torch.cat(masks)[:, None].float())
         with torch.no_grad():
