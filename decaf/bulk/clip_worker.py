@@ -39,11 +39,15 @@ class Ask:
         key: unique among those of the clip.
         query: as the user writes it.
         data: whatever the writer needs to know of it; picklable.
+        attention, points, tracking: settings of its own; None for those of the job. Queries with the same attention settings share the passes.
     """
 
     key: str
     query: str
     data: object = None
+    attention: AttentionSettings | None = None
+    points: PointSettings | None = None
+    tracking: TrackingSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ClipJob:
 
     Attributes:
         clip: a path as `open_clip` takes it, or a picklable function that opens the clip, given a `Report`.
-        asks: all that is asked about it, with the same settings.
+        asks: all that is asked about it.
         left: keys of those that are still to be done; None for all. The others are asked, too, so that the numbers are those of an unbroken run.
         templates: question wording; None takes our own.
         compared: settings of the tracking stage with which each query is masked once more, from the same attention; None for none.
@@ -67,6 +71,9 @@ class ClipJob:
     left: tuple[str, ...] | None = None
     fusion: FusionSettings = FusionSettings()
     compared: TrackingSettings | None = None
+
+    def attention_of(self, ask: Ask) -> AttentionSettings:
+        return ask.attention or self.attention
 
     def open(self, report: Report) -> Clip:
         return open_clip(self.clip, progress=report) if isinstance(self.clip, Path) else self.clip(report)
@@ -164,53 +171,60 @@ class ClipWorker:
         with report.stage("open clip"):
             clip = payload.open(report)
         try:
-            asks, found = self._clean(payload)
-            attentions = self._ask(payload, clip, asks, report)
-            left = {key: ask for key, ask in asks.items() if payload.left is None or key in payload.left}
-            features = feature_cache(self._sam2, shared=len(left) > 1, budget=self._budget) if self._sam2 is not None else None
-            for key, query in left.items():
-                attention = tuple(replace(one, name=query.name) for one in attentions[query])
-                found[key] = self._finish(payload, key, clip, attention, features, report)
+            records = self._all(payload, clip, report)
         finally:
             clip.close()
-        order = [ask.key for ask in payload.asks if ask.key in found]
         return {
-            "asks": {key: found[key] for key in order},
+            "asks": {ask.key: records[ask.key] for ask in payload.asks if ask.key in records},
             "seconds": {name: round(spent, 4) for name, spent in report.seconds.items()},
             "counts": dict(report.counts),
         }
 
-    def _clean(self, payload: ClipJob) -> tuple[dict[str, Query], dict[str, dict]]:
-        """The queries that can be asked, by their keys, and the records of the others."""
-        asks, failed, templates = {}, {}, payload.templates or Templates()
+    def _all(self, payload: ClipJob, clip: Clip, report: Report) -> dict[str, dict]:
+        queries, records = _clean(payload)
+        left = {ask.key for ask in payload.asks if payload.left is None or ask.key in payload.left}
+        groups: dict[AttentionSettings, list[Ask]] = {}
         for ask in payload.asks:
+            if ask.key in queries:
+                groups.setdefault(payload.attention_of(ask), []).append(ask)
+        features = feature_cache(self._sam2, shared=len(left) > 1, budget=self._budget) if self._sam2 is not None else None
+        for settings, asks in groups.items():
+            wanted = [ask for ask in asks if ask.key in left]
+            if not wanted:
+                continue
             try:
-                query = clean_query(ask.query)
-                templates.check([query], payload.attention.setting)
-                if payload.attention.not_this is not None:
-                    clean_not_this(payload.attention.not_this, [query])
-                asks[ask.key] = query
+                attentions = self._attentions(payload, settings, clip, [queries[ask.key] for ask in asks], report)
             except DecafError as error:
-                failed[ask.key] = {"error": str(error)}
-        if payload.left is not None:
-            failed = {key: record for key, record in failed.items() if key in payload.left}
-        return asks, failed
+                if len(groups) == 1:  # the clip as a whole
+                    raise
+                records |= {ask.key: {"error": str(error)} for ask in wanted}
+                continue
+            for ask in wanted:
+                query = queries[ask.key]
+                attention = tuple(replace(one, name=query.name) for one in attentions[query])
+                records[ask.key] = self._finish(payload, ask, clip, attention, features, report)
+        return {key: record for key, record in records.items() if key in left}
 
-    def _ask(self, payload: ClipJob, clip: Clip, asks: dict[str, Query], report: Report) -> dict[Query, tuple[Attention, Attention]]:
-        """Attention of each query, those that are asked twice once."""
+    def _attentions(
+        self, payload: ClipJob, settings: AttentionSettings, clip: Clip, queries: list[Query], report: Report
+    ) -> dict[str, tuple[Attention, Attention]]:
+        """By query; those that are asked twice are asked once."""
         # Without their names, which need not be unique here: each query has a key.
-        queries = [Query(text) for text in dict.fromkeys(str(query) for query in asks.values())]
-        if not queries:
-            return {}
-        attentions = extract_attentions(self._mllm, clip, queries, payload.attention, templates=payload.templates, progress=report)
-        return dict(zip(queries, attentions, strict=True))
+        sentences = [Query(text) for text in dict.fromkeys(map(str, queries))]
+        found = extract_attentions(self._mllm, clip, sentences, settings, templates=payload.templates, progress=report)
+        return dict(zip(sentences, found, strict=True))
 
     def _finish(
-        self, payload: ClipJob, key: str, clip: Clip, attention: tuple[Attention, Attention], features: FeatureCache | None, report: Report
+        self,
+        payload: ClipJob,
+        ask: Ask,
+        clip: Clip,
+        attention: tuple[Attention, Attention],
+        features: FeatureCache | None,
+        report: Report,
     ) -> dict:
-        ask = next(ask for ask in payload.asks if ask.key == key)
         try:
-            masked = self._mask(payload, clip, attention, features, report)
+            masked = self._mask(payload, ask, clip, attention, features, report)
             with report.stage("write"):
                 return self._writer(ask, clip, masked, report)
         except OutputError:
@@ -218,20 +232,37 @@ class ClipWorker:
         except DecafError as error:
             return {"error": str(error)}
         except Exception as error:
-            if self.report.cancelled_by(error) or report.cancelled_by(error):
+            if report.cancelled_by(error):
                 raise
-            log.warning("Query %s met an unexpected error.", key, exc_info=error)
+            log.warning("Query %s met an unexpected error.", ask.key, exc_info=error)
             return {"error": f"Unexpected {type(error).__name__}: {reason(error)}. Please report this, with the log."}
 
-    def _mask(self, payload: ClipJob, clip: Clip, attention, features: FeatureCache | None, report: Report) -> Masked:
+    def _mask(self, payload: ClipJob, ask: Ask, clip: Clip, attention, features: FeatureCache | None, report: Report) -> Masked:
+        tracking = ask.tracking or payload.tracking
         if self._sam2 is not None:
-            given = {"points": payload.points, "fusion": payload.fusion, "features": features}
-            result = segment_attention(self._sam2, clip, attention, tracking=payload.tracking, progress=report, **given)
+            given = {"points": ask.points or payload.points, "fusion": payload.fusion, "features": features}
+            result = segment_attention(self._sam2, clip, attention, tracking=tracking, progress=report, **given)
             compared = None
             if payload.compared is not None:  # not in the report, whose counts and seconds are those of one method
                 quiet = Report(report.progress)
                 compared = segment_attention(self._sam2, clip, attention, tracking=payload.compared, progress=quiet, **given)
             return Masked(attention, result.fused, result, compared)
         with report.stage("fusion"):
-            _, fused = fused_attention(attention, payload.fusion, method=payload.tracking.method)
+            _, fused = fused_attention(attention, payload.fusion, method=tracking.method)
         return Masked(attention, fused, None)
+
+
+def _clean(payload: ClipJob) -> tuple[dict[str, Query], dict[str, dict]]:
+    """The queries that can be asked, and the records of the others, by their keys."""
+    queries, failed, templates = {}, {}, payload.templates or Templates()
+    for ask in payload.asks:
+        settings = payload.attention_of(ask)
+        try:
+            query = clean_query(ask.query)
+            templates.check([query], settings.setting)
+            if settings.not_this is not None:
+                clean_not_this(settings.not_this, [query])
+            queries[ask.key] = query
+        except DecafError as error:
+            failed[ask.key] = {"error": str(error)}
+    return queries, failed

@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +21,12 @@ from .jobs import MOST_TRIES, STEP, Job, Outcome, Worker, attempt
 
 _WAIT = 0.2
 """Seconds between two looks at whether the run is to stop."""
+
+_BETWEEN_LOOKS, _MOST_FAILED = 3.0, 3
+"""Seconds between two looks for the cluster, and how many of them in a row find nobody when it has gone."""
+
+_LONGEST_END = 20.0
+"""Seconds that the end of Ray is waited for."""
 
 _MOST_LOADS = 3
 """How often in a row workers may die before they have done anything."""
@@ -51,19 +59,19 @@ def run_on_ray(
     tell: Callable[[str], None],
 ) -> Iterator[Outcome]:
     """`run_jobs` with Ray."""
-    with _connected(address, workers):
-        options = _share(workers, gpus_per_worker, address)
-        yield from _Crew(jobs, make_worker, min(workers, len(jobs)), options, report, tell).run()
+    with _connected(address, workers) as watch:
+        options = _share(workers, gpus_per_worker)
+        yield from _Crew(jobs, make_worker, min(workers, len(jobs)), options, report, tell, watch).run()
 
 
 class _Crew:
     """Workers, and what is left for them to do."""
 
-    def __init__(self, jobs, make_worker, workers: int, options: dict, report: Report, tell: Callable[[str], None]):
+    def __init__(self, jobs, make_worker, workers: int, options: dict, report: Report, tell: Callable[[str], None], watch: _Watch):
         import ray
 
         self._ray, self._make_worker, self._options = ray, ray.put(make_worker), options
-        self._report, self._tell = report, tell
+        self._report, self._tell, self._watch = report, tell, watch
         self._left = deque((job, 0) for job in jobs)
         self._total, self._done, self._deaths = len(jobs), 0, 0
         self._busy: dict[object, _Hand] = {}
@@ -76,6 +84,7 @@ class _Crew:
                 self._hire()
             while self._done < self._total:
                 self._report.check_cancelled()
+                self._watch.check()
                 ready, _ = self._ray.wait(list(self._busy), timeout=_WAIT)
                 for reference in ready:
                     outcome = self._look(self._busy.pop(reference), reference)
@@ -159,13 +168,14 @@ def _plain(error: DecafError) -> DecafError:
 
 
 @contextmanager
-def _connected(address: str | None, workers: int) -> Iterator[None]:
+def _connected(address: str | None, workers: int) -> Iterator[_Watch]:
     """Within it, Ray is there: the caller's own, the cluster at `address`, or one of our own that ends with it."""
     with _environment(_QUIET if address is not None else {**_QUIET, **_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
         import ray
 
         if ray.is_initialized():  # by the program that calls us, whose cluster it is
-            yield
+            with _Watch() as watch:
+                yield watch
             return
         folder = tempfile.mkdtemp(prefix="decaf-") if address is None else None
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "decaf"}
@@ -177,9 +187,10 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
                 )  # fmt: skip
             else:
                 _join(address, quiet)
-            yield
+            with _Watch() as watch:
+                yield watch
         finally:
-            ray.shutdown()
+            _leave()
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -222,7 +233,53 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _share(workers: int, gpus_per_worker: float | None, address: str | None) -> dict:
+def _leave() -> None:
+    """Waits for Ray to end, but not for a cluster that is no longer there."""
+    import ray
+
+    ending = threading.Thread(target=ray.shutdown, daemon=True)
+    ending.start()
+    ending.join(_LONGEST_END)
+
+
+class _Watch:
+    """Looks whether the cluster is still there, while it is entered. Without it, Ray ends this process, a minute after its head has gone."""
+
+    def __init__(self):
+        import ray
+
+        self.address = ray.get_runtime_context().gcs_address
+        host, _, port = self.address.rpartition(":")
+        self._where = host.strip("[]"), int(port)
+        self._gone, self._ended = threading.Event(), threading.Event()
+
+    def __enter__(self) -> _Watch:
+        threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+
+    def check(self) -> None:
+        """DecafError if the cluster has gone."""
+        if self._gone.is_set():
+            raise DecafError(
+                f"The Ray cluster at {self.address} has gone away. What was done by then is kept; run again when it is back, or without --address."
+            )
+
+    def _look(self) -> None:
+        failed = 0
+        while failed < _MOST_FAILED and not self._ended.wait(_BETWEEN_LOOKS):
+            try:
+                socket.create_connection(self._where, timeout=_BETWEEN_LOOKS).close()
+                failed = 0
+            except OSError:
+                failed += 1
+        if failed:
+            self._gone.set()
+
+
+def _share(workers: int, gpus_per_worker: float | None) -> dict:
     """What Ray keeps for each worker. DecafError if the cluster has less than that for all."""
     import ray
 

@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import DecafError
 from ..settings import CUT_OUTS, STYLES
 from .arguments import refine_settings, stage_settings
+from .batch import add_batch
 from .demo import add_demo
 from .gallery import add_gallery
 from .shared_options import add_computation, add_models, add_stages, read_templates
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--quiet", action="store_true", help="no progress bars, no closing summary; errors, and that nothing was found, are still printed"
     )
+    add_batch(commands, _Help)
     add_demo(commands, _Help)
     add_gallery(commands, _Help)
     return top
@@ -130,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         say(sys.stderr, f"decaf: {error}")
         return 2
     except KeyboardInterrupt as stop:
-        again = f" Run the same command with --resume to go on in {arguments.out}." if hasattr(arguments, "resume") else ""
+        how = getattr(arguments, "again", "Run the same command with --resume to go on" if hasattr(arguments, "resume") else None)
+        again = f" {how} in {arguments.out}." if how else ""
         say(sys.stderr, f"decaf: stopped.{again}")
         return 143 if isinstance(stop, _Terminated) else 130
 

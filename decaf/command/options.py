@@ -68,19 +68,24 @@ def check_options(options: Options) -> None:
     check_models(options.mllm, sam2_file(options.sam2))
     if look_at(options.out, "--out") == "file":
         raise DecafError(f"--out {shown(options.out)} is a file. Give a folder.")
-    for record, name in ((options.points, "point_threshold"), (options.points, "presence_threshold"), (options.tracking, "score_threshold")):
+    check_stages(options.attention, options.points, options.tracking)
+    check_refine(options.refine)
+
+
+def check_stages(attention: AttentionSettings, points: PointSettings, tracking: TrackingSettings) -> None:
+    """DecafError for a setting that no clip can have."""
+    for record, name in ((points, "point_threshold"), (points, "presence_threshold"), (tracking, "score_threshold")):
         value, usual = getattr(record, name), getattr(type(record), name)
         if not 0 <= value <= 1 or (value == 0 and name == "point_threshold"):
             raise DecafError(f"--{name.replace('_', '-')} {value:g} is not between 0 and 1. Give a number such as {usual}.")
-    if options.tracking.max_tracks is not None and options.tracking.max_tracks < 1:
-        raise DecafError(f"--max-tracks {options.tracking.max_tracks} is below 1. Leave it out to keep all objects that are found.")
+    if tracking.max_tracks is not None and tracking.max_tracks < 1:
+        raise DecafError(f"--max-tracks {tracking.max_tracks} is below 1. Leave it out to keep all objects that are found.")
     for name, highest in _HIGHEST.items():
-        value = getattr(options.attention, name)
+        value = getattr(attention, name)
         if not 1 <= value <= highest:
             raise DecafError(f"--{name.replace('_', '-')} {value} is not between 1 and {highest}. Leave it out for the usual number.")
-    check_refine(options.refine)
-    if options.attention.start_layer is not None and options.attention.start_layer < 0:
-        raise DecafError(f"--start-layer {options.attention.start_layer} is below 0, the first layer. Leave it out for half of the layers.")
+    if attention.start_layer is not None and attention.start_layer < 0:
+        raise DecafError(f"--start-layer {attention.start_layer} is below 0, the first layer. Leave it out for half of the layers.")
 
 
 def check_start_layer(start: int | None, mllm: Path) -> None:

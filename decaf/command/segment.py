@@ -30,6 +30,7 @@ from ..mllm.streaming import check_budget
 from ..pipeline import segment_attention
 from ..report import Progress, Report
 from ..results import files as outputs
+from ..results.record import described
 from ..results.write import Wanted, write_result
 from ..sam2 import SAM2, load_sam2
 from ..settings import RefineSettings
@@ -243,27 +244,10 @@ def _segment(
     with run.stage("write", report):
         wanted = Wanted(objects=options.objects, overlay=options.overlay, style=options.style, cut_out=options.cut_out)
         filled, files = write_result(job.folder, options.clip, clip, result, wanted, report.progress)
-    height, width = clip.frame_size
     write_json(
         job.folder / outputs.RESULT,
         {
-            "query": job.query,
-            "name": job.name,
-            "message": result.tracks.message,
-            "presence": attention[0].presence,
-            "clip": {
-                "name": clip.name,
-                "frames": len(clip),
-                "width": width,
-                "height": height,
-                "fps": float(clip.fps) if clip.fps else None,
-            },
-            "key_frames": list(result.fused.clip.key_frames),
-            "frames_with_mask": filled,
-            "tracks": outputs.track_records(result.tracks),
-            "questions": {one.kind: one.question for one in attention}
-            | ({"not_this": attention[0].not_this.question} if attention[0].not_this else {}),
-            "answers": list(attention[0].answers),
+            **described(clip, attention, result.tracks, filled, result.tracks.message),
             "settings": run.settings,
             "seconds": {name: round(spent, 3) for name, spent in (run.report.seconds | record["seconds"] | report.seconds).items()},
             "peak_resident_bytes": run.memory.peaks or None,

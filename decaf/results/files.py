@@ -14,8 +14,7 @@ import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..data import Tracks
-from ..errors import DecafError, reason, shown
+from ..errors import DecafError, OutputError, reason, shown
 from ..files import write_image
 from ..finishing import PICTURES
 from ..paths import real_path
@@ -72,7 +71,7 @@ def prepare_folder(folder: Path, name: str = "--out") -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise DecafError(f"{name} {shown(folder)} is a file or lies in one. Give a folder.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise DecafError(f"{name} {shown(folder)} cannot be written to ({reason(error)}). Give another folder.") from error
+        raise OutputError(f"{name} {shown(folder)} cannot be written to ({reason(error)}). Give another folder.") from error
     for file in (RESULT, ATTENTION, SHEET, OVERLAY, *_CUT_OUT_FILES):
         if os.path.isdir(folder / file):
             raise DecafError(f"{name} {shown(folder)} has a folder {file}, where a file belongs. Move it away, or give another folder.")
@@ -254,30 +253,19 @@ def object_masks(tracks: Tracks, index: int) -> Iterator[Tensor]:
     return (tracks.levels(frame, frame + 1, [index])[0] for frame in range(tracks.length))
 
 
-def write_masks(folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent) -> int:
-    """Writes `00000.png`, `00001.png`, ...: 8-bit, 255 inside. Returns how many of the masks, bool or uint8 0..255, are not empty."""
+def write_masks(
+    folder: Path, masks: Iterator[Tensor], total: int, progress: Progress = silent, *, numbers: Sequence[int] | None = None
+) -> int:
+    """Writes `00000.png`, `00001.png`, ...: 8-bit, 255 inside. Returns how many of the masks, bool or uint8 0..255, are not empty. `numbers`: of the
+    files, if they are not 0, 1, 2, ..."""
     filled = 0
     for index, mask in enumerate(masks):
         pixels = mask.numpy()
         if pixels.dtype == bool:
             pixels = pixels.view(np.uint8) * np.uint8(255)
+        number = index if numbers is None else numbers[index]
         # Runs suit masks: smaller and sooner than the usual search for repeats, which on thousands of frames takes longer than SAM 2.
-        write_image(folder / f"{index:05d}.png", Image.fromarray(pixels), compress_type=zlib.Z_RLE)
+        write_image(folder / f"{number:05d}.png", Image.fromarray(pixels), compress_type=zlib.Z_RLE)
         filled += bool(pixels.any())
         progress(index + 1, total, "Writing masks")
     return filled
-
-
-def track_records(tracks: Tracks) -> list[dict]:
-    """Scores and size of each object, for `result.json`. `area`: mean share of the frame that it covers, 0..1."""
-    height, width = tracks.frame_size
-    records = []
-    for index, track in enumerate(tracks.tracks):
-        pixels = frames = 0
-        for mask in object_masks(tracks, index):
-            count = int(np.count_nonzero(mask.numpy() >= 128))
-            pixels += count
-            frames += count > 0
-        area = pixels / (height * width * tracks.length)
-        records.append({**asdict(track), "score": track.score, "frames": frames, "area": area})
-    return records
