@@ -23,6 +23,7 @@ examples:
   decaf demo
   decaf demo --seed 7 --query "the red star" --out star
   decaf demo --evaluate 200 --json figures.json
+  decaf demo --evaluate 20 --scenes hard
 """
 
 _SAME = re.compile(r"\b(object|thing|shape)\b")
@@ -40,7 +41,11 @@ def add_demo(commands, formatter) -> None:
     demo.add_argument("--frames", metavar="N", type=int, help="length of the clip (default: 10; with --evaluate 8)")
     demo.add_argument("--setting", choices=("expression", "class-name"), default="expression", help='as for "decaf segment"')
     demo.add_argument(
-        "--presence-threshold", metavar="X", type=float, default=PointSettings.presence_threshold, help='as for "decaf segment"; not with --evaluate'
+        "--presence-threshold",
+        metavar="X",
+        type=float,
+        default=PointSettings.presence_threshold,
+        help='as for "decaf segment"; not with --evaluate',
     )
     demo.add_argument("--detail", choices=DETAILS, default=DETAILS[0], help=DETAIL_HELP)
     add_method(demo)
@@ -50,6 +55,10 @@ def add_demo(commands, formatter) -> None:
     demo.add_argument("--quiet", action="store_true", help="no progress bars, no closing summary")
     many = demo.add_argument_group("evaluation")
     many.add_argument("--evaluate", metavar="N", type=int, help="instead: ask N clips and print figures for each kind of query")
+    many.add_argument(
+        "--scenes", choices=("usual", "hard"), default="usual",
+        help="hard: clips of 24 to 64 frames with doubles, brief visits, an order of events, contact, and two objects in a sentence",
+    )  # fmt: skip
     many.add_argument("--json", metavar="FILE", type=Path, help="write the figures of --evaluate and each query's to a file")
 
 
@@ -82,9 +91,11 @@ def _check(arguments) -> None:
 
     if arguments.seed < 0:
         raise DecafError(f"--seed {arguments.seed} is below 0. Give 0 or more.")
-    if arguments.frames is None:
+    if arguments.scenes == "hard" and arguments.evaluate is None:
+        raise DecafError("--scenes hard is for --evaluate. Give the number of clips to ask with it, such as --evaluate 20.")
+    if arguments.frames is None and arguments.scenes != "hard":
         arguments.frames = 10 if arguments.evaluate is None else 8
-    if not 1 <= arguments.frames <= _LONGEST:
+    if arguments.frames is not None and not 1 <= arguments.frames <= _LONGEST:
         raise DecafError(f"--frames {arguments.frames} is not between 1 and {_LONGEST}. Give a number such as 10.")
     if arguments.evaluate is not None and not 1 <= arguments.evaluate <= _MOST:
         raise DecafError(f"--evaluate {arguments.evaluate} is not between 1 and {_MOST}. Give the number of clips to ask, such as 200.")
@@ -182,10 +193,12 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
     sam2 = load_sam2(sam2_file(arguments.sam2), device=device)
     found = evaluate(
-        mllm, sam2, arguments.evaluate, arguments.seed, length=arguments.frames, detail=arguments.detail, progress=progress
-    )
+        mllm, sam2, arguments.evaluate, arguments.seed, length=arguments.frames, detail=arguments.detail,
+        hard=arguments.scenes == "hard", progress=progress,
+    )  # fmt: skip
     if arguments.json is not None:
         asked = {"scenes": arguments.evaluate, "seed": arguments.seed, "frames": arguments.frames, "detail": arguments.detail}
+        asked["kind"] = arguments.scenes
         write_json(arguments.json, asked | found)
     return tables(found), ()
 
@@ -193,7 +206,11 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
 def _cell(value: float | dict | None) -> str:
     if value is None:
         return "-"
-    return f"{value:g}" if not isinstance(value, dict) else f"{value['gain']:+.3f} ({value['interval'][0]:+.3f} to {value['interval'][1]:+.3f})"
+    return (
+        f"{value:g}"
+        if not isinstance(value, dict)
+        else f"{value['gain']:+.3f} ({value['interval'][0]:+.3f} to {value['interval'][1]:+.3f})"
+    )
 
 
 def tables(found: dict) -> str:

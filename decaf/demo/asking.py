@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,13 +36,16 @@ def plural(shape: str) -> str:
 
 
 def answer_to(query: Query, things: Sequence[Thing]) -> str:
-    """What the bundled model learned to answer to the object question: "red-star", "two-circles", or "none" if it is not there."""
+    """What the bundled model learned to answer to the object question: "red-star", "two-circles", or "none" if it is not there.
+
+    Of two objects that a query names: both names, which it did not learn."""
     if not query.targets:
         return "none"
-    one = things[query.targets[0]]
-    if len(query.targets) > 1:
-        return f"{NUMBERS[len(query.targets) - 2]}-{plural(one.shape)}"
-    return f"{one.colour}-{one.shape}"
+    names = [f"{things[index].colour}-{things[index].shape}" for index in query.targets]
+    shapes = {things[index].shape for index in query.targets}
+    if query.kind == "counting":
+        return f"{NUMBERS[len(names) - 2]}-{plural(*shapes)}"
+    return " and ".join(names)
 
 
 def says(answer: str, truth: str) -> bool:
@@ -56,7 +59,7 @@ def ask_about(rng: np.random.Generator, things: list[Thing], side: int) -> Itera
     def word() -> str:
         return str(rng.choice(_WORDS))
 
-    shapes, colours = [thing.shape for thing in things], [thing.colour for thing in things]
+    shapes = [thing.shape for thing in things]
     for index, thing in enumerate(things):
         if shapes.count(thing.shape) == 1:
             yield Query("noun", f"the {thing.shape}", (index,))
@@ -72,6 +75,12 @@ def ask_about(rng: np.random.Generator, things: list[Thing], side: int) -> Itera
         if len(same) > 1:
             number = NUMBERS[len(same) - 2] if len(same) < len(NUMBERS) + 2 else "many"
             yield Query("counting", f"all {plural(shape)}" if rng.random() < 0.5 else f"the {number} {plural(shape)}", same)
+    yield from missing(rng, things, word)
+
+
+def missing(rng: np.random.Generator, things: Sequence[Thing], word: Callable[[], str] = lambda: "object") -> Iterator[Query]:
+    """Queries about objects that the scene does not have. `word`: gives a general word for an object."""
+    shapes, colours = [thing.shape for thing in things], [thing.colour for thing in things]
     missing_shape = str(rng.choice([name for name in SHAPES if name not in shapes] or SHAPES))
     missing_colour = str(rng.choice([name for name in COLOURS if name not in colours]))
     if missing_shape not in shapes:

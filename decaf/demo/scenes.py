@@ -71,7 +71,7 @@ def make_scene(
     rng = np.random.default_rng(seed)
     things = _draw_things(rng, size, length, count, radius, lively)
     background = str(rng.choice(BACKGROUNDS))
-    frames, masks = _render(rng, things, background, size, length)
+    frames, masks = render(rng, things, background, size, length)
     return Scene(frames, masks, tuple(things), background, tuple(ask_about(rng, things, min(size))))
 
 
@@ -153,7 +153,10 @@ def _growing(thing: Thing, frame: int, length: int) -> int:
     return min(age, remaining)
 
 
-def _render(rng, things: list[Thing], background: str, size, length: int) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    rng: np.random.Generator, things: list[Thing], background: str, size: tuple[int, int], length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`frames` and `masks` of a `Scene` of these objects."""
     height, width = size
     backdrop = ground(rng, background, height, width)
     frames = np.repeat(np.rint(backdrop).astype(np.uint8)[None], length, 0)

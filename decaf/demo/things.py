@@ -14,7 +14,7 @@ class Thing:
     Attributes:
         radius: in pixels.
         centres: (T, 2) float32, x and y in pixels, for frames without the object too.
-        motion: one of `decaf.demo.scenes.MOTIONS`.
+        motion: one of `decaf.demo.scenes.MOTIONS`, or "bounces".
         first, last: the frames that show it, both included.
     """
 

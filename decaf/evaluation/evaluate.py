@@ -14,6 +14,7 @@ from ..attention.fusion import coarse_masks, frame_fusion, object_background_fus
 from ..clips import Clip, clip_from_images
 from ..data import Attention, FusedAttention
 from ..demo.asking import KINDS, Query, answer_to, says
+from ..demo.hard import HARD_KINDS, make_hard_scene
 from ..demo.scenes import Scene, make_scene
 from ..mllm import MLLM
 from ..pipeline import segment_attention
@@ -67,18 +68,20 @@ def evaluate(
     seed: int,
     *,
     settings: tuple[str, ...] = MODES,
-    length: int = 8,
+    length: int | None = 8,
     detail: str = AttentionSettings.detail,
+    hard: bool = False,
     progress: Progress | Report = silent,
 ) -> dict:
-    """Runs three queries on each scene: a noun or a colour in turn, another kind, and an absent object.
+    """Runs three queries on each scene: a noun or a colour in turn, another kind, and an absent object; on a hard one, one of each kind.
 
     Args:
         sam2: None skips the final masks.
         scenes: how many scenes.
         seed: of the first scene; the others have the seeds after it.
-        length: frames of a scene; all of them are key frames where the settings allow so many.
+        length: frames of a scene; all of them are key frames where the settings allow so many. None: as many as each hard scene draws.
         detail: as in `AttentionSettings`.
+        hard: scenes of `decaf.demo.hard`.
 
     Returns:
         "summary": flat figures of the first setting; "settings": {setting: {kind: figures}}, among them J&F of the default method and of
@@ -88,8 +91,9 @@ def evaluate(
     rows, report, reports = [], Report.of(progress), {setting: Report() for setting in settings}
     for number in range(scenes):
         report.progress(number, scenes, "Evaluating")
-        scene = make_scene(seed + number, length=length)
-        clip, queries = clip_from_images(torch.from_numpy(scene.frames)), list(_chosen(scene, seed + number))
+        scene = make_hard_scene(seed + number, length=length) if hard else make_scene(seed + number, length=length)
+        queries = list(_one_of_each(scene, seed + number) if hard else _chosen(scene, seed + number))
+        clip = clip_from_images(torch.from_numpy(scene.frames))
         answered = dict.fromkeys(range(len(queries)))  # the object question is the same in every setting, but answered in one
         before = len(rows)
         for setting in settings:
@@ -122,6 +126,14 @@ def _chosen(scene: Scene, seed: int) -> Iterator[Query]:
     for kind in kinds:
         if by_kind[kind]:
             yield by_kind[kind][rng.integers(len(by_kind[kind]))]
+
+
+def _one_of_each(scene: Scene, seed: int) -> Iterator[Query]:
+    rng = np.random.default_rng(seed)
+    for kind in HARD_KINDS:
+        of_kind = [query for query in scene.queries if query.kind == kind]
+        if of_kind:
+            yield of_kind[rng.integers(len(of_kind))]
 
 
 def _measure(
@@ -200,7 +212,7 @@ def _published_j_and_f(row: Row) -> float | None:
 
 def _table(rows: list[Row]) -> dict[str, dict]:
     table = {}
-    for kind in (*KINDS, "all present"):
+    for kind in (*dict.fromkeys((*KINDS, *HARD_KINDS)), "all present"):
         of_kind = [row for row in rows if row.kind == kind or (kind == "all present" and row.kind != "absent")]
         if not of_kind:
             continue

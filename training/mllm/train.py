@@ -35,6 +35,7 @@ from decaf.demo.scenes import MOTIONS
 PARTS = {"thing": 2, "shape": len(SHAPES), "colour": len(COLOUR_NAMES), "heading": len(HEADINGS), "ground": len(BACKGROUNDS)}
 PARTS |= {"flags": len(FLAGS), "sides": SIDES, "change": 3, "radius": 1}
 CLIP_PARTS = {"shape": len(SHAPES), "colour": len(COLOUR_NAMES), "radius": 1, "motion": len(MOTIONS), "late": 2, "change": 3}
+CLIP_PARTS |= {"flags": len(FLAGS)}
 """What a visual token is told after all text layers but the last, which reads it."""
 
 REPLAYED = 40
@@ -89,20 +90,29 @@ def label_loss(guess: torch.Tensor, parts: dict[str, int], labels: dict, moving:
         where |= {"heading": on, "change": on, "late": on, "motion": on & (truth["motion"] >= 0)}
     loss = 0
     for name, mask in where.items():
-        if name in parts and mask.any():
-            loss = loss + cross_entropy(guesses[name][mask], truth[name][mask])
-            told = mask & (truth[name] > 0) if name in ("change", "late") else mask  # rare: how many of them are found
-            if told.any():
-                hits[mark + name].append((guesses[name][told].argmax(-1) == truth[name][told]).float().mean().item())
-    if "radius" in parts:
-        missed = guesses["radius"][on, 0] - truth["radius"][on]
-        loss = loss + 2 * missed.abs().mean()
-        hits[mark + "radius"].append(missed.abs().mean().item())
-    for name in {"flags", "sides"} & set(parts):
-        loss = loss + binary_cross_entropy_with_logits(guesses[name][on], truth[name][on])
-        picked = truth[name][on] > 0.5
-        hits[mark + name].append((guesses[name][on][picked] > 0).float().mean().item() if picked.any() else 0.0)
+        if name not in parts or not mask.any():
+            continue
+        rare = name in ("change", "late")  # few tokens are of an object that comes or goes
+        loss = loss + cross_entropy(guesses[name][mask], truth[name][mask], weight=_rare(parts[name], guess) if rare else None)
+        told = mask & (truth[name] > 0) if rare else mask
+        if told.any():
+            hits[mark + name].append((guesses[name][told].argmax(-1) == truth[name][told]).float().mean().item())
+    missed = (guesses["radius"][on, 0] - truth["radius"][on]).abs().mean()
+    hits[mark + "radius"].append(missed.item())
+    loss = loss + 5 * missed
+    for name, times in (("flags", 5), ("sides", 1)):
+        if name in parts:
+            loss = loss + times * binary_cross_entropy_with_logits(guesses[name][on], truth[name][on])
+            picked = truth[name][on] > 0.5
+            if name == "flags":
+                picked[:, :-2] = False  # told of the largest and the smallest: those are the hard ones
+            if picked.any():
+                hits[mark + name].append((guesses[name][on][picked] > 0).float().mean().item())
     return loss
+
+
+def _rare(count: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([1.0] + [5.0] * (count - 1), device=like.device)
 
 
 def main() -> None:
