@@ -58,6 +58,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--warm", type=int, default=100, help="steps in which the rate rises")
     parser.add_argument("--bfloat16", action="store_true", help="sooner where the processor has such instructions, far slower where not")
     parser.add_argument("--clip-labels", type=float, default=0.3, help="the same for labels on what the text layers make of visual tokens")
+    parser.add_argument("--heads", type=float, default=2.0, help="learning rate of the labels' heads, in rates of the model")
     parser.add_argument("--replay", type=float, default=0.0, help="share of batches shown before, where drawing scenes takes longest")
     parser.add_argument("--muon", action="store_true", help="matrices are updated by Muon, the rest by AdamW as without")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,7 +101,7 @@ def label_loss(guess: torch.Tensor, parts: dict[str, int], labels: dict, moving:
     missed = (guesses["radius"][on, 0] - truth["radius"][on]).abs().mean()
     hits[mark + "radius"].append(missed.item())
     loss = loss + 5 * missed
-    for name, times in (("flags", 5), ("sides", 1)):
+    for name, times in (("flags", 3), ("sides", 1)):
         if name in parts:
             loss = loss + times * binary_cross_entropy_with_logits(guesses[name][on], truth[name][on])
             picked = truth[name][on] > 0.5
@@ -194,7 +195,7 @@ def main() -> None:
             given.rate * min(1, (state["step"] + 1) / given.warm) * (given.floor + (1 - given.floor) * 0.5 * (1 + math.cos(math.pi * fall)))
         )
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate * group.get("times", 1)
+            group["lr"] = rate * (given.heads if "times" in group else 1)
         start = time.time()
         batch = queue.get(timeout=300)
         waited += time.time() - start
