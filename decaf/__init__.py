@@ -25,6 +25,8 @@ _WHERE = {
     "load_mllm": "mllm",
     "find_mllm": "mllm",
     "load_sam2": "sam2",
+    "load_sam3": "sam3",
+    "load_segmenter": "segmenters",
     "segment": "tracking",
     "open_clip": "clips",
     "clip_from_images": "clips",

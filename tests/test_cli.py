@@ -128,8 +128,8 @@ def flat(extract):
 
 def test_sam2_computes_in_the_dtype_that_is_asked_for(line, tmp_path, monkeypatch):
     loaded = []
-    load_sam2 = command.load_sam2
-    monkeypatch.setattr(command, "load_sam2", lambda *args, **kwargs: loaded.append(load_sam2(*args, **kwargs)) or loaded[-1])
+    load_segmenter = command.load_segmenter
+    monkeypatch.setattr(command, "load_segmenter", lambda *args, **kwargs: loaded.append(load_segmenter(*args, **kwargs)) or loaded[-1])
     assert cli.main(line("--no-overlay")) == 0
     assert cli.main(line("--no-overlay", "--resume", "--sam2-dtype", "bfloat16")) == 0
     assert [one.dtype for one in loaded] == [torch.float32, torch.bfloat16]
@@ -147,7 +147,7 @@ def test_resume_of_a_finished_run_does_nothing(line, tmp_path, monkeypatch, caps
     assert cli.main(line()) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     monkeypatch.setattr(command, "load_mllm", no_model)
-    monkeypatch.setattr(command, "load_sam2", no_model)
+    monkeypatch.setattr(command, "load_segmenter", no_model)
     assert cli.main(line("--resume")) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     assert "Already finished" in capsys.readouterr().out

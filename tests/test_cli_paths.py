@@ -27,7 +27,7 @@ unix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such f
 @pytest.fixture
 def unloaded(monkeypatch):
     """Nothing may be loaded."""
-    for name in ("load_mllm", "load_sam2", "open_clip"):
+    for name in ("load_mllm", "load_segmenter", "open_clip"):
         monkeypatch.setattr(command, name, lambda *args, **kwargs: pytest.fail("something was loaded"))
 
 

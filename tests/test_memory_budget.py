@@ -30,7 +30,7 @@ def test_what_is_no_size(text):
 
 
 def test_on_a_cpu_it_is_refused_before_anything_is_loaded(line, capsys, monkeypatch):
-    monkeypatch.setattr(decaf.command.segment, "load_sam2", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(decaf.command.segment, "load_segmenter", lambda *_, **__: pytest.fail("loaded"))
     assert cli(line("--memory-budget", "1GB")) == 2
     assert "is for a GPU with memory of its own" in capsys.readouterr().err
 

@@ -91,7 +91,7 @@ def test_the_second_run_loads_and_touches_nothing(line, tmp_path, holder, monkey
     assert cli.main(line()) == 0
     holder(out)
     before = files(out)
-    for name in ("open_clip", "load_sam2", "load_mllm", "find_mllm"):
+    for name in ("open_clip", "load_segmenter", "load_mllm", "find_mllm"):
         monkeypatch.setattr(command, name, lambda *args, **kwargs: pytest.fail("something was loaded"))
     assert cli.main(line(*more)) == 2
     assert f"Another run is writing into {out}" in capsys.readouterr().err

@@ -22,7 +22,8 @@ from ..mllm import MLLM, load_mllm
 from ..mllm.folder import stored_dtype
 from ..pipeline import Result, fused_attention, segment_attention
 from ..report import Report
-from ..sam2 import SAM2, load_sam2
+from ..sam2 import SAM2
+from ..segmenters import load_segmenter
 from ..settings import AttentionSettings, FusionSettings, PointSettings, TrackingSettings
 from ..tracking import feature_cache
 from ..tracking.frames import FeatureCache
@@ -140,7 +141,7 @@ class Models:
         sam2 = None
         if self.sam2 is not None:  # first: a wrong file is reported before the language model takes its minutes
             dtype = mixed_dtype(device) if self.sam2_dtype == "auto" else getattr(torch, self.sam2_dtype)
-            sam2 = load_sam2(self.sam2, device=device, dtype=dtype)
+            sam2 = load_segmenter(self.sam2, device=device, dtype=dtype, progress=report)
         dtype = language_dtype(device, stored_dtype(self.mllm)) if self.dtype == "auto" else getattr(torch, self.dtype)
         return load_mllm(self.mllm, device=device, dtype=dtype, memory_budget=self.memory_budget, progress=report), sam2
 

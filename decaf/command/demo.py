@@ -184,14 +184,14 @@ def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
     from ..evaluation.evaluate import evaluate
     from ..files import write_json
     from ..mllm import load_mllm
-    from ..sam2 import load_sam2
+    from ..segmenters import load_segmenter
     from .options import check_models, sam2_file
     from .segment import mllm_folder
 
     check_models(arguments.mllm, sam2_file(arguments.sam2))
     device = choose_device(arguments.device)
     mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
-    sam2 = load_sam2(sam2_file(arguments.sam2), device=device)
+    sam2 = load_segmenter(sam2_file(arguments.sam2), device=device, progress=progress)
     found = evaluate(
         mllm, sam2, arguments.evaluate, arguments.seed, length=arguments.frames, detail=arguments.detail,
         hard=arguments.scenes == "hard", progress=progress,

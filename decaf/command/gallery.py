@@ -58,7 +58,7 @@ def _run(arguments, entries: list[Entry], progress) -> str:
     from ..mllm import load_mllm
     from ..mllm.folder import stored_dtype
     from ..results import files as outputs
-    from ..sam2 import load_sam2
+    from ..segmenters import load_segmenter
     from .gallery_page import page, picture_name, show
     from .options import check_models, sam2_file
     from .segment import mllm_folder
@@ -70,7 +70,7 @@ def _run(arguments, entries: list[Entry], progress) -> str:
         locks.take(arguments.out)
         folder = mllm_folder(arguments.mllm, progress)
         mllm = load_mllm(folder, device=device, dtype=language_dtype(device, stored_dtype(folder)), progress=progress)
-        sam2 = load_sam2(sam2_file(arguments.sam2), device=device, dtype=mixed_dtype(device))
+        sam2 = load_segmenter(sam2_file(arguments.sam2), device=device, dtype=mixed_dtype(device), progress=progress)
         shown = []
         for number, entry in enumerate(entries, 1):
             if device.type == "cuda":

@@ -32,7 +32,8 @@ from ..report import Progress, Report
 from ..results import files as outputs
 from ..results.record import described
 from ..results.write import Wanted, write_result
-from ..sam2 import SAM2, load_sam2
+from ..sam2 import SAM2
+from ..segmenters import load_segmenter
 from ..settings import RefineSettings
 from ..tracking import feature_cache
 from ..tracking.frames import FeatureCache
@@ -136,9 +137,9 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
         with shared.stage("open clip", report):
             clip = open_clip(options.clip, progress=report)
             shown_frames(len(clip), options.attention)  # before minutes are spent on models
-        # SAM 2 loads in a second: a wrong file is reported before the language model takes its minutes.
+        # It loads in seconds: a wrong file is reported before the language model takes its minutes.
         with shared.stage("load SAM 2", report):
-            sam2 = load_sam2(options.sam2, device=device, dtype=sam2_dtype)
+            sam2 = load_segmenter(options.sam2, device=device, dtype=sam2_dtype, progress=report)
         attentions = _attentions(shared, left, clip, mllm, device, dtype)
         features = feature_cache(sam2, shared=len(left) > 1, budget=options.memory_budget)
         for job, (attention, record) in zip(left, attentions, strict=True):

@@ -69,7 +69,7 @@ def read_architecture(weights: Mapping[str, Tensor], given: Mapping[str, object]
     version = "2.1" if "no_obj_embed_spatial" in weights else "2"
     settings = _override(settings, given)
     _check_settings(settings, sum(stages))
-    _check_sizes(weights, settings)
+    check_sizes(weights, settings)
     if width % settings.num_heads:
         raise DecafError(f"SAM 2 setting 'num_heads' is {settings.num_heads}, which does not divide the first stage's width {width}.")
     return Architecture(f"SAM {version} {size}", stages, settings)
@@ -86,18 +86,23 @@ def _reduced(weights: Mapping[str, Tensor], stages: tuple[int, ...]) -> Settings
     window = weights["image_encoder.trunk.pos_embed_window"].shape[-1]
     third = stages[2] if len(stages) > 2 else 0
     first, last, step = sum(stages[:2]), sum(stages[:3]) - 1, max(1, 2 * third // 7)
-    stock = (
-        weights["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"].shape[0] == 2048
-        and weights["sam_mask_decoder.iou_prediction_head.layers.0.weight"].shape[0] == 256
-    )
     d_model = weights["image_encoder.neck.convs.0.conv.weight"].shape[0]
     return Settings(
         image_size=_REDUCED_IMAGE_SIZE,
         num_heads=1,
         window_spec=tuple(window if i % 2 == 0 else max(1, window // 2) for i in range(len(stages))),
         global_att_blocks=tuple(b for b in (last - 2 * step, last - step, last) if b > first),
-        decoder_heads=8 if stock else max(1, d_model // _HEAD_WIDTH),
+        decoder_heads=decoder_heads(weights, d_model),
     )
+
+
+def decoder_heads(weights: Mapping[str, Tensor], d_model: int) -> int:
+    """Of the mask decoder: eight if its hidden layers have the stock sizes, else one per 32 channels."""
+    stock = (
+        weights["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"].shape[0] == 2048
+        and weights["sam_mask_decoder.iou_prediction_head.layers.0.weight"].shape[0] == 256
+    )
+    return 8 if stock else max(1, d_model // _HEAD_WIDTH)
 
 
 def _override(settings: Settings, given: Mapping[str, object]) -> Settings:
@@ -135,13 +140,13 @@ def _check_settings(settings: Settings, depth: int) -> None:
         )
 
 
-def _check_sizes(weights: Mapping[str, Tensor], settings: Settings) -> None:
+def check_sizes(weights: Mapping[str, Tensor], settings: Settings, stride: int = 16) -> None:
     """What is built, or used, as often as a weight is long. ValueError says what there is too much of."""
     for name, most in (("maskmem_tpos_enc", MAX_MEMORIES), ("sam_mask_decoder.mask_tokens.weight", MAX_MASKS)):
         if weights[name].shape[0] > most:
             raise ValueError(f"'{name}' is {weights[name].shape[0]} long, and at most {most} are read")
     layers = count(weights, "memory_attention.layers.")
-    tokens = (settings.image_size // 16) ** 2
+    tokens = (settings.image_size // stride) ** 2
     parts = ("self_attn", "cross_attn_image")
     channels = sum(weights[f"memory_attention.layers.0.{part}.q_proj.weight"].shape[0] for part in parts)
     tables = layers * tokens * channels // 2 * 8  # a complex number for two channels

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..devices import memory_for, usable_device
 from ..errors import DecafError, reason, shown
-from .architecture import Architecture, count, read_architecture
-from .checkpoint import read_checkpoint
+from .architecture import Architecture, Settings, count, read_architecture
+from .checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from .package import sam2_package
 from .segmenter import SAM2
 
@@ -46,7 +46,7 @@ HOW_IT_RUNS = {
 
 
 def load_sam2(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -62,7 +62,8 @@ def load_sam2(
     module shadowing the package `sam2`, or no such device.
     """
     device = usable_device(device)
-    weights, own = read_checkpoint(path)
+    file = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    path, own, weights = file.path, file.settings, read_checkpoint(file)
     sam2_package()  # says what is wrong with the package before anything is said about the file
     try:
         architecture = read_architecture(weights, {**own, **(settings or {})})
@@ -74,7 +75,7 @@ def load_sam2(
         raise DecafError(f"{path}: {error}") from error
     except Exception as error:  # the package's classes assert, divide and look up what they are given
         raise DecafError(f"{path}: its weights do not fit together as a SAM 2 model ({reason(error)}). Use Meta's checkpoint.") from error
-    _check_names(path, weights, expected)
+    refuse_other_names(path, weights, expected)
     with memory_for(
         f"to load {path}", "Close other programs, free the GPU memory that other models hold, or choose a smaller SAM 2 model."
     ):
@@ -96,28 +97,37 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _check_names(path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def refuse_other_names(
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    model: str = "a SAM 2 model",
+    use: str = "Or use Meta's checkpoint.",
+) -> None:
+    """DecafError: weights are missing or left over, or have another shape than expected."""
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected]
     shaped = [name for name, value in expected.items() if name in weights and weights[name].shape != value.shape]
     for names, what in ((missing, "lacks"), (unexpected, "has unknown"), (shaped, "has, in another shape than its other weights ask for,")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise DecafError(
-                f"{path} {what} weights of a SAM 2 model: '{shown(names[0])}'{more}. Download it again, or use Meta's checkpoint."
-            )
+            raise DecafError(f"{path} {what} weights of {model}: '{shown(names[0])}'{more}. Download it again. {use}")
 
 
 def build_model(weights: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:
     """A `SAM2Base` of the shapes in `weights`, initialised at random, with the settings under which the DecAF paper uses SAM 2."""
-    sam2 = sam2_package()
-    settings = architecture.settings
-    model = sam2.SAM2Base(
-        image_encoder=_image_encoder(weights, architecture),
-        memory_attention=_memory_attention(weights, architecture),
+    return build_tracker(weights, _image_encoder(weights, architecture), architecture.settings)
+
+
+def build_tracker(weights: Mapping[str, Tensor], image_encoder: nn.Module, settings: Settings, stride: int = 16) -> nn.Module:
+    """A `SAM2Base` around an image encoder, whose lowest level has one token for `stride` x `stride` pixels."""
+    model = sam2_package().SAM2Base(
+        image_encoder=image_encoder,
+        memory_attention=_memory_attention(weights, settings.memory_heads, settings.image_size // stride),
         memory_encoder=_memory_encoder(weights),
         num_maskmem=weights["maskmem_tpos_enc"].shape[0],
         image_size=settings.image_size,
+        backbone_stride=stride,
         binarize_mask_from_pts_for_mem_enc=True,
         use_high_res_features_in_sam="sam_mask_decoder.conv_s0.weight" in weights,
         add_tpos_enc_to_obj_ptrs="obj_ptr_tpos_proj.weight" in weights,
@@ -167,11 +177,10 @@ def sine(channels: int) -> nn.Module:
     return sam2_package().PositionEmbeddingSine(num_pos_feats=channels, normalize=True, scale=None, temperature=10000, warmup_cache=False)
 
 
-def _memory_attention(weights: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:
+def _memory_attention(weights: Mapping[str, Tensor], heads: int, side: int) -> nn.Module:
     sam2 = sam2_package()
     layer = "memory_attention.layers.0."
     d_model = weights[layer + "norm1.weight"].shape[0]
-    side = architecture.settings.image_size // 16
 
     def attention(name: str, **more: object) -> nn.Module:
         inner, outer = weights[f"{layer}{name}.q_proj.weight"].shape
@@ -179,7 +188,7 @@ def _memory_attention(weights: Mapping[str, Tensor], architecture: Architecture)
             rope_theta=10000.0,
             feat_sizes=(side, side),
             embedding_dim=outer,
-            num_heads=architecture.settings.memory_heads,
+            num_heads=heads,
             downsample_rate=outer // inner,
             dropout=0.1,
             **more,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,38 +26,58 @@ _MAX_LIST_BYTES = 8 << 20
 _MAX_SETTINGS_LENGTH = 10_000
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Weights by name, and the settings that the file carries (empty for Meta's files).
+class Checkpoint:
+    """A file of weights whose names are known and whose weights are read when they are asked for: `names` in the file's order, `settings`
+    that it carries (empty for Meta's files)."""
 
-    Takes .safetensors, or a file of torch.save with the weights at the top or under "model". Raises DecafError.
-    """
+    def __init__(self, path: Path, names: list[str], settings: dict[str, object], read: Callable[[list[str]], dict[str, Tensor]]):
+        self.path, self.names, self.settings, self._read = path, names, settings, read
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The weights of these names. DecafError: one is damaged, or no plain weight."""
+        weights = self._read(list(names))
+        _refuse_other_tensors(self.path, weights)
+        return weights
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A .safetensors file, or one of torch.save with the weights at the top or under "model". DecafError: it is none."""
     path = Path(path)
     if not path.is_file():
         raise DecafError(f"There is no SAM 2 checkpoint at {path}. Download one, for example sam2.1_hiera_large.pt, or correct the path.")
-    weights, settings = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not weights or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
-        raise DecafError(f"{path} holds no weights by name. A SAM 2 checkpoint is a table of tensors, at the top or under 'model'.")
-    _refuse_too_many(path, len(weights))
-    _refuse_other_models(path, weights)
-    _refuse_other_tensors(path, weights)
-    return weights, settings
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def read_checkpoint(file: Checkpoint) -> dict[str, Tensor]:
+    """The weights of a SAM 2 model by name. Raises DecafError."""
+    if not file.names:
+        raise _no_weights(file.path)
+    _refuse_other_models(file.path, file.names)
+    return file.read(file.names)
+
+
+def _no_weights(path: Path) -> DecafError:
+    return DecafError(f"{path} holds no weights by name. A SAM 2 checkpoint is a table of tensors, at the top or under 'model'.")
+
+
+def _open_safetensors(path: Path) -> Checkpoint:
+    def read(names: list[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except Exception as error:  # the library's own, and whatever a damaged file leads to behind it
+            raise _damaged(path, "safetensors file", error) from error
+
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            _refuse_too_many(path, len(names))
-            weights = {name: file.get_tensor(name) for name in names}
-    except DecafError:
-        raise
-    except Exception as error:  # the library's own, and whatever a damaged file leads to behind it
+            metadata, names = file.metadata() or {}, list(file.keys())
+    except Exception as error:
         raise _damaged(path, "safetensors file", error) from error
-    return weights, _parse_settings(path, metadata.get(METADATA_KEY))
+    _refuse_too_many(path, len(names))
+    return Checkpoint(path, names, _parse_settings(path, metadata.get(METADATA_KEY)), read)
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def _open_torch(path: Path) -> Checkpoint:
     try:
         _refuse_packed(path)
         payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -76,7 +96,10 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     weights = payload.get("model", payload) if isinstance(payload, Mapping) else payload
     if not isinstance(weights, Mapping):
         raise DecafError(f"{path} holds {type(weights).__name__} instead of weights by name. Use a SAM 2 checkpoint.")
-    return dict(weights), settings
+    if not weights or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise _no_weights(path)
+    _refuse_too_many(path, len(weights))
+    return Checkpoint(path, list(weights), settings, lambda names: {name: weights[name] for name in names})
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> DecafError:
@@ -149,7 +172,7 @@ def _parse_settings(path: Path, text: object) -> dict[str, object]:
     return settings
 
 
-def _refuse_other_models(path: Path, weights: dict[str, Tensor]) -> None:
+def _refuse_other_models(path: Path, weights: Collection[str]) -> None:
     if any(name.startswith("memory_attention.layers.") for name in weights) and "image_encoder.trunk.pos_embed" in weights:
         return
     if any(name.startswith(("mask_decoder.", "prompt_encoder.")) for name in weights) and "image_encoder.pos_embed" in weights:

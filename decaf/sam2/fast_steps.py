@@ -18,6 +18,9 @@ from .package_steps import PackageSteps, as_tokens
 class FastSteps(PackageSteps):
     """Equal to `PackageSteps` up to rounding. Prompts, of which there are few, go through the package's own steps, in a batch."""
 
+    memory_mask_size: int | None = None
+    """Side of the masks that memories are made of, if not that of the picture."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -42,7 +45,7 @@ class FastSteps(PackageSteps):
     def track(self, features: Features, banks: Sequence[MemoryBank], remember: Sequence[bool], length: int) -> Outputs:
         with self._inference():
             if self._heads is None:
-                self._heads = TrackingHeads(self._model)
+                self._heads = TrackingHeads(self._model, self.memory_mask_size)
             low, pointers, score = self._heads.masks(self._conditioned(features, banks, length), features)
             memories: list[Tensor | None] = [None] * len(banks)
             wanted = [i for i, yes in enumerate(remember) if yes]

@@ -23,8 +23,9 @@ class TrackingHeads:
     `torch.inference_mode`, with autocast where half precision is wanted.
     """
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, memory_mask_size: int | None = None):
+        """`memory_mask_size`: side of the masks that memories are made of, if not the picture's."""
+        self._model, self._memory_mask_size = model, memory_mask_size
         decoder, encoder, device = model.sam_mask_decoder, model.sam_prompt_encoder, model.device
         with torch.autocast(device.type, enabled=False):
             no_points = (torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device))
@@ -66,6 +67,8 @@ class TrackingHeads:
         """(n, 1, 4 h, 4 w) mask logits and (n, 1) object scores -> memories (n, channels, h, w)."""
         model, encoder = self._model, self._model.memory_encoder
         high = F.interpolate(low, size=(model.image_size,) * 2, mode="bilinear", align_corners=False)
+        if self._memory_mask_size is not None:
+            high = F.interpolate(high, size=(self._memory_mask_size,) * 2, mode="bilinear", align_corners=False)
         high = torch.sigmoid(high) * model.sigmoid_scale_for_mem_enc + model.sigmoid_bias_for_mem_enc
         _, lowest = features.maps(1)
         fused = encoder.pix_feat_proj(lowest) + encoder.mask_downsampler(high)
@@ -132,5 +135,5 @@ def _divided(features: Features, level: int) -> Tensor:
 def decoder_bytes(model: nn.Module) -> int:
     """Bytes that the mask decoder, or the memory encoder after it, which takes more, takes for one object or point: two copies of the image's tokens,
     and masks at the size of the input and what is made of them on the way down to the tokens' size."""
-    tokens, width = (model.image_size // 16) ** 2, model.hidden_dim
-    return round(4 * (2 * tokens * width + 8.6 * model.image_size**2))
+    tokens, width = model.sam_image_embedding_size**2, model.hidden_dim
+    return round(4 * (2 * tokens * width + 8.6 * 16**2 * tokens))

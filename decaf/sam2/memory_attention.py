@@ -136,7 +136,7 @@ def attention_bytes(model: nn.Module) -> int:
     """Bytes that the memory attention takes for one object whose memory bank is full, a rough upper bound: memory tokens, keys and padded values;
     and, in the image's tokens, the hidden layer of the MLP before and after its activation, or some copies of them."""
     layer = model.memory_attention.layers[0]
-    tokens = (model.image_size // 16) ** 2
+    tokens = model.sam_image_embedding_size**2
     remembered = model.num_maskmem * tokens + model.max_obj_ptrs_in_encoder * model.hidden_dim // model.mem_dim
     per_memory = model.mem_dim + 2 * layer.cross_attn_image.internal_dim
     return 4 * (remembered * per_memory + tokens * (6 * model.hidden_dim + 2 * layer.linear1.out_features))
@@ -144,4 +144,4 @@ def attention_bytes(model: nn.Module) -> int:
 
 def remembered_bytes(model: nn.Module) -> int:
     """Bytes of one object's memories on the way through a clip, in bfloat16, those that the way back needs included."""
-    return 2 * 2 * model.num_maskmem * (model.image_size // 16) ** 2 * model.mem_dim
+    return 2 * 2 * model.num_maskmem * model.sam_image_embedding_size**2 * model.mem_dim

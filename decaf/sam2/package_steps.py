@@ -68,6 +68,7 @@ class PackageSteps:
     def _remember(self, features: Features, masks: Sequence[Tensor]) -> Outputs:
         with self._inference():
             out = self._given(features, masks)
+            # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
             return self._remembered(features, out["pred_masks"], out["object_score_logits"], out["obj_ptr"])
 
     def _given(self, features: Features, masks: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -88,8 +89,11 @@ class PackageSteps:
 
     def _remembered(self, features: Features, low: Tensor, score: Tensor, pointers: Tensor) -> Outputs:
         """First memories of n objects: their logits (n, 1, h, w), object scores and pointers."""
-        # The predictor memorises what is left of the mask at the low resolution, not the mask itself.
         high = F.interpolate(low, size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
+        return self._memorised(features, low, high, score, pointers)
+
+    def _memorised(self, features: Features, low: Tensor, high: Tensor, score: Tensor, pointers: Tensor) -> Outputs:
+        """`high`: the logits that memories are made of, (n, 1, H, W)."""
         memories, pos_enc = self._model._encode_new_memory(features.flat(len(low))[0], features.sizes, high, score, True)
         self._memory_pos_enc = pos_enc[-1][:1]
         return Outputs(low, as_tokens(memories), [pointer.clone() for pointer in pointers])
@@ -108,9 +112,7 @@ class PackageSteps:
             before = None if mask is None else self._given(features, [mask])["pred_masks"].clamp(-_STEEPEST, _STEEPEST)
             fine, lowest = features.maps(1)
             lowest = lowest + model.no_mem_embed.view(1, -1, 1, 1)
-            _, _, ious, low, _, pointers, score = model._forward_sam_heads(
-                lowest, points, before, fine, model._use_multimask(True, points)
-            )
+            _, _, ious, low, _, pointers, score = model._forward_sam_heads(lowest, points, before, fine, model._use_multimask(True, points))
             return self._remembered(features, low, score, pointers), float(ious.float().amax())
 
     def _mask_inputs(self, masks: Sequence[Tensor]) -> Tensor:
@@ -130,11 +132,17 @@ class PackageSteps:
         return joined([self._track_one(features, bank, wanted, length) for bank, wanted in zip(banks, remember, strict=True)])
 
     def _track_one(self, features: Features, bank: MemoryBank, wanted: bool, length: int) -> Outputs:
+        out = self._tracked(features, bank, wanted, length)
+        memories = as_tokens(out["maskmem_features"]) if wanted else [None]
+        return Outputs(out["pred_masks"], memories, [out["obj_ptr"][0]])
+
+    def _tracked(self, features: Features, bank: MemoryBank, wanted: bool, length: int) -> dict[str, Tensor]:
+        """What the package finds. `wanted`: with a memory."""
         with self._inference():
             levels, pos_enc = features.flat(1)
             # The package looks at distances in time alone: tracking backward is tracking forward in frames that are counted backward.
             frame = max(distance for distance, _ in [*bank.memories, *bank.pointers])
-            out = self._model.track_step(
+            return self._model.track_step(
                 frame_idx=frame,
                 is_init_cond_frame=False,
                 current_vision_feats=levels,
@@ -146,8 +154,6 @@ class PackageSteps:
                 num_frames=length,
                 run_mem_encoder=wanted,
             )
-            memories = as_tokens(out["maskmem_features"]) if wanted else [None]
-            return Outputs(out["pred_masks"], memories, [out["obj_ptr"][0]])
 
     def _output_dict(self, bank: MemoryBank, frame: int) -> dict[str, dict[int, dict[str, object]]]:
         """The memory bank in the predictor's structure, as seen from `frame`."""

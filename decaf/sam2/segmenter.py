@@ -12,12 +12,11 @@ from torch import nn
 
 from ..report import checked_per_block
 from .encoder import encoder_bytes
-from .fast_steps import FastSteps
 from .half_weights import half_bytes, half_weights
 from .heads import decoder_bytes
 from .memory_attention import attention_bytes, remembered_bytes
 from .package_steps import PackageSteps
-from .trial import fast_steps_agree
+from .trial import SAM2_WAYS, Ways, fast_steps_agree
 
 _LIBRARY_BYTES = 256 << 20
 """Workspaces of a GPU's libraries, and what their allocator does not get filled."""
@@ -30,6 +29,7 @@ class SAM2:
     under autocast."""
 
     title: ClassVar[str] = "SAM 2"
+    ways: ClassVar[Ways] = SAM2_WAYS
 
     model: nn.Module
     image_size: int
@@ -50,16 +50,19 @@ class SAM2:
     @contextmanager
     def segmenter(self, check_cancelled: Callable[[], None] = lambda: None) -> Iterator[PackageSteps]:
         """This library's way, or the package's own if a trial at the model's first use says that they differ."""
-        steps = FastSteps if fast_steps_agree(self.model, self.name, check_cancelled) else PackageSteps
+        steps = self.ways.fast if fast_steps_agree(self.model, self.name, check_cancelled, self.ways) else self.ways.package
         with checked_per_block(self.model, check_cancelled), half_weights(self.model, self.dtype):
             yield steps(self.model, self.dtype, check_cancelled)
 
     def feature_bytes(self) -> int:
         """Of one frame, in float32. Each fine level has four times the tokens of the one below, and a quarter or half of its channels."""
-        return 4 * 4 * (self.image_size // 16) ** 2 * self.model.hidden_dim
+        return 4 * 4 * self.model.sam_image_embedding_size**2 * self.model.hidden_dim
 
     def working_bytes(self, at_once: int, objects: int) -> int:
         """As `SegmenterModel` has it. Float32 is assumed: under autocast a part of it is."""
         step = at_once * max(attention_bytes(self.model), decoder_bytes(self.model))
         lasting = half_bytes(self.model, self.dtype) + objects * remembered_bytes(self.model)
-        return _LIBRARY_BYTES + max(encoder_bytes(self.model), step) + lasting
+        return _LIBRARY_BYTES + max(self._encoder_bytes(), step) + lasting
+
+    def _encoder_bytes(self) -> int:
+        return encoder_bytes(self.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from weakref import WeakKeyDictionary
 
@@ -30,7 +31,19 @@ and by a ten-thousandth in memories, which are stored in bfloat16; the TensorFlo
 _passed: WeakKeyDictionary[nn.Module, dict[torch.device, bool]] = WeakKeyDictionary()
 
 
-def fast_steps_agree(model: nn.Module, name: str, check_cancelled: Callable[[], None] = lambda: None) -> bool:
+@dataclass(frozen=True)
+class Ways:
+    """The two ways of a model. `encode_alike`: both encode a picture by the same code, which need not be tried."""
+
+    package: type[PackageSteps]
+    fast: type[FastSteps]
+    encode_alike: bool = False
+
+
+SAM2_WAYS = Ways(PackageSteps, FastSteps)
+
+
+def fast_steps_agree(model: nn.Module, name: str, check_cancelled: Callable[[], None] = lambda: None, ways: Ways = SAM2_WAYS) -> bool:
     """Tries it at the first call for the model on its device, and warns if the result is no. `name`: the model's, for people.
     `check_cancelled`: called all the while; may raise to stop.
 
@@ -38,7 +51,7 @@ def fast_steps_agree(model: nn.Module, name: str, check_cancelled: Callable[[], 
     """
     known = _passed.setdefault(model, {})
     if model.device not in known:
-        problem = _problem(model, check_cancelled)
+        problem = _problem(model, check_cancelled, ways)
         if problem:
             log.warning(
                 "%s: the installed package sam2 %s differs from what the faster way of this library expects (%s). The package's own steps are "
@@ -51,7 +64,7 @@ def fast_steps_agree(model: nn.Module, name: str, check_cancelled: Callable[[], 
     return known[model.device]
 
 
-def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
+def _problem(model: nn.Module, check_cancelled: Callable[[], None], ways: Ways) -> str:
     """What differs; empty if nothing does."""
     stopped: list[BaseException] = []
 
@@ -65,11 +78,15 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
     small = min(model.image_size, max(64, model.image_size // 128 * 32))  # as a picture of full size takes half of a trial's time
     picture, _ = _scene(small)
     _, mask = _scene(model.image_size)
+    tried: list[Tensor] = []  # of the image encoder
     with checked_per_block(model, check):
         try:
-            theirs = PackageSteps(model, check_cancelled=check)
-            small_features = theirs.encode(picture)
-            features = _enlarged(small_features, model)
+            theirs = ways.package(model, check_cancelled=check)
+            if ways.encode_alike:
+                features = _made_up(model)
+            else:
+                small_features = theirs.encode(picture)
+                tried, features = _tensors(small_features), _enlarged(small_features, model)
             outputs = theirs.remember(features, [mask])
             bank = _bank(outputs)
             expected = theirs.track(features, [bank], [True], 3)
@@ -80,13 +97,14 @@ def _problem(model: nn.Module, check_cancelled: Callable[[], None]) -> str:
                 f"The Python package sam2 {_version()} does not work in the way that this library expects ({reason(error)}). "
                 "Install another version of it, for example 1.1.0."
             ) from error
-        if not all(x.isfinite().all() for x in [*_tensors(small_features), *_tensors_of(outputs), *_tensors_of(expected)]):
+        if not all(x.isfinite().all() for x in [*tried, *_tensors_of(outputs), *_tensors_of(expected)]):
             return ""  # a damaged checkpoint, which is told of by whoever looks at its scores
         try:
-            ours = FastSteps(model, check_cancelled=check)
-            our_features = FastSteps(model, check_cancelled=check, image_size=small).encode(picture)
-            if our_features.sizes != small_features.sizes or not _alike(_tensors(our_features), _tensors(small_features)):
-                return "other image features"
+            ours = ways.fast(model, check_cancelled=check)
+            if not ways.encode_alike:
+                our_features = ways.fast(model, check_cancelled=check, image_size=small).encode(picture)
+                if our_features.sizes != small_features.sizes or not _alike(_tensors(our_features), tried):
+                    return "other image features"
             ours.remember_as(theirs)
             found = ours.track(features, [bank], [True], 3)
             return "" if _alike(_tensors_of(found), _tensors_of(expected)) else "other masks or memories"
@@ -106,6 +124,16 @@ def _enlarged(features: Features, model: nn.Module) -> Features:
         levels.append(F.interpolate(grid, size=new, mode="nearest").flatten(2).permute(2, 0, 1))
     pos_enc = model.image_encoder.neck.position_encoding(levels[-1].permute(1, 2, 0).unflatten(2, sizes[-1]))
     return Features(tuple(levels), pos_enc.flatten(2).permute(2, 0, 1), tuple(sizes))
+
+
+def _made_up(model: nn.Module) -> Features:
+    """Features that are noise, where encoding a picture would take a hundred times as long as the rest of the trial."""
+    side, channels, random = model.sam_image_embedding_size, model.hidden_dim, torch.Generator().manual_seed(0)
+    shapes = [(4 * side, channels // 8), (2 * side, channels // 4), (side, channels)]
+    levels = [torch.randn(edge**2, 1, width, generator=random).to(model.device) for edge, width in shapes]
+    lowest = levels[-1].permute(1, 2, 0).unflatten(2, (side, side))
+    pos_enc = model.image_encoder.position_encoding(lowest).flatten(2).permute(2, 0, 1)
+    return Features(tuple(levels), pos_enc, tuple((edge, edge) for edge, _ in shapes))
 
 
 def _scene(size: int) -> tuple[Tensor, Tensor]:

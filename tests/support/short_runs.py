@@ -52,7 +52,7 @@ class Meter:
         from decaf.command import segment as command  # heavy, and conftest.py imports this file
 
         self.frames = self.prefilled = self.sam2 = 0
-        load_mllm, load_sam2 = command.load_mllm, command.load_sam2
+        load_mllm, load_segmenter = command.load_mllm, command.load_segmenter
 
         def mllm(*args, **kwargs):
             loaded = load_mllm(*args, **kwargs)
@@ -60,14 +60,14 @@ class Meter:
             return loaded
 
         def sam2(*args, **kwargs):
-            loaded = load_sam2(*args, **kwargs)
+            loaded = load_segmenter(*args, **kwargs)
             with loaded.segmenter():  # which tries its steps on a picture of its own, once per model
                 pass
             loaded.model.image_encoder.trunk.patch_embed.register_forward_hook(self.image)
             return loaded
 
         monkeypatch.setattr(command, "load_mllm", mllm)
-        monkeypatch.setattr(command, "load_sam2", sam2)
+        monkeypatch.setattr(command, "load_segmenter", sam2)
 
     def layer(self, module, args, kwargs, output):
         hidden = args[0] if args else kwargs["hidden_states"]
