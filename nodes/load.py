@@ -12,11 +12,13 @@ from ..decaf.mllm import all_families
 from ..decaf.mllm.download import download_mllm
 from ..decaf.mllm.folder import missing_files
 from ..decaf.mllm.load import is_quantised, load_mllm
-from ..decaf.sam2 import PUBLISHED, download_checkpoint, load_sam2
+from ..decaf.sam2 import PUBLISHED, download_checkpoint
+from ..decaf.segmenters import load_segmenter
 from . import host
 from .core_mllm import ManagedClip
 from .inputs import checked
 from .interop import brief
+from .segmenter_files import segmenter_files
 from .sockets import CATEGORY, MLLM, SAM2
 from .text_encoders import load_text_encoder, text_encoder_problem, text_encoders
 
@@ -28,7 +30,6 @@ TITLES = [family.title for family in all_families()]
 SUGGESTED = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 host.register_folder("LLM")
-host.register_folder("sam2")
 
 
 def _local_mllms() -> dict[str, Path]:
@@ -66,12 +67,8 @@ def _mllm_problem(model: object) -> str | None:
     )
 
 
-def _sam2_files() -> dict[str, Path]:
-    return host.files("sam2", (".safetensors", ".pt", ".pth"))
-
-
 def _sam2_choices() -> list[str]:
-    return [*_sam2_files(), *(DOWNLOAD + repository for repository in PUBLISHED), BUNDLED, CHOOSE]
+    return [*segmenter_files(), *(DOWNLOAD + repository for repository in PUBLISHED), BUNDLED, CHOOSE]
 
 
 def _sam2_problem(model: object) -> str | None:
@@ -161,16 +158,17 @@ class DecAFLoadSAM2(io.ComfyNode):
             node_id="DecAFLoadSAM2",
             display_name="Load SAM 2",
             category=CATEGORY,
-            description="Loads a SAM 2 or SAM 2.1 checkpoint of any size; which one it is, is read from the weights.",
-            search_aliases=["decaf", "sam2", "sam 2.1", "segment anything"],
+            description="Loads a SAM 2 or SAM 2.1 checkpoint of any size, or the tracker of SAM 3; which one it is, is read from the weights.",
+            search_aliases=["decaf", "sam2", "sam 2.1", "sam3", "segment anything"],
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=_sam2_choices(),
-                    default=next(iter(_sam2_files()), CHOOSE),
+                    default=next(iter(segmenter_files()), CHOOSE),
                     tooltip="A checkpoint in models/sam2, .safetensors or .pt (only its weights are read; a pickle in it is not run). A "
                     "'download' entry fetches one once, into models/sam2, when the node runs (0.2 to 0.9 GB); afterwards it needs no network. "
-                    "bundled: a tiny one for Make Sample Clip.",
+                    "bundled: a tiny one for Make Sample Clip. SAM 3's file may also lie in models/sam3, sams or checkpoints; SAM 3.1's does "
+                    "not work.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -195,11 +193,12 @@ class DecAFLoadSAM2(io.ComfyNode):
         problem = _sam2_problem(model)
         if problem:
             raise DecafError(problem)
-        file = SAM2_FILE if model == BUNDLED else _sam2_files().get(model) or _checkpoint(model.removeprefix(DOWNLOAD))
-        return io.NodeOutput(host.Managed(load_sam2(file, device=host.offload_device(), dtype=host.mixed_dtype(precision))))
+        file = SAM2_FILE if model == BUNDLED else segmenter_files().get(model) or _checkpoint(model.removeprefix(DOWNLOAD))
+        dtype = host.mixed_dtype(precision)
+        return io.NodeOutput(host.Managed(load_segmenter(file, device=host.offload_device(), dtype=dtype, progress=host.progress())))
 
 
 def _checkpoint(repository: str) -> Path:
     """The published checkpoint, wherever it lies already; else it is fetched."""
-    here = [file for label, file in _sam2_files().items() if label.split("/")[-1] == PUBLISHED[repository]]
+    here = [file for label, file in segmenter_files().items() if label.split("/")[-1] == PUBLISHED[repository]]
     return here[0] if here else download_checkpoint(repository, host.folders("sam2")[0], host.progress())

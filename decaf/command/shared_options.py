@@ -24,7 +24,8 @@ def add_models(needed) -> None:
     )  # fmt: skip
     needed.add_argument(
         "--sam2", required=True, metavar="FILE", type=Path,
-        help='SAM 2 or 2.1 checkpoint of any size, .pt or .safetensors; "bundled" is the tiny one of "decaf demo"',
+        help="SAM 2 or 2.1 checkpoint of any size, or SAM 3's file for its tracker, .pt or .safetensors; "
+        '"bundled" is the tiny one of "decaf demo"',
     )  # fmt: skip
 
 

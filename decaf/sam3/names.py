@@ -99,7 +99,7 @@ def whose(names: Iterable[str]) -> str | None:
     if any(name.startswith((vision + "propagation_convs.", vision + "interactive_convs.")) for name in names):
         raise DecafError(
             "is SAM 3.1, whose tracker follows 16 objects at a time in a way of its own. Take SAM 3's file (sam3.pt or model.safetensors of "
-            "facebook/sam3) or one of SAM 2.1; or track with ComfyUI's own SAM 3 nodes, and pick among their objects with DecAF Pick Tracks"
+            "facebook/sam3) or one of SAM 2.1; or track with ComfyUI's own SAM 3 nodes, and choose among their objects with Pick Tracks by Attention"
         )
     if any(name.startswith(_META_TRUNK) for name in names):
         found = META, any(name.startswith("tracker.transformer.") for name in names)
