@@ -33,6 +33,8 @@ _WHERE = {
     "refine": "finishing",
     "apply_mask": "finishing",
     "segment_clip": "pipeline",
+    "Sample": "evaluation.samples",
+    "evaluate": "evaluation.samples",
     "segment_attention": "pipeline",
     "Report": "report",
     "AttentionSettings": "settings",

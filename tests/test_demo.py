@@ -15,7 +15,8 @@ from decaf.command import main as cli
 from decaf.demo import MLLM_FOLDER, SAM2_FILE
 from decaf.demo.asking import KINDS, answer_to, says
 from decaf.demo.scenes import make_scene
-from decaf.evaluation.evaluate import evaluate, pointing
+from decaf.evaluation.evaluate import evaluate
+from decaf.evaluation.maps import pointing
 from decaf.evaluation.metrics import region_similarity
 from decaf.mllm import load_mllm
 from decaf.pipeline import segment_attention, segment_clip

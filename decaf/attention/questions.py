@@ -182,3 +182,12 @@ def _check_text(what: str, text: str) -> None:
 def _check_length(what: str, text: str) -> None:
     if len(text) > LONGEST_QUESTION:
         raise DecafError(f"{what} has {len(text):,} characters; at most {LONGEST_QUESTION:,} are asked. Shorten the wording or the query.")
+
+
+AS_PUBLISHED = Templates(
+    object="{query} Which main object, or objects, is this expression or question about? Go by who or what the action is mainly about, and "
+    "answer with one word that names it, such as cat, person or dog.",
+    class_background="What is the background scene of the video, if any {object} is left out? Answer with a word or a short phrase.",
+)
+"""What the published questions ask for, in words of our own: the main object of an action, then the background without what it was called. They
+belong to the setting *class name*."""

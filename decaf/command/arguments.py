@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 
 from ..errors import DecafError, shown
-from ..settings import METHODS, TARGETS, RefineSettings, settings_of
+from ..settings import METHODS, TARGETS, FusionSettings, RefineSettings, settings_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -60,6 +60,11 @@ def refine_settings(text: str | None) -> RefineSettings:
             kind = "whole number" if isinstance(known[name].default, int) else "number"
             raise DecafError(f"--refine {shown(word, 40)} needs a {kind}. Write for example --refine grow=2,feather=3.") from error
     return RefineSettings(**given)
+
+
+def fusion_settings(arguments: argparse.Namespace) -> FusionSettings:
+    """From --no-contrast and --maps."""
+    return FusionSettings(contrast=not arguments.no_contrast, maps=arguments.maps)
 
 
 def stage_settings(arguments: argparse.Namespace) -> dict[str, object]:

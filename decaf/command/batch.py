@@ -78,7 +78,7 @@ def add_workers(options) -> None:
 
 def _batch(arguments: argparse.Namespace) -> int:
     templates, refine = read_templates(arguments), refine_settings(arguments.refine)
-    _check_workers(arguments)
+    check_workers(arguments)
     from ..results.write import Wanted
     from . import batch_run
     from .manifest import Stages, read_manifest
@@ -108,7 +108,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     return 2 if batch.failed else 0
 
 
-def _check_workers(arguments) -> None:
+def check_workers(arguments) -> None:
     from ..errors import DecafError
 
     if arguments.workers < 1:

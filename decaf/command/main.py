@@ -19,6 +19,7 @@ from ..settings import CUT_OUTS, STYLES
 from .arguments import refine_settings, stage_settings
 from .batch import add_batch
 from .demo import add_demo
+from .evaluate import add_evaluate
 from .gallery import add_gallery
 from .shared_options import add_computation, add_models, add_stages, read_templates
 from .terminal import progress_bars, say
@@ -117,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_batch(commands, _Help)
     add_demo(commands, _Help)
+    add_evaluate(commands, _Help)
     add_gallery(commands, _Help)
     return top
 

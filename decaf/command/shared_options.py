@@ -14,16 +14,16 @@ from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettin
 from .arguments import DETAIL_HELP, add_method, size_in_bytes
 
 
-def add_models(needed) -> None:
-    """Adds --mllm and --sam2 to a group."""
+def add_models(needed, *, required: bool = True) -> None:
+    """Adds --mllm and --sam2 to a group; `required`: neither can be left out."""
     needed.add_argument(
-        "--mllm", required=True, metavar="DIR_OR_REPO",
+        "--mllm", required=required, metavar="DIR_OR_REPO",
         help="folder of a model of Qwen2-VL to Qwen3-VL, InternVL3, GLM-4.1V, LLaVA-OneVision or SmolVLM2, or its repository id, which is "
         "downloaded if it is not there "
         'yet; "bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
     needed.add_argument(
-        "--sam2", required=True, metavar="FILE", type=Path,
+        "--sam2", required=required, metavar="FILE", type=Path,
         help="SAM 2 or 2.1 checkpoint of any size, or SAM 3's file for its tracker, .pt or .safetensors; "
         '"bundled" is the tiny one of "decaf demo"',
     )  # fmt: skip
