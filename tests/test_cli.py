@@ -210,7 +210,7 @@ def test_without_resume_everything_is_made_anew(line, tmp_path, mllm_folder):
 STOPS = {
     "attention": "import decaf.command.attention_file as m; m.atomic_write = stop",
     "mask": "import decaf.files as m; replace = os.replace; m.os.replace = lambda a, b: stop() if '00003' in str(b) else replace(a, b)",
-    "overlay": "import decaf.command.segment as m; m.show_objects = stop",
+    "overlay": "import decaf.results.write as m; m.show_objects = stop",
 }
 
 KILLER = """

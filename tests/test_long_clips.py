@@ -9,7 +9,7 @@ from moving_shapes import moving_shapes
 from decaf.clips import open_clip, write_video
 from decaf.clips.base import Clip
 from decaf.clips.identity import clip_info
-from decaf.command.segment import _overlay
+from decaf.results.write import _overlay
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.report import silent
 from decaf.sam2 import load_sam2
