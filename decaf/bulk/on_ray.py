@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import socket
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -27,6 +27,8 @@ _BETWEEN_LOOKS, _MOST_FAILED = 3.0, 3
 
 _LONGEST_END = 20.0
 """Seconds that the end of Ray is waited for."""
+
+_MOST_STARTS = 3
 
 _MOST_LOADS = 3
 """How often in a row workers may die before they have done anything."""
@@ -99,17 +101,19 @@ class _Crew:
 
     def _hire(self) -> None:
         self._count += 1
-        hand = _Hand(self._count, self._ray.remote(_Actor).options(**self._options).remote())
+        hand = _Hand(self._count, self._ray.remote(_Actor).options(**self._options).remote(sys.path))
         self._busy[hand.actor.load.remote(self._make_worker)] = hand
 
     def _look(self, hand: _Hand, reference) -> Outcome | None:
         """What a worker has come to; it gets the next job, if there is one."""
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayActorError, RayTaskError
 
         try:
             found = self._ray.get(reference)
         except RayActorError:
             return self._replace(hand)
+        except RayTaskError as error:  # what is sent to it cannot be understood there: a module is missing
+            raise DecafError(f"A worker cannot work ({reason(error.cause or error)}). Install the same on all machines.") from error
         if isinstance(found, Exception):  # no worker would fare better
             raise found
         self._deaths = 0
@@ -146,7 +150,10 @@ class _Crew:
 
 
 class _Actor:
-    """Lives in a worker's process."""
+    """Lives in a worker's process. `paths`: where the caller finds modules."""
+
+    def __init__(self, paths: list[str]):
+        sys.path += [path for path in paths if path not in sys.path]
 
     def load(self, make_worker: Callable[[], Worker]) -> Exception | None:
         try:
@@ -170,29 +177,43 @@ def _plain(error: DecafError) -> DecafError:
 @contextmanager
 def _connected(address: str | None, workers: int) -> Iterator[_Watch]:
     """Within it, Ray is there: the caller's own, the cluster at `address`, or one of our own that ends with it."""
-    with _environment(_QUIET if address is not None else {**_QUIET, **_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
-        import ray
+    _prepare_environment(address)
+    import ray
 
-        if ray.is_initialized():  # by the program that calls us, whose cluster it is
-            with _Watch() as watch:
-                yield watch
-            return
-        folder = tempfile.mkdtemp(prefix="decaf-") if address is None else None
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "decaf"}
+    if ray.is_initialized():  # by the program that calls us, whose cluster it is
+        with _Watch() as watch:
+            yield watch
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "decaf"}
+    with tempfile.TemporaryDirectory(prefix="decaf-", ignore_cleanup_errors=True) as folder:
         try:
-            if folder:
-                ray.init(
-                    "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
-                    _temp_dir=folder, **quiet,
-                )  # fmt: skip
+            if address is None:
+                _start(folder, workers, quiet)
             else:
                 _join(address, quiet)
             with _Watch() as watch:
                 yield watch
         finally:
             _leave()
-            if folder:
-                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: str, workers: int, options: dict) -> None:
+    """A Ray of our own. On a busy machine it may take longer to start than it allows itself."""
+    import ray
+
+    for left in reversed(range(_MOST_STARTS)):
+        try:
+            ray.init(
+                "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
+                _temp_dir=folder, **options,
+            )  # fmt: skip
+            return
+        except Exception as error:
+            _leave()
+            if not left:
+                raise DecafError(
+                    f"Ray cannot be started here ({reason(error)}). Try again when the machine is less busy, or leave out --workers."
+                ) from error
 
 
 def _join(address: str, options: dict) -> None:
@@ -207,30 +228,16 @@ def _join(address: str, options: dict) -> None:
         ) from error
 
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a share of a GPU sees what this process sees
-}
-
-_ALONE = {
-    # The processes of a Ray of our own listen on the loopback interface alone, and to those who know a word that is made up for it.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-}
-
-
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _prepare_environment(address: str | None) -> None:
+    """Ray and the processes that it starts read these, Ray some of them while it is imported."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a share of a GPU sees what this process sees
+    if address is None and "ray" not in sys.modules:
+        # A Ray of our own listens on the loopback interface alone, and to those who know a word that is made up for it; as it would otherwise
+        # write that word into the home folder.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def _leave() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -117,12 +118,18 @@ class RunFolder:
     def _finished(self) -> set[str]:
         try:
             with os.scandir(self.folder / RECORDS) as entries:
-                return {entry.name[:-5] for entry in entries if entry.name.endswith(".json") and not entry.name.startswith(".")}
+                names = [entry.name for entry in entries]
+            for name in names:
+                if _UNFINISHED.fullmatch(name):  # a kill left it behind
+                    (self.folder / RECORDS / name).unlink()
+            return {name[:-5] for name in names if name.endswith(".json") and not name.startswith(".")}
         except OSError as error:
             raise DecafError(f"{self._name} {shown(self.folder)} cannot be read ({reason(error)}). Change its permissions.") from error
 
 
 _LARGEST = 64 << 20
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part\.json")
+"""Names of `atomic_write` for records."""
 
 
 def _object(path: Path) -> dict:

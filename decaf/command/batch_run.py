@@ -70,6 +70,8 @@ class Batch:
         again: ids of rows that were begun again because a worker had died, and how often they were begun.
         empty: ids of rows done in this run in which nothing is masked.
         notes: sentences about the run.
+        seconds: wall time of this run.
+        stages: the same by stage, of all workers together.
     """
 
     rows: int
@@ -80,6 +82,7 @@ class Batch:
     empty: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -95,6 +98,7 @@ class Batch:
             "left": self.left,
             "seconds": round(self.seconds, 1),
             "rows_a_minute": rate,
+            "seconds_by_stage": {name: round(spent, 1) for name, spent in self.stages.items()},
             "failed_rows": self.failed[:_MOST_FAILED],
             "begun_again": self.again,
             "nothing_masked": self.empty,
@@ -169,6 +173,8 @@ def _run(rows, folder: RunFolder, settings: Settings, workers: Workers, batch: B
     with closing(outcomes):
         for outcome in outcomes:
             group, job = jobs[outcome.key]
+            for name, spent in (outcome.record or {}).get("seconds", {}).items():
+                batch.stages[name] = batch.stages.get(name, 0.0) + spent
             for row in (row for row in group if row.id in job.payload.left):
                 record = _of_row(outcome, row)
                 if outcome.tries > 1:
