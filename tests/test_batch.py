@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from small_batch import OPTIONS, results, write_clips, write_manifest
 import decaf
 from decaf import files
 from decaf.attention.fusion import coarse_masks, frame_fusion, object_background_fusion
-from decaf.bulk import Job
+from decaf.bulk import Job, run_jobs
 from decaf.bulk.clip_worker import Ask, ClipJob, ClipWorker
 from decaf.command import main as cli
 from decaf.demo import MLLM_FOLDER, SAM2_FILE
@@ -292,3 +293,34 @@ def test_a_picture_among_others_of_another_size(tmp_path, models):
     Image.new("RGB", (60, 60)).save(tmp_path / "clips" / "scene0" / "00009.png")
     with pytest.raises(DecafError, match="different sizes"):
         ClipWorker(*models, record)(job(tmp_path / "clips" / "scene0", ["a"]))
+
+
+def test_the_next_clip_is_opened_while_one_is_at_work(tmp_path, models):
+    asked = write_clips(tmp_path, 3)
+    jobs = [replace(job(tmp_path / "clips" / f"scene{number}", asked[number][:1]), key=f"clip{number}") for number in range(3)]
+    opened = []
+
+    def note(ask, clip, masked, report):
+        for opening in worker._coming.values():
+            opening._thread.join(60)  # it ends though nobody has asked for the clip yet
+            assert len(opening._opened) == 2
+        opened.append([*worker._coming])
+        return record(ask, clip, masked, report)
+
+    worker = ClipWorker(*models, note)
+    together = [one.record["asks"] for one in run_jobs(jobs, lambda: worker)]
+    assert opened == [["clip1"], ["clip2"], []]
+    assert together == [ClipWorker(*models, record)(one)["asks"] for one in jobs]
+
+
+def test_a_clip_opened_ahead_that_is_damaged_or_not_wanted(tmp_path, models):
+    asked = write_clips(tmp_path, 2)
+    good, other = (job(tmp_path / "clips" / f"scene{number}", asked[number][:1]) for number in range(2))
+    worker = ClipWorker(*models, record)
+    worker.ahead(replace(job(tmp_path / "none", ["a"]), key="bad"))
+    worker.ahead(replace(other, key="other"))
+    assert worker(replace(good, key="good"))["asks"]
+    assert [*worker._coming] == ["other"]
+    worker.ahead(replace(job(tmp_path / "none", ["a"]), key="bad"))
+    with pytest.raises(DecafError, match="no file or folder"):
+        worker(replace(job(tmp_path / "none", ["a"]), key="bad"))

@@ -99,6 +99,7 @@ def ray_runs():
         yield
 
 
+@pytest.mark.slow
 def test_jobs_go_to_whoever_is_free_and_models_are_loaded_once(ray_runs, tmp_path):
     from functools import partial
 
@@ -112,6 +113,7 @@ def test_jobs_go_to_whoever_is_free_and_models_are_loaded_once(ray_runs, tmp_pat
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_job_begun_again_twice(ray_runs, tmp_path):
     said = []
     jobs = [Job("a", None), Job("b", "dies"), Job("c", ["dies once", str(tmp_path)]), Job("d", "fails"), Job("e", "breaks"), Job("f", None)]
@@ -123,6 +125,7 @@ def test_a_worker_that_dies_is_replaced_and_its_job_begun_again_twice(ray_runs, 
     assert sum("job b" in sentence for sentence in said) == 3 and sum("job c" in sentence for sentence in said) == 1
 
 
+@pytest.mark.slow
 def test_what_no_worker_would_do_better_ends_the_run(ray_runs):
     with pytest.raises(OutputError, match="disk is full"):
         list(run_jobs([Job("a", "full"), Job("b", None)], bulk_workers.make, workers=2))
@@ -132,6 +135,7 @@ def test_what_no_worker_would_do_better_ends_the_run(ray_runs):
         list(run_jobs([Job("a", None)], bulk_workers.died_loading, workers=2, tell=lambda sentence: None))
 
 
+@pytest.mark.slow
 def test_a_run_is_cancelled_within_a_second(ray_runs):
     class Stop(Exception):
         pass
@@ -149,11 +153,13 @@ def test_a_run_is_cancelled_within_a_second(ray_runs):
     assert time.monotonic() - begin[0] < 5  # on a busy machine
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are(ray_runs):
     with pytest.raises(DecafError, match="2 workers with 100 GPU each were asked for"):
         list(run_jobs([Job("a", None)], bulk_workers.make, workers=2, gpus_per_worker=100))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_goes_away_is_a_sentence(ray_runs, monkeypatch):
     monkeypatch.setattr(on_ray, "_BETWEEN_LOOKS", 0.1)
     monkeypatch.setattr(on_ray.socket, "create_connection", _refused)

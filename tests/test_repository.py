@@ -117,6 +117,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "sam2": "rf-sam-2", "hydra": "hydra-core"}
 
 NOT_OURS = {
     "scipy": "an extra: comes with ComfyUI, and what needs it says so where it is missing",
+    "ray": "an extra: imported only by decaf.bulk.on_ray, when it is asked for and installed",
     "triton": "comes with PyTorch where PyTorch has it; imported only then",
     **dict.fromkeys(["comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "server"], "ComfyUI, for the nodes"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -165,12 +166,17 @@ class ClipWorker:
     def __init__(self, mllm: MLLM, sam2: SAM2 | None, writer: Writer, *, memory_budget: int | None = None):
         self.report = Report()
         self._mllm, self._sam2, self._writer, self._budget = mllm, sam2, writer, memory_budget
+        self._coming: dict[str, _Opening] = {}
+
+    def ahead(self, job: Job) -> None:
+        """Begins to open the clip of the job that is probably the next, while this one is at work. What goes wrong is told when its turn comes."""
+        self._coming[job.key] = _Opening(job)
 
     def __call__(self, job: Job) -> dict:
         payload: ClipJob = job.payload
         report = Report(self.report.progress)
         with report.stage("open clip"):
-            clip = payload.open(report)
+            clip = self._open(job, report)
         try:
             records = self._all(payload, clip, report)
         finally:
@@ -180,6 +186,12 @@ class ClipWorker:
             "seconds": {name: round(spent, 4) for name, spent in report.seconds.items()},
             "counts": dict(report.counts),
         }
+
+    def _open(self, job: Job, report: Report) -> Clip:
+        coming = self._coming.pop(job.key, None)
+        for key in [*self._coming][:-1]:  # another worker has taken that job
+            self._coming.pop(key).forget()
+        return coming.clip(report) if coming is not None else job.payload.open(report)
 
     def _all(self, payload: ClipJob, clip: Clip, report: Report) -> dict[str, dict]:
         queries, records = _clean(payload)
@@ -251,6 +263,43 @@ class ClipWorker:
         with report.stage("fusion"):
             _, fused = fused_attention(attention, payload.fusion, method=tracking.method)
         return Masked(attention, fused, None)
+
+
+class _Opening:
+    """A clip that is being opened by a thread, which no end of the program waits for."""
+
+    def __init__(self, job: Job):
+        self.key = job.key
+        self._opened: Clip | None = None
+        self._error: BaseException | None = None
+        self._unwanted = False
+        self._thread = threading.Thread(target=self._open, args=(job.payload,), daemon=True, name="decaf-opening")
+        self._thread.start()
+
+    def _open(self, payload: ClipJob) -> None:
+        try:
+            self._opened = payload.open(Report(self._step))
+        except BaseException as error:
+            self._error = error
+
+    def _step(self, done: int, total: int, what: str) -> None:
+        if self._unwanted:
+            raise DecafError("The clip is no longer wanted.")
+
+    def clip(self, report: Report) -> Clip:
+        """Waits for it. Raises what opening has raised, or what `report` does."""
+        while self._thread.is_alive():
+            self._thread.join(_BETWEEN_CHECKS)
+            report.check_cancelled()
+        if self._error is not None:
+            raise self._error
+        return self._opened
+
+    def forget(self) -> None:
+        self._unwanted = True
+
+
+_BETWEEN_CHECKS = 0.2
 
 
 def _clean(payload: ClipJob) -> tuple[dict[str, Query], dict[str, dict]]:

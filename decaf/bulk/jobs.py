@@ -50,7 +50,8 @@ class Outcome:
 
 Worker = Callable[[Job], dict]
 """`worker(job) -> record`, what `json.dumps` takes. It raises DecafError when this job fails, and `OutputError` when no other would fare better,
-since nothing can be written. If it has an attribute `report`, that is set to a `Report` which cancels its work."""
+since nothing can be written. An attribute `report`, if it has one, is set to a `Report` which cancels its work; a method `ahead` is called with the
+job that is probably the next, before each one."""
 
 _KEY = re.compile(r"[^\W_][\w.+=@-]{0,119}", re.ASCII)
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")

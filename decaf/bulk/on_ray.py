@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 
 from ..errors import DecafError, OutputError, reason, shown
 from ..report import Report
@@ -43,12 +44,13 @@ def is_installed() -> bool:
 
 @dataclass
 class _Hand:
-    """A worker's process. `job`, `tries`: what it does now; None while it loads its models, or is free."""
+    """A worker's process. `job`, `tries`: what it does now; None while it loads its models, or is free. `next`: key of the job that it prepares."""
 
     number: int
     actor: object
     job: Job | None = None
     tries: int = 0
+    next: str | None = None
 
 
 def run_on_ray(
@@ -121,12 +123,27 @@ class _Crew:
         if hand.job is not None:
             outcome = Outcome(hand.job.key, found.record, found.error, hand.tries)
         if self._left:
-            hand.job, before = self._left.popleft()
+            hand.job, before = self._take(hand.next)
             hand.tries = before + 1
-            self._busy[hand.actor.work.remote(hand.job)] = hand
+            ahead = self._unprepared()
+            hand.next = ahead.key if ahead is not None else None
+            self._busy[hand.actor.work.remote(hand.job, ahead)] = hand
         else:
             self._ray.kill(hand.actor)
         return outcome
+
+    def _take(self, prepared: str | None) -> tuple[Job, int]:
+        """The job that a worker has prepared, if nobody else has taken it; else the first that is left."""
+        for place, (job, tries) in enumerate(islice(self._left, 2 * self._workers)):
+            if job.key == prepared:
+                del self._left[place]
+                return job, tries
+        return self._left.popleft()
+
+    def _unprepared(self) -> Job | None:
+        """The first job that is left and that no worker prepares."""
+        prepared = {hand.next for hand in self._busy.values()}
+        return next((job for job, _ in islice(self._left, 2 * self._workers) if job.key not in prepared), None)
 
     def _replace(self, hand: _Hand) -> Outcome | None:
         """After a worker's death."""
@@ -162,7 +179,9 @@ class _Actor:
             return _plain(error)
         return None
 
-    def work(self, job: Job) -> Outcome | Exception:
+    def work(self, job: Job, ahead: Job | None) -> Outcome | Exception:
+        if ahead is not None and hasattr(self._worker, "ahead"):
+            self._worker.ahead(ahead)
         try:
             return attempt(self._worker, job)
         except OutputError as error:
@@ -232,6 +251,8 @@ def _prepare_environment(address: str | None) -> None:
     """Ray and the processes that it starts read these, Ray some of them while it is imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a share of a GPU sees what this process sees
+    # What Ray itself prints, such as that a worker has died: we tell it, with the job.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")
     if address is None and "ray" not in sys.modules:
         # A Ray of our own listens on the loopback interface alone, and to those who know a word that is made up for it; as it would otherwise
         # write that word into the home folder.

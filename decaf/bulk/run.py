@@ -61,6 +61,9 @@ def _in_this_process(jobs: Sequence[Job], make_worker: Callable[[], Worker], rep
     worker = make_worker()
     if hasattr(worker, "report"):
         worker.report = Report(lambda *_: report.check_cancelled())
+    ahead = getattr(worker, "ahead", None)
     for number, job in enumerate(jobs, 1):
+        if ahead is not None and number < len(jobs):
+            ahead(jobs[number])
         yield attempt(worker, job, report)
         report.progress(number, len(jobs), STEP)
