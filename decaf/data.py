@@ -54,6 +54,8 @@ class Attention:
         not_this: attention of the same kind and grids for what is not meant (see `AttentionSettings.not_this`), of an object attention and of
             what is made of it; None if nothing was given.
         name: what the query is called: by the user, else its number, from 1, if there are several; empty for a single one without a name.
+        seen: (K, rows', cols') bool, cells of the frame maps that single frames showed: where those were cut (see `decaf.attention.zoom`), the
+            others are 0. None for all.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class Attention:
     presence: float | None = None
     not_this: Attention | None = None
     name: str = ""
+    seen: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ MODES = ("expression", "class name")
 DETAILS = ("paper", "fast")
 """How finely a clip is looked at: as published, or with a fraction of the work."""
 
+SINGLE_FRAMES = ("whole", "zoom")
+"""What single frames show of the clip: all, as published, or the region that the video attends (see `decaf.attention.zoom`)."""
+
 METHODS = ("agreement", "as published")
 """How the maps of video and frames are fused, and which objects are kept: our rule (see `docs/experiments.md`), or the paper's."""
 
@@ -61,6 +64,9 @@ class AttentionSettings:
         first_frame, last_frame: of the part of the clip that is asked about and tracked, both included; None for the clip's last one. Masks
             outside of it are empty.
         v_max: whether heads of the model count by how strongly they look at the pictures; without it all count alike (an ablation of the paper).
+        single_frames: one of SINGLE_FRAMES. "zoom": a quarter of each picture, where the video's attention is, with as many tokens as a frame
+            of the video; whole where a quarter does not hold what is attended, or where several queries look at so many regions that whole
+            frames, which they share, take no more tokens. With the setting "expression" alone.
         key_frames: frames that are shown to the model, chosen by hand; `max_key_frames` then does not count. Empty: evenly spread.
         not_this: what is not to be masked, in a sentence of its own; one for all queries. What it attends more than the query does is
             subtracted (see `decaf.attention.fusion.object_background_fusion`). Not in the paper. None for nothing.
@@ -76,6 +82,12 @@ class AttentionSettings:
     last_frame: int | None = None
     key_frames: tuple[int, ...] = ()
     v_max: bool = True
+    single_frames: str = SINGLE_FRAMES[0]
+
+    @property
+    def zooms(self) -> bool:
+        """Whether single frames are cut to what the video attends."""
+        return self.single_frames == SINGLE_FRAMES[1]
 
     @property
     def is_fast(self) -> bool:

@@ -11,7 +11,7 @@ from ..decaf.attention.frames import read_key_frames
 from ..decaf.attention.questions import Templates, clean_not_this, split_queries
 from ..decaf.data import caption
 from ..decaf.errors import DecafError
-from ..decaf.settings import DETAILS, METHODS, MODES, AttentionSettings
+from ..decaf.settings import DETAILS, METHODS, MODES, SINGLE_FRAMES, AttentionSettings
 from . import host, live
 from .core_mllm import managed
 from .inputs import checked
@@ -149,6 +149,16 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="The frames that the model is shown, if you choose them yourself; max_key_frames then does not count. Left empty: evenly "
                     "spread.",
                 ),
+                io.Combo.Input(
+                    "single_frames",
+                    options=list(SINGLE_FRAMES),
+                    default=AttentionSettings.single_frames,
+                    advanced=True,
+                    optional=True,
+                    tooltip="What the model is shown of each key frame by itself. whole: all of it, as published. zoom: the quarter that it looks at "
+                    "in the video, as fine as before and with a quarter of the visual tokens; whole frames where a quarter is not enough. Only in "
+                    "the setting 'expression'.",
+                ),
             ],
             outputs=[
                 Attention.Output("object", is_output_list=True, tooltip="Where the model looks for the object; one for each query."),
@@ -183,7 +193,7 @@ class ExtractRolloutAttention(io.ComfyNode):
     def execute(
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question="",
         detail=AttentionSettings.detail, not_this="",
-        first_frame=0, last_frame=-1, key_frames="",
+        first_frame=0, last_frame=-1, key_frames="", single_frames=AttentionSettings.single_frames,
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
@@ -192,7 +202,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         clip = host.clip_of(frames)
         settings = AttentionSettings(
             setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail, not_this,
-            first_frame, None if last_frame < 0 else last_frame, read_key_frames(key_frames),
+            first_frame, None if last_frame < 0 else last_frame, read_key_frames(key_frames), single_frames,
         )  # fmt: skip
         with host.returning_memory():
             needed = memory_needed(

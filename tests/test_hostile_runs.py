@@ -8,8 +8,8 @@ import torch
 from random_clips import clip_of
 from tiny_models import FAMILIES
 
-from decaf.attention import extract
 from decaf.attention.extract import extract_attention
+from decaf.attention.presence import yes_and_no
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm, streaming
 
@@ -82,7 +82,7 @@ def test_a_damaged_head_gives_no_answer(mllm_folder, setting, number):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     head = mllm.model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    yes, no = extract.yes_and_no(mllm)
+    yes, no = yes_and_no(mllm)
     head.weight[[*yes, *no]] = number
     with pytest.raises(DecafError, match="head .* is damaged. Download the model again"):
         extract_attention(mllm, clip_of(2), setting=setting, **EXTRACTS)

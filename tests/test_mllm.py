@@ -111,9 +111,9 @@ def test_names_to_choose_from_are_few_and_short():
 
 
 def test_questions_are_grouped_by_their_tokens(monkeypatch):
-    from decaf.attention.extract import _groups
+    from decaf.attention.passes import _groups
 
-    monkeypatch.setattr("decaf.attention.extract.QUESTION_TOKENS_PER_PASS", 10)
+    monkeypatch.setattr("decaf.attention.passes.QUESTION_TOKENS_PER_PASS", 10)
     for lengths, groups in (
         ([4], [(0, 1)]),
         ([4, 6], [(0, 2)]),
@@ -318,7 +318,7 @@ def test_more_questions_than_fit_a_pass(mllm, monkeypatch):
     """They are asked on the keys and values of the pictures, which are not run again."""
     queries = ["the red one", "the blue one behind it", "a cup"]
     expected, report, together = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40), Report(), Report()
-    monkeypatch.setattr("decaf.attention.extract.QUESTION_TOKENS_PER_PASS", 1)
+    monkeypatch.setattr("decaf.attention.passes.QUESTION_TOKENS_PER_PASS", 1)
     found = extract_attentions(mllm, clip_of(3), queries, tokens_per_frame=40, progress=report)
     assert report.counts["forward_passes"] == 9 + 6  # each question of the video, and of the images, alone
     for pair, other in zip(found, expected, strict=True):

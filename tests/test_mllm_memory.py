@@ -15,9 +15,9 @@ QUERY = "the dog that gets the ball first"
 
 def out_of_memory_for(calls, monkeypatch, blocks):
     """Makes the first `calls` rollouts run out of GPU memory; `blocks` gets the block size of every one."""
-    import decaf.attention.extract
+    import decaf.attention.passes
 
-    roll_out = decaf.attention.extract.last_row_rollout
+    roll_out = decaf.attention.passes.last_row_rollout
 
     def limited(*args, block_bytes=None, **kwargs):
         blocks.append(block_bytes)
@@ -25,7 +25,7 @@ def out_of_memory_for(calls, monkeypatch, blocks):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return roll_out(*args, block_bytes=block_bytes, **kwargs)
 
-    monkeypatch.setattr(decaf.attention.extract, "last_row_rollout", limited)
+    monkeypatch.setattr(decaf.attention.passes, "last_row_rollout", limited)
 
 
 def watch_budgets(monkeypatch):
@@ -150,12 +150,12 @@ def test_where_memory_is_scarce_queries_wait_in_host_memory(mllm_folder, monkeyp
 
 def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kept(mllm_folder, monkeypatch):
     """In the setting *class name* the keys and values of the pictures outlive the failed try."""
-    import decaf.attention.extract
+    import decaf.attention.passes
 
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
     armed = []
-    choose = decaf.attention.extract._Extraction.choose_name
+    choose = decaf.attention.passes.Extraction.choose_name
 
     def choose_then_arm(self, *args):
         name = choose(self, *args)
@@ -167,7 +167,7 @@ def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kep
             armed.clear()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    monkeypatch.setattr(decaf.attention.extract._Extraction, "choose_name", choose_then_arm)
+    monkeypatch.setattr(decaf.attention.passes.Extraction, "choose_name", choose_then_arm)
     mllm.engine.text_tower.layers[2].register_forward_pre_hook(fail_once)
     found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40)
     for one, other in zip(found, expected, strict=True):
@@ -177,11 +177,11 @@ def test_out_of_memory_in_the_background_question_leaves_no_trace_in_what_is_kep
 
 def test_what_does_not_fit_host_memory_is_computed_again(mllm_folder, monkeypatch):
     """*Class name* keeps keys, values and captured queries of the pictures up to a limit. Beyond it the maps are the same, for more passes."""
-    import decaf.attention.extract
+    import decaf.attention.passes
 
     mllm, kept = load_mllm(mllm_folder("qwen2_5_vl")), []
-    put_aside = decaf.attention.extract._Extraction._put_aside
-    monkeypatch.setattr(decaf.attention.extract._Extraction, "_put_aside", lambda *args: kept.append(put_aside(*args)) or kept[-1])
+    put_aside = decaf.attention.passes.Extraction._put_aside
+    monkeypatch.setattr(decaf.attention.passes.Extraction, "_put_aside", lambda *args: kept.append(put_aside(*args)) or kept[-1])
     monkeypatch.setattr("decaf.attention.batches.ENOUGH_TOKENS_ON_CPU", 1)
     once = Report()
     expected = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40, progress=once)
@@ -196,7 +196,7 @@ def test_what_does_not_fit_host_memory_is_computed_again(mllm_folder, monkeypatc
     for fitting in (4, 2, 0):
         kept.clear()
         again = Report()
-        monkeypatch.setattr(decaf.attention.extract, "MOST_KEPT_BYTES", sum(sizes[:fitting]) * per_token)
+        monkeypatch.setattr(decaf.attention.passes, "MOST_KEPT_BYTES", sum(sizes[:fitting]) * per_token)
         found = extract_attention(mllm, clip_of(3), QUERY, setting="class name", tokens_per_frame=40, progress=again)
         assert [each is not None for each in kept] == [True] * fitting + [False] * (4 - fitting)
         assert again.counts["frames_encoded_image"] == 3 + min(3, 4 - fitting)

@@ -9,7 +9,7 @@ from as_published import segment
 from moving_shapes import make_prompts, moving_shapes
 from random_clips import clip_of
 
-import decaf.attention.extract
+import decaf.attention.passes
 from decaf import devices
 from decaf.attention.extract import extract_attention
 from decaf.attention.rollout import BLOCK_BYTES
@@ -138,11 +138,11 @@ def error(request):
 def test_attention_is_tried_again(mllm_folder, monkeypatch, error):
     mllm, once, twice = load_mllm(mllm_folder("qwen2_5_vl")), Report(), Report()
     expected, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, progress=once)
-    calls = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", error, {0})
+    calls = fail_at(monkeypatch, decaf.attention.passes, "last_row_rollout", error, {0})
     found, _ = extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40, progress=twice)
     assert len(calls) > 1 and twice.counts == once.counts
     assert torch.allclose(found.video, expected.video, rtol=1e-4) and torch.allclose(found.frame, expected.frame, rtol=1e-4)
-    fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", error, range(9))
+    fail_at(monkeypatch, decaf.attention.passes, "last_row_rollout", error, range(9))
     with pytest.raises(OutOfMemoryError, match="tokens per frame|other programs"):
         extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=40)
 
@@ -152,7 +152,7 @@ def test_blocks_are_made_smaller_once(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_5_vl"))
     monkeypatch.setattr(decaf.attention.batches, "ENOUGH_TOKENS_ON_CPU", 1)
     monkeypatch.setattr(decaf.attention.batches.Batches, "q_budget_bytes", lambda *_: None)
-    calls = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", FULL[0], {0, 2, 4, 6})
+    calls = fail_at(monkeypatch, decaf.attention.passes, "last_row_rollout", FULL[0], {0, 2, 4, 6})
     extract_attention(mllm, clip_of(3), "the dog", tokens_per_frame=16)
     sizes = [call["block_bytes"] for call in calls]
     assert sizes[0] is None and len(sizes) > 4 and set(sizes[1:]) == {BLOCK_BYTES["cuda"] // 16}
@@ -181,7 +181,7 @@ def test_other_errors_are_not_tried_again(sam2_file, mllm_folder, monkeypatch):
     calls = fail_at(monkeypatch, sam2.model, "_forward_sam_heads", OTHER[0], {0})
     with pytest.raises(RuntimeError, match="device-side assert"):
         segment(sam2, clip, make_prompts(clip, 8, 3))
-    rolled = fail_at(monkeypatch, decaf.attention.extract, "last_row_rollout", OTHER[0], {0})
+    rolled = fail_at(monkeypatch, decaf.attention.passes, "last_row_rollout", OTHER[0], {0})
     with pytest.raises(RuntimeError, match="device-side assert"):
         extract_attention(load_mllm(mllm_folder("qwen2_5_vl")), clip_of(3), "the dog", tokens_per_frame=40)
     assert len(calls) == len(rolled) == 1

@@ -81,6 +81,6 @@ def presence_alone(mllm, clip, question):
 
 def test_without_a_token_for_yes_nothing_is_asked(mllm_folder, monkeypatch):
     mllm = load_mllm(mllm_folder("qwen2_vl"))
-    monkeypatch.setattr("decaf.attention.extract.yes_and_no", lambda mllm: ([], [3]))
+    monkeypatch.setattr("decaf.attention.passes.yes_and_no", lambda mllm: ([], [3]))
     object, _ = extract_attention(mllm, clip_from_images(torch.rand(2, 60, 80, 3)), "the cup", tokens_per_frame=16)
     assert object.presence is None

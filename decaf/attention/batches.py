@@ -47,6 +47,11 @@ def image_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: 
     return layout(mllm.vision, frame_size, batch, settings.tokens_per_frame)
 
 
+def window_layout(mllm: MLLM, frame_size: tuple[int, int], batch: int, settings: AttentionSettings) -> Layout:
+    """Each of `batch` key frames of (height, width) pixels, cut and enlarged to that size (see `decaf.attention.zoom`), as an image by itself."""
+    return mllm.family.coarse_image_layout(mllm.vision, frame_size, batch, settings.tokens_per_frame)
+
+
 def memory_needed(
     mllm: MLLM,
     frames: int,
@@ -76,7 +81,11 @@ def memory_needed(
     of_video = _text_tokens(mllm, [*more, *(ask(query) for query in queries for ask in [*asked, templates.ask_presence])])
     image = image_layout(mllm, frame_size, 1, settings)
     at_once = min(shown, _at_once(video, image, of_images, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
-    passes = (video, of_video), (image_layout(mllm, frame_size, at_once, settings), of_images)
+    passes = [(video, of_video), (image_layout(mllm, frame_size, at_once, settings), of_images)]
+    if settings.zooms:  # or whole ones, after all
+        window = window_layout(mllm, frame_size, 1, settings)
+        windows = min(shown, _at_once(video, window, of_images, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
+        passes.append((window_layout(mllm, frame_size, windows, settings), of_images))
     needed = max(pass_bytes(mllm, layout, text, start, len(queries) + len(more), keep=keep, device=device) for layout, text in passes)
     if keep and device.type == "cpu":  # what waits in host memory for the background question is in the same memory
         tokens = video.tokens + of_video + (shown - at_once) * (image.tokens + of_images)

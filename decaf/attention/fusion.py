@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,8 +52,8 @@ def object_background_fusion(
         """What `one` attends more than any of the others."""
         maps = {}
         for name, kernel in (("video", video_kernel), ("frame", frame_kernel)):
-            rest = functools.reduce(torch.maximum, (smooth(getattr(other, name), kernel, sigma) for other in others))
-            maps[name] = min_max(contrast(smooth(getattr(one, name), kernel, sigma), rest), per_frame=name == "frame")
+            more = attended_more(getattr(one, name), [getattr(other, name) for other in others], kernel, sigma)
+            maps[name] = min_max(more, per_frame=name == "frame")
         return replace(one, kind="contrast", **maps)
 
     if object.not_this is None:
@@ -61,11 +62,18 @@ def object_background_fusion(
     return replace(less(object, background, object.not_this), not_this=less(object.not_this, background, object))
 
 
+def attended_more(one: Tensor, others: Sequence[Tensor], kernel: int, sigma: float = SIGMA) -> Tensor:
+    """What `one` attends more than any of the `others`, at least one of them: raw maps (n, rows, cols), smoothed first; 0..1, not scaled."""
+    rest = functools.reduce(torch.maximum, (smooth(other, kernel, sigma) for other in others))
+    return contrast(smooth(one, kernel, sigma), rest)
+
+
 def frame_fusion(attention: Attention, *, video_weight: float = 0.5, method: str = TrackingSettings.method) -> FusedAttention:
     """The video map resized to the grid of the frame maps, averaged with them and scaled to 0..1 over the whole clip.
 
     A single frame does not show motion or order. With the method "agreement", frames count as far as they agree with the video: their share is
-    multiplied by `agreement` of the two maps, and the rest is the video's. Where both agree fully this is the published mean.
+    multiplied by `agreement` of the two maps, and the rest is the video's. Where both agree fully this is the published mean. Cells that no
+    single frame showed (see `decaf.attention.zoom`) have the video's value.
 
     Args:
         attention: of kind "contrast". A raw object attention is accepted too, for comparison: it is smoothed and scaled as object-background
@@ -91,17 +99,18 @@ def frame_fusion(attention: Attention, *, video_weight: float = 0.5, method: str
         video = min_max(smooth(video, VIDEO_KERNEL, SIGMA))
         frame = min_max(smooth(frame, FRAME_KERNEL, SIGMA), per_frame=True)
     video = resize(slots_to_frames(video, len(frame)), frame.shape[-2:])
-    own_weight, frame_weight = video_weight, 1 - video_weight
+    own_weight, frame_weight, seen = video_weight, 1 - video_weight, attention.seen
     if method != METHODS[1]:
-        frame_weight *= agreement(video, frame)
+        frame_weight *= agreement(video, frame) if seen is None else agreement(video[seen], frame[seen])
         video_weight = 1 - frame_weight
-    fused = min_max(video_weight * video + frame_weight * frame)
+    mixed = video_weight * video + frame_weight * frame
+    fused = min_max(mixed if seen is None else torch.where(seen, mixed, video))
     not_this = attention.not_this and frame_fusion(attention.not_this, video_weight=own_weight, method=method).map
     return FusedAttention(fused, attention.clip, attention.query, attention.presence, not_this, attention.name)
 
 
 def agreement(video: Tensor, frame: Tensor) -> float:
-    """How far two maps (K, rows, cols) of a clip agree: their correlation over all cells of all key frames, 0 where it is negative.
+    """How far two maps of a clip agree, tensors of one shape: their correlation over all cells of all key frames, 0 where it is negative.
 
     1 if one of them is the same everywhere, and says nothing that the other could disagree with.
     """
@@ -223,6 +232,11 @@ def _check_maps(attention: Attention) -> None:
         raise DecafError(
             f"The {attention.kind} attention has {frames} key frames but {slots} video slots and {len(attention.frame)} frame maps; "
             f"there must be {frames} or {(frames + 1) // 2} slots and {frames} frame maps. Extract it again."
+        )
+    if attention.seen is not None and attention.seen.shape != attention.frame.shape:
+        raise DecafError(
+            f"The {attention.kind} attention says for {_grid(tuple(attention.seen.shape))} cells whether single frames showed them, and has frame "
+            f"maps of {_grid(tuple(attention.frame.shape))}. Extract it again."
         )
     for name in ("video", "frame"):
         not_finite = int((~getattr(attention, name).isfinite()).sum())

@@ -26,9 +26,14 @@ DETAIL_HELP = (
     "of sizes 0.61 instead of 0.70"
 )
 
+SINGLE_FRAMES_HELP = (
+    "what the model is shown of a key frame by itself; zoom: the quarter of it that it attends in the video, as fine as the whole and with a "
+    "quarter of the visual tokens; whole frames where a quarter does not hold what it attends"
+)
+
 _NAMES = (
-    "max_key_frames", "tokens_per_frame", "start_layer", "detail", "not_this", "point_threshold", "presence_threshold", "score_threshold",
-    "max_tracks", "first_frame", "last_frame", "method", "targets",
+    "max_key_frames", "tokens_per_frame", "start_layer", "detail", "single_frames", "not_this", "point_threshold", "presence_threshold",
+    "score_threshold", "max_tracks", "first_frame", "last_frame", "method", "targets",
 )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ def save_attention(path: Path, attention: tuple[Attention, Attention], made_from
             continue
         tensors |= {f"{kind}.video": one.video.contiguous(), f"{kind}.frame": one.frame.contiguous()}
         texts[kind] = {"query": one.query, "question": one.question, "answers": one.answers, "presence": one.presence}
+    if attention[0].seen is not None:  # the same for all of a query's maps
+        tensors["seen"] = attention[0].seen.contiguous()
     clip = attention[0].clip
     about = {"length": clip.length, "frame_size": clip.frame_size, "key_frames": clip.key_frames, "part": clip.part}
     metadata = {"made_from": made_from, "clip": about, "texts": texts, "record": record}
@@ -49,6 +51,7 @@ def load_attention(path: Path, made_from: dict) -> tuple[tuple[Attention, Attent
             metadata = {key: json.loads(kept[key]) for key in ("clip", "texts", "record")}
             kinds = [kind for kind in (*_KINDS, _NOT_THIS) if kind in _KINDS or kind in metadata["texts"]]
             names = ["thumbnails", *(f"{kind}.{part}" for kind in kinds for part in ("video", "frame"))]
+            names += {"seen"} & {*file.keys()}
             tensors = {name: file.get_tensor(name) for name in names}
         return _attention(metadata, tensors), _record(metadata["record"])
     except (OSError, SafetensorError):  # unreadable or damaged
@@ -76,12 +79,14 @@ def _attention(metadata: dict, tensors: dict[str, Tensor]) -> tuple[Attention, A
         text, video, frame = metadata["texts"][kind], tensors[f"{kind}.video"], tensors[f"{kind}.frame"]
         for maps in (video, frame):
             _require(maps.dtype == torch.float32 and maps.ndim == 3 and maps.numel() > 0 and bool(torch.isfinite(maps).all()))
+        seen = tensors.get("seen")
+        _require(seen is None or (seen.dtype == torch.bool and seen.shape == frame.shape))
         _require(len(frame) == len(keys) and len(video) in (len(keys), (len(keys) + 1) // 2))
         _require(all(isinstance(one, str) for one in (text["query"], text["question"], *text["answers"])))
         presence = text["presence"]
         _require(presence is None or (isinstance(presence, float) and 0 <= presence <= 1))
         named = "object" if kind == _NOT_THIS else kind
-        found[kind] = Attention(named, video, frame, clip, text["query"], text["question"], tuple(text["answers"]), presence)
+        found[kind] = Attention(named, video, frame, clip, text["query"], text["question"], tuple(text["answers"]), presence, seen=seen)
     _require(len({(one.video.shape, one.frame.shape) for one in found.values()}) == 1)
     return replace(found["object"], not_this=found.get(_NOT_THIS)), found["background"]
 

@@ -17,7 +17,7 @@ from ..attention.questions import clean_not_this, clean_query, names_of, split_q
 from ..bulk.jobs import is_key
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import DETAILS, METHODS, MODES, TARGETS, AttentionSettings, PointSettings, TrackingSettings, check_choice
+from ..settings import DETAILS, METHODS, MODES, SINGLE_FRAMES, TARGETS, AttentionSettings, PointSettings, TrackingSettings, check_choice
 
 _LARGEST = 1 << 30
 _MOST_TOLD = 5
@@ -269,6 +269,7 @@ _SETTINGS = {
     "tokens_per_frame": _WHOLE,
     "start_layer": _WHOLE,
     "detail": DETAILS,
+    "single_frames": SINGLE_FRAMES,
     "point_threshold": _NUMBER,
     "presence_threshold": _NUMBER,
     "score_threshold": _NUMBER,

@@ -10,8 +10,8 @@ from pathlib import Path
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import DETAILS, AttentionSettings, PointSettings, TrackingSettings
-from .arguments import DETAIL_HELP, add_method, size_in_bytes
+from ..settings import DETAILS, SINGLE_FRAMES, AttentionSettings, PointSettings, TrackingSettings
+from .arguments import DETAIL_HELP, SINGLE_FRAMES_HELP, add_method, size_in_bytes
 
 
 def add_models(needed, *, required: bool = True) -> None:
@@ -80,6 +80,7 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     )
 
     attention.add_argument("--detail", choices=DETAILS, default=AttentionSettings.detail, help=DETAIL_HELP)
+    attention.add_argument("--single-frames", choices=SINGLE_FRAMES, default=AttentionSettings.single_frames, help=SINGLE_FRAMES_HELP)
 
 
 def _add_masks(parser: argparse.ArgumentParser) -> None:
