@@ -88,7 +88,7 @@ def sentence(scene, target: int) -> str:
     return f"the {thing.colour} {thing.shape}"
 
 
-def ref_davis17(root: Path, videos=("blackswan", "bmx-trees"), *, as_they_come=False, split="valid") -> None:
+def ref_davis17(root: Path, videos=("blackswan", "bmx-trees"), *, as_they_come=False, split="valid", objects=3) -> None:
     meta, texts = {}, [[], [], [], []]
     for number, video in enumerate(videos):
         made, names = scene(40 + number), frame_names(LENGTH)
@@ -97,7 +97,7 @@ def ref_davis17(root: Path, videos=("blackswan", "bmx-trees"), *, as_they_come=F
         write_frames(root / frames_folder / video, made.frames, names)
         write_palette(root / masks_folder / video, made.masks, names)
         expressions = {}
-        for target in range(len(made.things)):
+        for target in range(min(objects, len(made.things))):
             thing = made.things[target]
             told = [sentence(made, target), f"a {thing.shape}", f"{sentence(made, target)} here", f"a {thing.colour} thing"]
             for annotator, text in enumerate(told):
