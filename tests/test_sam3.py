@@ -7,6 +7,7 @@ import sam3_oracle
 import tiny_sam3
 import torch
 from as_published import segment
+from counted_memory import Alive
 from live_memory import LiveMemory
 from moving_shapes import make_prompts, moving_shapes
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,11 @@ from safetensors.torch import load_file, save_file
 import decaf
 from decaf.errors import DecafError
 from decaf.masks import pack_bits
-from decaf.sam3.steps import Sam3FastSteps, Sam3PackageSteps, nearest_prompts
+from decaf.sam2.build import WithoutMemory
+from decaf.sam3.build import build_sam3
+from decaf.sam3.encoder import encoder_bytes, transformers_classes
+from decaf.sam3.names import TRANSFORMERS, our_weights
+from decaf.sam3.steps import MOST_PROMPTS, Sam3FastSteps, Sam3PackageSteps, nearest_prompts
 from decaf.tracking.correction import sweep_prompted
 from decaf.tracking.frames import FeatureCache, FrameEncoder, resized
 from decaf.tracking.segmenter import Clicks, MemoryBank
@@ -241,3 +246,47 @@ def test_memory_is_told_beforehand(models):
         with LiveMemory() as memory:
             segmenter.remember(features, list(mask))
         assert memory.peak < ours.working_bytes(1, 1)
+
+
+def test_the_published_model_is_what_its_shapes_say():
+    """All but its weights: transformers' default configuration is that of facebook/sam3."""
+    from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
+
+    config = Sam3TrackerVideoConfig()
+    with torch.device("meta"):
+        theirs = Sam3TrackerVideoModel(config)
+    weights = our_weights({tiny_sam3.whole_name(name): value for name, value in theirs.state_dict().items()}, TRANSFORMERS)
+    with WithoutMemory():
+        model = build_sam3(weights, transformers_classes())
+    assert {name: x.shape for name, x in model.state_dict().items()} == {name: x.shape for name, x in weights.items()}
+    ours, published = model.image_encoder.trunk.vit.config, config.vision_config.backbone_config
+    told = (
+        "num_attention_heads",
+        "image_size",
+        "window_size",
+        "global_attn_indexes",
+        "pretrain_image_size",
+        "layer_norm_eps",
+        "rope_parameters",
+    )
+    assert [getattr(ours, name) for name in told] == [getattr(published, name) for name in told]
+    assert model.image_size == 1008 and model.sam_image_embedding_size == 72 and model.num_maskmem == config.num_maskmem
+    assert model.max_obj_ptrs_in_encoder == config.max_object_pointers_in_encoder and MOST_PROMPTS == config.max_cond_frame_num
+    attention = model.sam_mask_decoder.transformer.layers[0].self_attn
+    assert attention.num_heads == config.mask_decoder_config.num_attention_heads
+    assert model.memory_attention.layers[0].self_attn.num_heads == config.memory_attention_num_attention_heads
+
+
+def test_memory_of_the_published_model_is_told_beforehand():
+    """Tensors that have a size and no memory are counted."""
+    from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
+
+    with torch.device("meta"):
+        theirs = Sam3TrackerVideoModel(Sam3TrackerVideoConfig())
+    weights = our_weights({tiny_sam3.whole_name(name): value for name, value in theirs.state_dict().items()}, TRANSFORMERS)
+    with WithoutMemory():
+        model = build_sam3(weights, transformers_classes()).eval().to("meta")
+    image = torch.empty(1, 3, 1008, 1008, device="meta")
+    with torch.inference_mode(), Alive() as alive:
+        model.image_encoder(image)
+    assert 0.75 * encoder_bytes(model) < alive.most < encoder_bytes(model)

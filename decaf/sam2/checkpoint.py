@@ -177,6 +177,8 @@ def _refuse_other_models(path: Path, weights: Collection[str]) -> None:
         return
     if any(name.startswith(("mask_decoder.", "prompt_encoder.")) for name in weights) and "image_encoder.pos_embed" in weights:
         what = "is a checkpoint of SAM 1, which cannot track through a video"
+    elif any(name.startswith("spatial_perceiver.") for name in weights):
+        what = "is EdgeTAM, whose image encoder and memory are others, and which is not supported"
     elif any(name.startswith("vision_encoder.") for name in weights):
         what = "has the weights under the names of the transformers library"
     else:

@@ -96,14 +96,15 @@ def _model(file: Checkpoint, weights: Mapping[str, Tensor], classes) -> nn.Modul
     """A `SAM2Base` of the shapes in `weights`, whose parameters take no memory yet."""
     try:
         with WithoutMemory():
-            return _build(weights, classes)
+            return build_sam3(weights, classes)
     except KeyError as error:
         raise DecafError(f"{file.path} lacks the weight {error}. Download it again. {_USE}") from error
     except Exception as error:  # the packages' classes assert, divide and look up what they are given
         raise DecafError(f"{file.path}: its weights do not fit together as SAM 3 ({reason(error)}). {_USE}") from error
 
 
-def _build(weights: Mapping[str, Tensor], classes) -> nn.Module:
+def build_sam3(weights: Mapping[str, Tensor], classes) -> nn.Module:
+    """A `SAM2Base` of the shapes in `weights`, initialised at random, with SAM 3's image encoder. `classes`: transformers'."""
     config = _vit_config(weights, classes)
     vision = classes.Sam3VisionConfig(
         backbone_config=config, fpn_hidden_size=weights[NECK + "0.proj2.weight"].shape[0], scale_factors=[4.0, 2.0, 1.0]

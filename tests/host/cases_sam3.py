@@ -80,3 +80,25 @@ def case_the_help_page_and_the_list_agree():
     page = (Path(SETTINGS["pack"]) / "web" / "docs" / "DecAFLoadSAM2.md").read_text()
     assert all(f"models/{folder}" in page for folder in pack("nodes.segmenter_files").OTHERS)
     assert "SAM 3.1" in page
+
+
+def case_the_names_are_those_of_comfyui_s_own_model():
+    """ComfyUI builds SAM 3 under Meta's names, but for three parts of the mask decoder, which it renames as it loads."""
+    import comfy.ops
+    from comfy.ldm.sam3.detector import SAM3Model
+
+    core = SAM3Model(device="meta", dtype=torch.float32, operations=comfy.ops.manual_cast, image_model="SAM3")
+    named = {}
+    for name, value in core.state_dict().items():
+        if "sam_mask_decoder.transformer." in name:
+            for ours, published in ((".mlp.0.", ".mlp.lin1."), (".mlp.2.", ".mlp.lin2."), (".norm_final.", ".norm_final_attn.")):
+                name = name.replace(ours, published)
+        named[name] = value
+    names, build, encoder = (pack(f"decaf.sam3.{file}") for file in ("names", "build", "encoder"))
+    assert names.whose(named) == names.META
+    weights = names.our_weights(named, names.META)
+    with build.WithoutMemory():
+        model = build.build_sam3(weights, encoder.transformers_classes())
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in weights.items() if name in expected} == expected
+    assert weights.keys() == expected.keys(), weights.keys() ^ expected.keys()

@@ -84,7 +84,7 @@ def write(model, path, names: str = "transformers", dtype: torch.dtype = torch.f
     """`names`: "transformers", as in the file of facebook/sam3, "alone", as of a tracker without the detector, or "Meta"."""
     weights = {name: value.detach().to(dtype).contiguous().clone() for name, value in model.state_dict().items()}
     if names != "alone":
-        weights = {_whole(name): value for name, value in weights.items()}
+        weights = {whole_name(name): value for name, value in weights.items()}
         weights["detector_model.text_encoder.text_model.final_layer_norm.weight"] = torch.ones(4)
         weights["detector_model.vision_encoder.neck.fpn_layers.0.proj1.bias"] = torch.ones(4)
     if names == "Meta":
@@ -97,7 +97,7 @@ def write(model, path, names: str = "transformers", dtype: torch.dtype = torch.f
     return path
 
 
-def _whole(name: str) -> str:
+def whole_name(name: str) -> str:
     if name.startswith("vision_encoder.backbone."):
         return "detector_model." + name
     return name.replace("vision_encoder.neck.", "tracker_neck.") if name.startswith("vision_encoder.neck.") else "tracker_model." + name
