@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import sam3_oracle
+import short_runs
 import tiny_sam3
 import torch
 from as_published import segment
@@ -13,6 +14,7 @@ from moving_shapes import make_prompts, moving_shapes
 from safetensors.torch import load_file, save_file
 
 import decaf
+from decaf.command import main as cli
 from decaf.errors import DecafError
 from decaf.masks import pack_bits
 from decaf.sam2.build import WithoutMemory
@@ -144,6 +146,13 @@ def test_from_points_to_tracks(models):
     clip = moving_shapes(6, *SIZE, 1)
     tracks = segment(ours, clip, make_prompts(clip, 4, 1), score_threshold=-1.0, max_tracks=2)
     assert len(tracks.tracks) == 2 and tracks.masks(0).any() and tracks.masks(0).shape == (6, *SIZE)
+
+
+def test_the_command_takes_its_file(models, line, tmp_path, capsys):
+    file = tiny_sam3.write(models()[1], tmp_path / "sam3.safetensors", "Meta")
+    assert cli.main(line("--sam2", str(file), "--presence-threshold", "0")) == 0, capsys.readouterr().err
+    masks = short_runs.masks(tmp_path / "out" / "masks")
+    assert len(masks) == short_runs.FRAMES and any(mask.any() for mask in masks) and not all(mask.all() for mask in masks)
 
 
 @pytest.mark.parametrize("names", ["transformers", "alone", "Meta"])

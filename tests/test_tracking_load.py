@@ -187,6 +187,7 @@ def damaged(folder):
         "numbers.pt": ({"model": {"a": 1}}, "no weights"),
         "sam1.pt": (sam1, "SAM 1"),
         "renamed.pt": (renamed, "transformers"),
+        "edgetam.pt": ({"spatial_perceiver.latents": torch.zeros(1), "memory_attention.layers.0.norm1.bias": torch.zeros(1)}, "EdgeTAM"),
         "other.pt": ({"layer.weight": torch.zeros(1)}, "'layer.weight'"),
         "lacking.pt": (lacking, "lacks.*maskmem_tpos_enc"),
         "without.pt": (without, "lacks.*no_obj_ptr|unknown"),
