@@ -27,6 +27,8 @@ from decaf.tracking.frames import FeatureCache, FrameEncoder, resized
 from decaf.tracking.segmenter import Clicks, MemoryBank
 from decaf.tracking.sweep import FixedPrompts, Sweep
 
+pytest.importorskip("transformers.models.sam3_tracker_video", reason="SAM 3 is in transformers from 5 on")
+
 SIZE = (70, 110)
 
 
