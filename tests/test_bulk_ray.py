@@ -73,6 +73,38 @@ def test_forty_rows_on_two_workers_one_of_which_is_killed(tmp_path):
     assert one == other
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_batch_on_two_workers_that_is_stopped_is_gone_on_from(tmp_path, number, code):
+    manifest = write_manifest(tmp_path, clips=12, queries=2)
+    command = [sys.executable, "-m", "decaf", "batch", str(manifest), *OPTIONS, "--out", str(tmp_path / "out")]
+    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((tmp_path / "out" / "records").glob("*.json")):
+            time.sleep(0.02)
+        below = processes_below(process.pid)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "Run the same command again to go on in" in told and "Traceback" not in told
+    until = time.monotonic() + 60
+    while left := [pid for pid in below if "ray" in title(pid)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.2)
+    done = len(list((tmp_path / "out" / "records").glob("[!.]*")))
+    assert 0 < done < 24
+    assert cli.main([*command[3:], "--quiet"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["done_earlier"] == done
+    assert cli.main(["batch", str(manifest), *OPTIONS, "--out", str(tmp_path / "one"), "--quiet"]) == 0
+    assert results(tmp_path / "one") == results(tmp_path / "out")
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def addresses_that_listen(pids) -> set[str]:
     """Of all TCP sockets of those processes on which somebody may call."""
     sockets = set()

@@ -9,9 +9,9 @@ from moving_shapes import moving_shapes
 from decaf.clips import open_clip, write_video
 from decaf.clips.base import Clip
 from decaf.clips.identity import clip_info
-from decaf.results.write import _overlay
 from decaf.data import FusedAttention, SAM2Prompts
 from decaf.report import silent
+from decaf.results.write import _overlay
 from decaf.sam2 import load_sam2
 from decaf.tracking.memory_plan import TrackedObject
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -222,10 +223,11 @@ def _start(folder: str, workers: int, options: dict) -> None:
 
     for left in reversed(range(_MOST_STARTS)):
         try:
-            ray.init(
-                "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
-                _temp_dir=folder, **options,
-            )  # fmt: skip
+            with _signals_kept():
+                ray.init(
+                    "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, object_store_memory=_STORE_BYTES,
+                    _temp_dir=folder, **options,
+                )  # fmt: skip
             return
         except Exception as error:
             _leave()
@@ -239,12 +241,26 @@ def _join(address: str, options: dict) -> None:
     import ray
 
     try:
-        ray.init(address, **options)
+        with _signals_kept():
+            ray.init(address, **options)
     except Exception as error:
         raise DecafError(
             f"The Ray cluster at {shown(address)} cannot be reached ({reason(error)}). Check --address and that the cluster runs, or leave "
             "it out to work on this machine alone."
         ) from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of the program's, which lets the program end as it does without Ray."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _prepare_environment(address: str | None) -> None:
