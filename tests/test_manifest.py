@@ -2,10 +2,11 @@
 
 import json
 import time
+from dataclasses import fields
 
 import pytest
 
-from decaf.command.manifest import Stages, read_manifest
+from decaf.command.manifest import COLUMNS, Stages, read_manifest
 from decaf.command.options import check_stages
 from decaf.errors import DecafError
 from decaf.settings import AttentionSettings, PointSettings, TrackingSettings
@@ -129,3 +130,9 @@ def test_ten_thousand_rows_are_read_at_once(tmp_path):
     begin = time.process_time()
     assert len(read(tmp_path, "clip,query,max-key-frames\n" + rows)) == 10_000
     assert time.process_time() - begin < 10  # takes about one
+
+
+def test_every_setting_of_a_clip_has_a_column():
+    """But those that are there for comparisons with the paper alone."""
+    settings = {field.name for record in (AttentionSettings, PointSettings, TrackingSettings) for field in fields(record)}
+    assert settings - {"v_max", "consistency", "nms_iou"} == set(COLUMNS) - {"id", "clip", "query"}
