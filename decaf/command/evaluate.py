@@ -90,7 +90,7 @@ def add_evaluate(commands, formatter) -> None:
     add_workers(workers)
     add_computation(evaluate)
     evaluate.add_argument("--verbose", action="store_true", help="a line for each step of the library instead of progress bars")
-    evaluate.add_argument("--quiet", action="store_true", help="no progress bars and no table; what is missing is still printed")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bars and no table; what is missing, or goes wrong, is still printed")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             found = command.run(dataset, arguments, method, refine_settings(arguments.refine), progress)
     written = found.write(arguments.out)
     if arguments.quiet:
-        for line in found.remarks:
+        for line in found.warnings:
             say(sys.stderr, f"decaf: {line}")
     else:
         say(sys.stdout, command.summary(found, written))

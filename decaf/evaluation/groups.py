@@ -36,7 +36,7 @@ def group_figures(dataset: Dataset, rows: Sequence[Row]) -> dict[str, dict[str, 
     coarse ones, "r" where it is defined, "n_acc" (share of the items without a target in which nothing is masked), "t_acc" (share of the others in
     which something is), and "published_jf" where the published rule was compared. 0..1; None where nothing says it.
     """
-    if not any(row.record.get("coarse") or "j" in row.record or row.problem for row in rows):
+    if dataset.hidden or not any(row.record.get("coarse") or "j" in row.record or row.problem for row in rows):
         return {}
     names = dict.fromkeys(tag for row in rows for tag in row.tags)
     ordered = [name for name in dataset.averaged if name in names] + [name for name in names if name not in dataset.averaged]

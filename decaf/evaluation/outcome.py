@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import DecafError
 from ..files import atomic_write, write_json
 from ..results.files import versions
 from . import paper
 from .datasets.base import Dataset
 from .groups import Row, group_figures
 from .submission import write_submission
-from .tables import as_markdown, as_text, columns, remarks
+from .tables import as_markdown, as_text, columns, missing, remarks
 
 JSON, MARKDOWN, ZIP = "results.json", "results.md", "submission.zip"
 
@@ -53,10 +52,15 @@ class Evaluation:
     @cached_property
     def remarks(self) -> list[str]:
         """What there is to say beside the figures."""
-        said = remarks(self.dataset, self.rows, self.left, self._paper)
+        said = remarks(self.dataset, self.left, self._paper)
         if not self.figures and self.rows:
             said.insert(0, f"The truth of {self.dataset.title} {self.dataset.split} is not public, so there are no figures here.")
-        return [*self.said, *said]
+        return [*said, *self.warnings]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of them that must not go unnoticed: what happened to the run, and items that have no figures."""
+        return [*self.said, *missing(self.dataset, self.rows)]
 
     def table(self) -> str:
         """Title, figures in percent, and remarks, for a terminal."""
@@ -93,12 +97,9 @@ class Evaluation:
         be written."""
         written = [folder / JSON, folder / MARKDOWN]
         one = self
-        if self.dataset.submission is not None and self.dataset.hidden and "sam2" in self.settings and self.settings["sam2"] is not None:
+        if self.dataset.submission is not None and self.dataset.hidden and self.settings.get("sam2") is not None:
             known = {row.name for row in self.rows}
-            try:
-                gone = write_submission(folder / ZIP, folder, self.dataset, [item for item in self.dataset.items if item.name in known])
-            except DecafError:
-                raise
+            gone = write_submission(folder / ZIP, folder, self.dataset, [item for item in self.dataset.items if item.name in known])
             written.append(folder / ZIP)
             if gone:
                 said = (

@@ -137,9 +137,10 @@ def ask_items(
                 jobs.append(Job(clip.key, _payload(clip, left, method)))
             elif problems and run is not None:
                 run.finish(clip.key, known[clip.key])
+        asked = {job.key: job.payload.left for job in jobs}
         for outcome in run_jobs(jobs, make_worker, report=report, **where):
-            before, payload = known[outcome.key], next(job.payload for job in jobs if job.key == outcome.key)
-            new = outcome.record or {"asks": {key: {"error": outcome.error} for key in payload.left}}
+            before = known[outcome.key]
+            new = outcome.record or {"asks": {key: {"error": outcome.error} for key in asked[outcome.key]}}
             known[outcome.key] = _joined(before, new)
             if run is not None:
                 run.finish(outcome.key, known[outcome.key])

@@ -37,22 +37,30 @@ def as_markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def remarks(dataset: Dataset, rows: Sequence[Row], left: int, paper: Mapping) -> list[str]:
-    """What is to be said beside the figures: whose figures stand beside them, what is missing and how it is counted."""
+def remarks(dataset: Dataset, left: int, paper: Mapping) -> list[str]:
+    """What is to be said beside the figures: what is odd about the files, whose figures stand beside ours, what was not asked."""
     said = list(dataset.notes)
     if paper["tracked"] or paper["coarse"]:
         said.append(f'"paper" is the J&F that the DecAF paper gives for {paper["model"]}.')
     if left:
         said.append(f"{left} items of the set are not in these figures: they were not asked.")
-    missing = [row for row in rows if row.problem]
-    if missing:
-        how = "count as 0" if dataset.counts_missing else "are left out"
-        why = "" if dataset.hidden else f", as in {dataset.title}'s own script they {how}" if dataset.name != "samples" else f"; they {how}"
-        said.append(f"{len(missing)} of {len(rows)} items have no figures{why}:")
-        said += [f"  {row.name}: {row.problem}" for row in missing[:_MOST_LISTED]]
-        if len(missing) > _MOST_LISTED:
-            said.append(f"  and {len(missing) - _MOST_LISTED} more; all are in the JSON file.")
     return said
+
+
+def missing(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
+    """Which items have no figures, why, and how they are counted."""
+    lost = [row for row in rows if row.problem]
+    if not lost:
+        return []
+    how = "count as 0" if dataset.counts_missing else "are left out"
+    if dataset.hidden:
+        title = f"{len(lost)} of {len(rows)} items have no masks:"
+    elif dataset.name == "samples":
+        title = f"{len(lost)} of {len(rows)} items have no figures; they {how}:"
+    else:
+        title = f"{len(lost)} of {len(rows)} items have no figures. As in {dataset.title}'s own script they {how}:"
+    said = [title, *(f"  {row.name}: {row.problem}" for row in lost[:_MOST_LISTED])]
+    return said + [f"  and {len(lost) - _MOST_LISTED} more; all are in the JSON file."] * (len(lost) > _MOST_LISTED)
 
 
 def _in_percent(figures: Mapping) -> dict[str, float | None]:

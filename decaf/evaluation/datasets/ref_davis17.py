@@ -112,7 +112,8 @@ def _items(layout: Layout, video: Video) -> list[Item]:
                 truth = layout.run_lengths(expression.ids("anno_id"), listed, frames)
             else:
                 truth = object_truth(layout, video, expression, frames)
-        items.append(item_of(video, expression, frames, problem, truth, (ANNOTATORS[place % 4],)))
+        number = int(expression.id) if expression.id.isdecimal() else place
+        items.append(item_of(video, expression, frames, problem, truth, (ANNOTATORS[number % 4],)))
     return items
 
 
