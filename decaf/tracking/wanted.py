@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
 _NUMBERS = dict(zip("two three four five six seven eight nine ten".split(), range(2, 11), strict=True)) | {"both": 2}
 _ALL = set("all several many few pair couple these those they them".split())
@@ -20,6 +21,7 @@ _ENDS = set(
     "of".split()
 )
 """Words that end what comes before the noun, and the noun."""
+_ARTICLES = set("the a an his her its their my your our".split())
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,17 @@ ONE, ALL = Wanted(1), Wanted(None)
 def wanted(query: str, targets: str = "auto") -> Wanted:
     """What to keep. `targets`: one of `decaf.settings.TARGETS`; with "auto" the words of the query decide.
 
-    A number before the noun ("the two dogs", "both cars") is that many; "all", "several" or a noun in the plural is all that match; anything
-    else, and any language but English, is one.
+    A number before the noun ("the two dogs", "both cars") is that many, and so are things that are named one by one ("the man and his dog");
+    "all", "several" or a noun in the plural is all that match; anything else, and any language but English, is one.
     """
     if targets != "auto":
         return ONE if targets == "one" else ALL
     words = re.findall(r"[a-z]+(?:'[a-z]+)?|\d+", query.lower())
     if words[:2] in (["which", "of"], ["one", "of"]):
         return ONE
+    named = _named(words)
+    if len(named) > 1:
+        return ALL if any(_is_plural(noun) for noun in named) else Wanted(len(named), exact=True)
     many = False
     head: list[str] = []
     for place, word in enumerate(words):
@@ -61,8 +66,25 @@ def wanted(query: str, targets: str = "auto") -> Wanted:
             break
         else:
             head.append(word)
-    plural = bool(head) and (head[-1] in _IRREGULAR or _looks_plural(head[-1]))
-    return ALL if many or plural else ONE
+    return ALL if many or (head and _is_plural(head[-1])) else ONE
+
+
+def _named(words: list[str]) -> list[str]:
+    """The nouns of a query that lists things, each with an article: "the red car, the bus and the dog on the left"."""
+    if "and" not in words:
+        return []
+    place = words.index("and")
+    before, after = words[:place], words[place + 1 :]
+    # "the dog between the car and the tree" is one, and so is "the black and white dog".
+    if not before or not after or before[0] not in _ARTICLES or after[0] not in _ARTICLES or not _ENDS.isdisjoint(before):
+        return []
+    nouns = [noun for noun, following in pairwise([*before, "the"]) if following in _ARTICLES and noun not in _ARTICLES]
+    rest = list(takewhile(lambda word: word not in _ENDS, after[1:]))
+    return nouns + (_named(after) or rest[-1:])
+
+
+def _is_plural(noun: str) -> bool:
+    return noun in _IRREGULAR or _looks_plural(noun)
 
 
 def _looks_plural(noun: str) -> bool:
