@@ -41,7 +41,8 @@ def remarks(dataset: Dataset, left: int, paper: Mapping) -> list[str]:
     """What is to be said beside the figures: what is odd about the files, whose figures stand beside ours, what was not asked."""
     said = list(dataset.notes)
     if paper["tracked"] or paper["coarse"]:
-        said.append(f'"paper" is the J&F that the DecAF paper gives for {paper["model"]}.')
+        split = "; it may be of another split" if dataset.name == "mevis" else ""
+        said.append(f'"paper" is the J&F that the DecAF paper gives for {paper["model"]}{split}.')
     if left:
         said.append(f"{left} items of the set are not in these figures: they were not asked.")
     return said
