@@ -28,7 +28,9 @@ def load(folder) -> MLLM:
     if folder not in _models:
         from transformers import AutoModelForImageTextToText
 
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        ).eval()
         model.generation_config.eos_token_id = None  # the reference was made to give a fixed number of tokens
         family, tokenizer = registry()[model.config.model_type], SimpleNamespace(eos_token_id=None)  # the files hold token ids
         vision = family.vision_shape(model.config)
@@ -86,7 +88,6 @@ class Case:
         said = generate(self.mllm, first, answered, [0], new_tokens, lambda: None)[0] if new_tokens else None
         return rows, said
 
-
     def exact(self, start):
         """The row from passes in float64, once per file and start."""
         if (self.file, start) not in _exact:
@@ -104,15 +105,18 @@ def relative(found, expected):
 
 
 def close(case, start, found, expected):
-    """To 1e-5; where the reference's own float32 arithmetic is further from exact arithmetic than that, as close to it as that is."""
+    """To 1e-5; where the reference's own float32 arithmetic is further from exact arithmetic than that, as close to it as that is. On a CPU of
+    another make, which rounds in another way, a row may be that close to exact arithmetic instead."""
     exact = case.exact(start)
 
     def visual(row):
         return row[:, : len(case.mask)][:, case.mask]
 
     assert relative(exact, expected) <= 5e-5
-    assert relative(found, expected) <= max(1e-5, relative(exact, expected))
-    assert relative(visual(found), visual(expected)) <= max(1e-5, relative(visual(exact), visual(expected)))
+    for part in (lambda row: row, visual):
+        most = max(1e-5, relative(part(exact), part(expected)))
+        error = relative(part(found), part(expected))
+        assert error <= most or relative(part(found), part(exact)) <= most, error
 
 
 @pytest.mark.parametrize("later", [False, True])
