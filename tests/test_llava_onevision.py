@@ -189,9 +189,9 @@ def test_visual_tokens_are_the_models_own(mllm, kind, size, monkeypatch):
         expected = own_tokens(mllm, kind, pixels, layout.grid[1:])
         found = mllm.family.encode(mllm, layout, pixels).tokens
         assert found.shape == (layout.batch, layout.tokens, mllm.engine.shape.width) == expected.shape
-        assert relative(found, expected) < 1e-6
+        assert relative(found, expected) < 2e-6  # float32; up to 1.1e-6 was seen, and a mistake gives 0.1
         monkeypatch.setattr(llava_onevision, "PATCHES_AT_ONCE", 1)
-        assert relative(mllm.family.encode(mllm, layout, pixels).tokens, expected) < 1e-6
+        assert relative(mllm.family.encode(mllm, layout, pixels).tokens, expected) < 2e-6
 
 
 def one_layer_deep(mllm):
