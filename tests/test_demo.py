@@ -88,16 +88,16 @@ def by_kind(models):
     return by_kind
 
 
-WEAK = ("time", "counting")
-"""The bundled model often answers these wrongly, see its card."""
+LOOSE = {METHODS[0]: "counting", METHODS[1]: "time"}
+"""What each method often gets wrong where attention is right: ours may keep another object beside the ones asked for; the published choice sums
+over the clip, in which what is seen briefly loses."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "absent"])
 def test_right_object_by_kind(by_kind, models, kind, method):
     """Where attention points at the target in every frame, SAM 2 masks the target and nothing else; and it points there far more often than
-    chance would, but for what the model does not know well. There our rule, which keeps as many objects as are asked for, may mask others, or
-    miss some."""
+    chance would."""
     hits, chance, masked = [], [], None
     for scene, clip, query, attention in by_kind[kind]:
         fused = frame_fusion(object_background_fusion(*attention), method=method)
@@ -106,12 +106,12 @@ def test_right_object_by_kind(by_kind, models, kind, method):
         chance.append(len(query.targets) / len(scene.things))
         if masked is None and hits[-1] == 1:
             masked = segment_attention(models[1], clip, attention, tracking=TrackingSettings(method=method)).tracks.union()
-            if method == METHODS[0] and kind in WEAK:
+            if kind == LOOSE[method]:
                 assert (masked & truth).any(), query.text
             else:
                 assert (masked & truth).sum() > 0.7 * masked.sum() and (masked & truth).sum() > 0.3 * truth.sum(), query.text
     assert masked is not None
-    assert kind in WEAK or np.mean(hits) > np.mean(chance) + 0.15, f"{np.mean(hits):.2f} of {len(hits)}, by chance {np.mean(chance):.2f}"
+    assert np.mean(hits) > np.mean(chance) + 0.15, f"{np.mean(hits):.2f} of {len(hits)}, by chance {np.mean(chance):.2f}"
 
 
 def test_what_is_not_there_gets_no_mask(by_kind, models):

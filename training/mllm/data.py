@@ -36,7 +36,7 @@ WEIGHTS = {
     "counting": 1.0,
     "absent": 1.5,
 }
-WEAK = WEIGHTS | {"noun": 1.0, "colour": 1.0, "size": 5.0, "position": 1.5, "relation": 1.5, "motion": 5.0, "time": 6.0, "counting": 3.0}
+WEAK = WEIGHTS | {"noun": 1.0, "colour": 1.0, "size": 5.0, "position": 1.5, "relation": 1.5, "motion": 5.0, "time": 6.0, "counting": 5.0}
 """Weights of the stage "weak": by how often the answer was wrong after the others."""
 
 GUESSED = 0.3
@@ -157,15 +157,16 @@ def _questions(rng, scene: Scene, count: int, frame: int | None, weights: dict[s
 
     kinds = [query.kind for query in some_of]
     share = np.array([weights[kind] / kinds.count(kind) for kind in kinds])
-    while len(pairs) < count - 4:
+    last = 4 if weights is not WEAK else 8
+    while len(pairs) < count - last:
         # In an order by weight and luck, each once before any is asked again, then perhaps in other words.
         order = np.argsort(rng.exponential(size=len(share)) / share)
-        for query in [some_of[place] for place in order if fits(some_of[place])][: count - 4 - len(pairs)]:
+        for query in [some_of[place] for place in order if fits(some_of[place])][: count - last - len(pairs)]:
             text = _WORD.sub(str(rng.choice(("object", "thing", "one", "shape"))), clean_query(query.text))
             reply = answer_to(query, scene.things) if not query.targets or visible(query) else "none"
             pairs.append((query.kind, TEMPLATES.ask_object(text), reply))
-    for place in range(2):
-        some = [query for query in some_of if bool(query.targets) == bool(place)]
+    for place in range(last - 2):
+        some = [query for query in some_of if bool(query.targets) == bool(place % 2)]
         query = some[rng.integers(len(some))]
         there = bool(query.targets) and visible(query)
         pairs.append(("present" if there else "missing", TEMPLATES.ask_presence(clean_query(query.text)), "yes" if there else "no"))
