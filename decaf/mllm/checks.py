@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from ..errors import DecafError
 from .base import MLLM
 from .folder import missing_files
 
-_OF_A_LAYER = re.compile(r"\b(layers|blocks|layer)\.\d+\..*\.(weight|bias)$")
+_OF_A_LAYER = re.compile(r"\b(?:layers|blocks|layer)\.(\d+)\..*\.(?:weight|bias)$")
 """Names of weights that belong to one of the layers of a tower."""
 
 
@@ -47,6 +48,7 @@ def check_total(config: object, shapes: dict[str, tuple[int, ...]], folder: Path
     """
     from transformers import AutoModelForImageTextToText
 
+    _check_depth(config, shapes, folder)  # first: a model of hundreds of layers takes long to build, even without memory
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     asked = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])
@@ -57,6 +59,18 @@ def check_total(config: object, shapes: dict[str, tuple[int, ...]], folder: Path
             f"The config.json in {folder} asks for a model of {asked:,} numbers, and its weight files hold {held:,}. Its files are not of one "
             "model; download it again."
         )
+
+
+def _check_depth(config: object, names: Iterable[str], folder: Path) -> None:
+    """DecafError: a tower of more layers than the weights are numbered by."""
+    held = 1 + max((int(found[1]) for found in map(_OF_A_LAYER.search, names) if found), default=-1)
+    for tower in (config.get_text_config(), config.vision_config):
+        asked = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", 0)
+        if held and asked > held:
+            raise DecafError(
+                f"The config.json in {folder} asks for {asked} layers, and its weight files hold at most {held}. Its files are not of one model; "
+                "download it again."
+            )
 
 
 def check_loaded(folder: Path, info: dict) -> None:
