@@ -262,7 +262,7 @@ def out(line, tmp_path, tmp_path_factory, earlier):
 
 def test_what_is_kept_is_taken_up(line, out, monkeypatch, capsys):
     """So that the next ones show something."""
-    for name in ("load_mllm", "load_sam2"):
+    for name in ("load_mllm", "load_segmenter"):
         monkeypatch.setattr(command, name, lambda *args, **kwargs: pytest.fail("something was loaded"))
     assert cli.main(line("--no-overlay", "--resume")) == 0
     assert "Already finished" in capsys.readouterr().out

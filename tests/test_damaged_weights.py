@@ -61,7 +61,7 @@ def test_a_single_spoilt_number_is_told_after_the_first_pictures(copy, family, w
         weights[named(weights, pattern)][0, 0] = float("nan")
 
     mllm, report = load_mllm(copy(family, spoil)), Report()
-    with pytest.raises(DecafError, match="its weights are damaged: download it again"):
+    with pytest.raises(DecafError, match="its weights are damaged, or those of a LoRA on it: download the file again"):
         extract_attention(mllm, clip_of(4), "the dog", tokens_per_frame=40, progress=report)
     assert report.counts["forward_passes"] == 1 and "frames_encoded_image" not in report.counts
 

@@ -42,15 +42,17 @@ def streamed(folder, clip, settings=SETTINGS, *, more: int = 0):
 
 
 def same(found, expected) -> None:
+    """Presence to the rounding of float32: with some processors' arithmetic, how a single row times the head's matrix rounds depends on where in
+    memory the matrix lies, and a file that is read in place lies anywhere."""
     for pair, other in zip(found, expected, strict=True):
         for one, two in zip(pair, other, strict=True):
             assert torch.equal(one.video, two.video) and torch.equal(one.frame, two.frame)
-            assert one.answers == two.answers and one.presence == two.presence
+            assert one.answers == two.answers and one.presence == pytest.approx(two.presence, abs=1e-6)
 
 
 @pytest.mark.parametrize("setting", ["expression", "class name"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_maps_answers_and_presence_are_equal_to_the_bit(mllm_folder, family, setting):
+def test_maps_and_answers_are_equal_to_the_bit(mllm_folder, family, setting):
     clip, settings = clip_of(5), AttentionSettings(setting, tokens_per_frame=40)
     expected = extract_attentions(load_mllm(mllm_folder(family)), clip, QUERIES, settings)
     mllm = streamed(mllm_folder(family), clip, settings)

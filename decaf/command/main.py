@@ -127,38 +127,37 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for an error that the user can act on, 130 when stopped with Ctrl-C, 143 when asked to end."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    asked_to_end = threading.Event()
     try:
-        with _polite_kill():
+        with _polite_kill(asked_to_end):
             return arguments.run(arguments)
     except DecafError as error:
         say(sys.stderr, f"decaf: {error}")
         return 2
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         how = getattr(arguments, "again", "Run the same command with --resume to go on" if hasattr(arguments, "resume") else None)
         again = f" {how} in {arguments.out}." if how else ""
         say(sys.stderr, f"decaf: stopped.{again}")
-        return 143 if isinstance(stop, _Terminated) else 130
+        return 143 if asked_to_end.is_set() else 130
 
 
 @contextmanager
-def _polite_kill() -> Iterator[None]:
-    """Within it, a polite kill unwinds like Ctrl-C does, so that no temporary file stays behind. Only the main thread can see to that."""
+def _polite_kill(asked_to_end: threading.Event) -> Iterator[None]:
+    """Within it, a polite kill sets `asked_to_end` and unwinds like Ctrl-C does, so that no temporary file stays behind. Only the main thread can
+    see to that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(number, frame):
+        asked_to_end.set()  # an exception of our own would not tell: Ray raises a plain KeyboardInterrupt in its place
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
-
-
-class _Terminated(KeyboardInterrupt):
-    pass
-
-
-def _terminate(number, frame):
-    raise _Terminated
 
 
 def _segment(arguments) -> int:

@@ -117,16 +117,16 @@ def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def close(case, start, found, expected):
-    """To 1e-5; where the reference's own float32 arithmetic is further from exact arithmetic than that, as close to it as that is."""
-    exact = case.exact(start)
-
-    def visual(row):
-        return row[:, : len(case.mask)][:, case.mask]
-
+def close(exact, found, expected):
+    """To 1e-5. Some rows of the reference are further than that from exact arithmetic, and then nearer to it than the reference is."""
     assert relative(exact, expected) <= 5e-5
-    assert relative(found, expected) <= max(1e-5, relative(exact, expected))
-    assert relative(visual(found), visual(expected)) <= max(1e-5, relative(visual(exact), visual(expected)))
+    assert relative(found, expected) <= 1e-5 or relative(found, exact) <= relative(exact, expected)
+
+
+def all_close(case, start, found, expected):
+    exact = case.exact(start)
+    close(exact, found, expected)
+    close(*(row[:, : len(case.mask)][:, case.mask] for row in (exact, found, expected)))
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -136,14 +136,14 @@ def test_rollout(file, block_bytes, later):
     assert case.expected
     for start, expected in case.expected.items():
         for row in case.run(start, block_bytes=block_bytes, later=later)[0]:
-            close(case, start, row, expected)
+            all_close(case, start, row, expected)
 
 
 def test_rollout_does_not_depend_on_where_the_prefix_ends(file):
     case = Case(file)
     start, expected = max(case.expected.items())
     for shared in (case.shared + 1, case.ids.shape[1] - 1):
-        close(case, start, case.run(start, shared)[0][0], expected)
+        all_close(case, start, case.run(start, shared)[0][0], expected)
 
 
 def test_greedy_answer(file):
