@@ -135,6 +135,8 @@ class Track:
         corrected: clip indices, ascending, of the frames on which somebody has marked the object (see `decaf.tracking.correct`).
         match: of an object that was given, how well the attention means it (see `decaf.tracking.match`), at most 1; `score` is then this
             alone. `frame` and `xy` are where the attention sees most of it, and `attention` is the mean in its masks.
+        decisive: clip indices, ascending, of the fewest key frames that together hold half of the attention to the object. Of what is meant by
+            when it is there, or by what it does once, these are few.
     """
 
     id: int
@@ -145,6 +147,7 @@ class Track:
     consistency: float
     corrected: tuple[int, ...] = ()
     match: float | None = None
+    decisive: tuple[int, ...] = ()
 
     @property
     def score(self) -> float:

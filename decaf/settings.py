@@ -16,6 +16,10 @@ DETAILS = ("paper", "fast")
 SINGLE_FRAMES = ("whole", "zoom")
 """What single frames show of the clip: all, as published, or the region that the video attends (see `decaf.attention.zoom`)."""
 
+KEY_FRAMES_BY = ("spacing", "presence")
+"""How key frames are chosen: evenly spread, as published, or where the model says that the query can be seen
+(see `decaf.attention.present_frames`)."""
+
 METHODS = ("agreement", "as published")
 """How the maps of video and frames are fused, and which objects are kept: our rule (see `docs/experiments.md`), or the paper's."""
 
@@ -67,7 +71,10 @@ class AttentionSettings:
         single_frames: one of SINGLE_FRAMES. "zoom": a quarter of each picture, where the video's attention is, with as many tokens as a frame
             of the video; whole where a quarter does not hold what is attended, or where several queries look at so many regions that whole
             frames, which they share, take no more tokens. With the setting "expression" alone.
-        key_frames: frames that are shown to the model, chosen by hand; `max_key_frames` then does not count. Empty: evenly spread.
+        key_frames: frames that are shown to the model, chosen by hand; `max_key_frames` and `key_frames_by` then do not count. Empty: chosen by the
+            latter.
+        key_frames_by: one of KEY_FRAMES_BY. "presence": the model is first asked about short pieces of the clip whether the query can be seen, and
+            key frames are those of the pieces that show it; evenly spread, if that is more than half of them. For what is seen briefly.
         not_this: what is not to be masked, in a sentence of its own; one for all queries. What it attends more than the query does is
             subtracted (see `decaf.attention.fusion.object_background_fusion`). Not in the paper. None for nothing.
     """
@@ -83,11 +90,17 @@ class AttentionSettings:
     key_frames: tuple[int, ...] = ()
     v_max: bool = True
     single_frames: str = SINGLE_FRAMES[0]
+    key_frames_by: str = KEY_FRAMES_BY[0]
 
     @property
     def zooms(self) -> bool:
         """Whether single frames are cut to what the video attends."""
         return self.single_frames == SINGLE_FRAMES[1]
+
+    @property
+    def looks_for_key_frames(self) -> bool:
+        """Whether key frames are chosen by where the query can be seen."""
+        return self.key_frames_by == KEY_FRAMES_BY[1]
 
     @property
     def is_fast(self) -> bool:

@@ -11,7 +11,7 @@ from ..decaf.attention.frames import read_key_frames
 from ..decaf.attention.questions import Templates, clean_not_this, split_queries
 from ..decaf.data import caption
 from ..decaf.errors import DecafError
-from ..decaf.settings import DETAILS, METHODS, MODES, SINGLE_FRAMES, AttentionSettings
+from ..decaf.settings import DETAILS, KEY_FRAMES_BY, METHODS, MODES, SINGLE_FRAMES, AttentionSettings
 from . import host, live
 from .core_mllm import managed
 from .inputs import checked
@@ -146,8 +146,8 @@ class ExtractRolloutAttention(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     placeholder="0, 12, 40",
-                    tooltip="The frames that the model is shown, if you choose them yourself; max_key_frames then does not count. Left empty: evenly "
-                    "spread.",
+                    tooltip="The frames that the model is shown, if you choose them yourself; max_key_frames then does not count. Left empty: as "
+                    "key_frames_by says.",
                 ),
                 io.Combo.Input(
                     "single_frames",
@@ -158,6 +158,16 @@ class ExtractRolloutAttention(io.ComfyNode):
                     tooltip="What the model is shown of each key frame by itself. whole: all of it, as published. zoom: the quarter that it looks at "
                     "in the video, as fine as before and with a quarter of the visual tokens; whole frames where a quarter is not enough. Only in "
                     "the setting 'expression'.",
+                ),
+                io.Combo.Input(
+                    "key_frames_by",
+                    options=list(KEY_FRAMES_BY),
+                    default=AttentionSettings.key_frames_by,
+                    advanced=True,
+                    optional=True,
+                    tooltip="How key frames are chosen. spacing: evenly spread, as published. presence: only of the parts of the clip in which the "
+                    "model says that the query can be seen, for what is seen briefly in a long clip. It first looks at six times as many frames as "
+                    "max_key_frames, in pieces.",
                 ),
             ],
             outputs=[
@@ -194,6 +204,7 @@ class ExtractRolloutAttention(io.ComfyNode):
         cls, mllm, frames, query, setting, max_key_frames, tokens_per_frame, start_layer=-1, object_question="", background_question="",
         detail=AttentionSettings.detail, not_this="",
         first_frame=0, last_frame=-1, key_frames="", single_frames=AttentionSettings.single_frames,
+        key_frames_by=AttentionSettings.key_frames_by,
     ) -> io.NodeOutput:
         queries, templates = split_queries([query]), _templates(setting, object_question, background_question)
         templates.check(queries, setting)
@@ -201,8 +212,9 @@ class ExtractRolloutAttention(io.ComfyNode):
         mllm = managed(mllm)
         clip = host.clip_of(frames)
         settings = AttentionSettings(
-            setting, max_key_frames, tokens_per_frame, None if start_layer < 0 else start_layer, detail, not_this,
-            first_frame, None if last_frame < 0 else last_frame, read_key_frames(key_frames), single_frames,
+            setting=setting, max_key_frames=max_key_frames, tokens_per_frame=tokens_per_frame, start_layer=None if start_layer < 0 else start_layer,
+            detail=detail, not_this=not_this, first_frame=first_frame, last_frame=None if last_frame < 0 else last_frame,
+            key_frames=read_key_frames(key_frames), single_frames=single_frames, key_frames_by=key_frames_by,
         )  # fmt: skip
         with host.returning_memory():
             needed = memory_needed(

@@ -28,6 +28,9 @@ _SHOWN_SIDE = 640
 
 _MOST = 9999
 
+_FEW_FRAMES = 4
+"""Decisive frames that are named."""
+
 
 def describe(tracks: TracksRecord) -> str:
     """The query if it has a name, one line per object, and what there is to say of them: why there is none, or that it is a best guess."""
@@ -47,9 +50,18 @@ def _described(track) -> str:
         return f"{line}, {marked}" if track.corrected else line
     line = (
         f"object {track.id}: score {track.score:.2f} (SAM 2 {track.predicted_iou:.2f}, attention {track.attention:.2f}, "
-        f"consistency {track.consistency:.2f}), prompted on frame {track.frame}"
+        f"consistency {track.consistency:.2f}), prompted on frame {track.frame}{_decided(track)}"
     )
     return f"{line}, {marked}" if track.corrected else line
+
+
+def _decided(track) -> str:
+    """On which frames the model saw what it sought, where these are few; of what it attends all along there is nothing to tell."""
+    if not 0 < len(track.decisive) <= _FEW_FRAMES:
+        return ""
+    *others, last = map(str, track.decisive)
+    named = f"frames {', '.join(others)} and {last}" if others else f"frame {last}"
+    return f", half of its attention on {named}"
 
 
 def draw_overlay(

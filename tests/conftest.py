@@ -30,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: one of the few tests that take the longest; left out unless --all or --long is given")
+    config.addinivalue_line("markers", "slow: those that take the longest, and of many alike all but a few; left out unless --all is given")
 
 
 def pytest_report_header(config):

@@ -11,7 +11,7 @@ from decaf.attention.fusion import agreement, frame_fusion
 from decaf.attention.points import attention_points
 from decaf.data import Attention
 from decaf.errors import DecafError
-from decaf.tracking.agreement import objects, rival_message, select_by_agreement, visible_consistency
+from decaf.tracking.agreement import decisive_frames, objects, rival_message, select_by_agreement, visible_consistency
 from decaf.tracking.peaks import peaks, with_peaks
 from decaf.tracking.wanted import Wanted
 
@@ -201,3 +201,14 @@ def test_a_rival_is_named():
     assert "85% of the attention" in rival_message(0.85, ONE) and '"all"' in rival_message(0.85, ONE)
     assert "the best 2 are kept" in rival_message(0.85, Wanted(2, exact=True))
     assert rival_message(0.5, ONE) == rival_message(0.95, ALL) == ""
+
+
+@pytest.mark.parametrize(
+    ("per_frame", "expected"),
+    [([1, 1, 1, 1], [0, 1]), ([0, 9, 1, 1], [1]), ([0, 0, 0, 0], []), ([2, 0, 3, 1], [2]), ([3, 0, 3, 1], [0, 2]), ([0, 0, 0, 5], [3])],
+)
+def test_decisive_frames_hold_half_of_the_attention(per_frame, expected):
+    attention = torch.full((4, 3, 3), 0.5)
+    coverage = torch.zeros(4, 3, 3)
+    coverage[:, 1, 1] = torch.tensor(per_frame) / 10
+    assert decisive_frames(coverage, attention) == expected

@@ -375,6 +375,7 @@ def test_frames_are_streamed(tmp_path):
         assert clip.most <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of a process is read from Linux's /proc")
 def test_memory_is_flat(tmp_path, request):
     """Refined and cut out with sound, in a process of its own: the longer clip takes no more at its peak."""

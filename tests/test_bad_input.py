@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf.attention.extract import extract_attention
 from decaf.attention.fusion import frame_fusion, object_background_fusion
@@ -108,7 +108,7 @@ def test_any_script_is_a_query(query, family, mllm_folder, sam2):
 # -- clips -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize(
     "shape",
     [(1, 48, 64, 3), (2, 48, 64, 3), (3, 48, 64, 3), (2, 1, 1, 3), (2, 4000, 16, 3), (2, 16, 4000, 3), (2, 48, 64, 4), (2, 48, 64, 1)],
@@ -120,7 +120,7 @@ def test_strange_shapes_get_full_length_masks(shape, family, mllm_folder, sam2):
     assert torch.isfinite(result.fused.map).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_even_pictures(value, family, mllm_folder, sam2):
     """Black or white frames: whatever comes out, it is whole."""

@@ -215,6 +215,7 @@ def test_a_full_disk_stops_the_batch_and_it_is_gone_on_from(whole, tmp_path, mon
     assert results(tmp_path / "out") == results(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_batch_that_is_stopped_is_gone_on_from(whole, tmp_path, number):
     manifest, out = whole

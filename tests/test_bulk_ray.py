@@ -41,17 +41,19 @@ def processes_below(parent: int) -> dict[int, str]:
     return below
 
 
+@pytest.mark.slow
 def test_forty_rows_on_two_workers_one_of_which_is_killed(tmp_path):
     manifest = write_manifest(tmp_path, clips=10, queries=4)
     command = [sys.executable, "-m", "decaf", "batch", str(manifest), *OPTIONS, "--out", str(tmp_path / "two"), "--workers", "2"]
     two = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed, listening = None, set()
+    killed, listening, below = None, set(), {}
     while two.poll() is None and killed is None:
         time.sleep(0.05)
         if len(list((tmp_path / "two" / "records").glob("*.json"))) >= 8:
-            workers = [pid for pid, title in processes_below(two.pid).items() if title.startswith("ray::_Actor.work")]
+            below = processes_below(two.pid)
+            workers = [pid for pid, title in below.items() if title.startswith("ray::_Actor.work")]
             if len(workers) == 2:
-                listening = addresses_that_listen(processes_below(two.pid))
+                listening = addresses_that_listen(below)
                 killed = workers[0]
                 os.kill(killed, signal.SIGKILL)
     told, errors = two.communicate(timeout=300)
@@ -66,6 +68,7 @@ def test_forty_rows_on_two_workers_one_of_which_is_killed(tmp_path):
     assert report["begun_again"] and set(report["begun_again"].values()) == {2}
     assert any("died during" in note for note in report["notes"])
     assert listening and listening <= {"127.0.0.1", "::1"}
+    assert not [title for title in below.values() if "uv run" in title], "a worker needs no environment of its own, also under uv"
 
     assert cli.main(["batch", str(manifest), *OPTIONS, "--out", str(tmp_path / "one"), "--quiet"]) == 0
     one, other = results(tmp_path / "one"), results(tmp_path / "two")
@@ -78,7 +81,8 @@ def test_forty_rows_on_two_workers_one_of_which_is_killed(tmp_path):
 def test_a_batch_on_two_workers_that_is_stopped_is_gone_on_from(tmp_path, number, code):
     manifest = write_manifest(tmp_path, clips=12, queries=2)
     command = [sys.executable, "-m", "decaf", "batch", str(manifest), *OPTIONS, "--out", str(tmp_path / "out")]
-    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell has what runs in its background ignore it
+    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, **heeding) as process:
         while process.poll() is None and not list((tmp_path / "out" / "records").glob("*.json")):
             time.sleep(0.02)
         below = processes_below(process.pid)

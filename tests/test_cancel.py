@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from short_runs import SIZE, picture
-from tiny_models import FAMILIES, make_mllm
+from slow import EACH_FAMILY
+from tiny_models import make_mllm
 
 from decaf.clips import open_clip, write_video
 from decaf.errors import DecafError
@@ -132,7 +133,7 @@ def test_other_threads_keep_their_bars(deep):
     assert logging.set_tqdm_hook(before) is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_an_error_is_still_explained(mllm_folder, tmp_path, family):
     folder = tmp_path / "model"
     shutil.copytree(mllm_folder(family), folder)

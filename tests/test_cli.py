@@ -231,6 +231,7 @@ for case in code.split("||"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked and killed here")
 def test_killed_run_leaves_nothing_half_written(line, tmp_path, monkeypatch):
     arguments = line()

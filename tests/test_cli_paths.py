@@ -317,6 +317,7 @@ ATTENTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ATTENTIONS.values(), ids=ATTENTIONS)
 def test_attention_that_is_not_ours(line, out, change):
     """It says that it was made from this clip, model and query, and holds something else: as if it were not there."""

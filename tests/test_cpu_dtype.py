@@ -57,6 +57,7 @@ def test_a_folder_that_does_not_tell(tmp_path):
     assert stored_dtype(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_maps_of_the_bundled_model_change_by_rounding_alone():
     """bfloat16 has 8 bits: a map's cells are off by a few hundredths of its largest one, and the strongest ones are where they were."""
     single, half = (decaf.load_mllm(MLLM_FOLDER, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))

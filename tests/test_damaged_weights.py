@@ -8,14 +8,14 @@ import pytest
 import torch
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 from decaf.report import Report
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", EACH_FAMILY)
 
 
 @pytest.fixture

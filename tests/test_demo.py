@@ -128,6 +128,7 @@ def test_what_is_not_there_gets_no_mask(by_kind, models):
     assert forced.tracks.union().any()
 
 
+@pytest.mark.slow
 def test_ablation_order(by_kind):
     """Coarse masks as in the paper: raw object attention, then less the background's, then with the single frames'."""
     j = defaultdict(list)
@@ -191,6 +192,7 @@ def test_the_command_says_when_it_knows_no_truth(tmp_path, capsys):
     assert not list((tmp_path / "truth").iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures(tmp_path, capsys):
     file = tmp_path / "figures.json"
     assert cli.main(["demo", "--evaluate", "1", "--seed", "5", "--json", str(file)]) == 0

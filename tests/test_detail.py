@@ -1,8 +1,8 @@
 """The detail "fast": fewer tokens, and the same way from them to maps."""
 
 import pytest
-import tiny_models
 from random_clips import clip_of
+from slow import EACH_FAMILY
 
 import decaf
 from decaf.errors import DecafError
@@ -13,7 +13,7 @@ from decaf.settings import FAST_KEY_FRAMES, AttentionSettings
 QUERY = "the dog that gets the ball first"
 
 
-@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("size", [(60, 90), (120, 70)])
 def test_single_frames_are_as_coarse_as_the_video(mllm_folder, family, size):
     """The same number of tokens in each frame, or where a family's rule cannot give that, hardly more; and never more than as published."""

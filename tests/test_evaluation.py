@@ -145,6 +145,7 @@ def same_results(one, other):
     assert masks_of(one) == masks_of(other) and len(masks_of(one)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install comfyui-decaf[cluster]")
 def test_two_workers_give_the_same(runs, tmp_path):
     root, out = runs["mevis"]
@@ -159,6 +160,7 @@ def test_without_ray_one_process_does_it_and_says_so(runs, tmp_path, capsys, mon
     assert "Ray is not installed" in capsys.readouterr().err and len(results(tmp_path / "out")["items"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_killed_and_gone_on(runs, tmp_path):
     """The killed run leaves one clip's record, and half of another's masks behind."""

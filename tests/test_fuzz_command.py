@@ -17,6 +17,7 @@ import pytest
 from forks import Forks
 from PIL import Image
 from short_runs import picture
+from slow import slow_but
 
 from decaf.attention.questions import Templates
 from decaf.clips import write_video
@@ -31,7 +32,7 @@ FRAMES = 3
 
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(LONG if metafunc.config.getoption("--long") else SHORT))
+        metafunc.parametrize("seed", slow_but(range(LONG if metafunc.config.getoption("--long") else SHORT), range(2)))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf.attention.extract import extract_attention
 from decaf.errors import DecafError
@@ -27,7 +27,7 @@ def model(request, mllm_folder, tmp_path):
     return folder
 
 
-every_family = pytest.mark.parametrize("model", FAMILIES, indirect=True)
+every_family = pytest.mark.parametrize("model", EACH_FAMILY, indirect=True)
 
 
 def change(path, content=None, **entries):

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from random_clips import clip_of
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf.attention.extract import extract_attention
 from decaf.attention.presence import yes_and_no
@@ -67,7 +67,7 @@ def test_a_thread_that_waits_for_the_model_can_be_cancelled(mllm_folder):
         holder.join()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("fps", [Fraction(1, 10**400), Fraction(1, 10**30), Fraction(10**400)])
 def test_a_damaged_rate_of_frames(mllm_folder, family, fps):
     clip = clip_of(3)

@@ -15,7 +15,7 @@ from short_runs import check_whole, read
 
 from decaf.clips import open_clip
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked and killed here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked and killed here")]
 
 SHORT, LONG = 4, 20
 

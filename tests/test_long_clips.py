@@ -2,6 +2,7 @@
 
 import weakref
 
+import pytest
 import torch
 from as_published import segment
 from moving_shapes import moving_shapes
@@ -37,6 +38,7 @@ class CountedClip(Clip):
         self.alive -= 1
 
 
+@pytest.mark.slow
 def test_frames_are_streamed_and_what_is_kept_does_not_grow(sam2_file, tmp_path, monkeypatch):
     """Two clips, one twice as long: the same number of frames, memories and pointers is alive at a time."""
     sam2, alive = load_sam2(sam2_file), []

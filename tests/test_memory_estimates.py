@@ -12,6 +12,8 @@ from decaf.attention.questions import Templates
 from decaf.mllm import load_mllm
 from decaf.settings import MODES, AttentionSettings
 
+pytestmark = pytest.mark.slow
+
 WITHIN = 0.25
 
 _TEXT = {"layers": 4, "heads": 12, "kv_heads": 2, "hidden": 768, "text": {"intermediate_size": 2304}}

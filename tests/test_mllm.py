@@ -12,6 +12,7 @@ from dense_rollout import dense_row, relative
 from plain_passes import embedded, forward, in_float64, whole_prompt
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
+from slow import EACH_FAMILY
 from tiny_models import FAMILIES
 
 from decaf.attention.extract import extract_attention, extract_attentions
@@ -27,7 +28,7 @@ from decaf.report import Report
 QUERY = "the dog that gets the ball first"
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EACH_FAMILY)
 def mllm(request, mllm_folder):
     return load_mllm(mllm_folder(request.param))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from random_clips import clip_of
 from scipy.ndimage import convolve
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf import extract_attention, extract_attentions, load_mllm
 from decaf.attention.fusion import frame_fusion, object_background_fusion
@@ -22,7 +22,7 @@ QUERIES = ["the cup.", "Who comes last, the dog or the cat?"]
 
 
 @pytest.mark.parametrize("setting", ["expression", "class name"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_is_asked_in_the_same_passes_and_gets_what_a_query_would(family, setting, mllm_folder):
     mllm, clip = load_mllm(mllm_folder(family)), clip_of(4)
     without, also = Report(), Report()

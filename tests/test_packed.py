@@ -4,7 +4,7 @@ import pytest
 import torch
 from plain_passes import embedded, forward, whole_prompt
 from random_clips import clip_of
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf.errors import DecafError
 from decaf.mllm import load_mllm
@@ -13,7 +13,7 @@ from decaf.mllm.packed import PackedAttention, generate, pack, run
 QUESTIONS = ["the dog that gets the ball first?", "it.", "Can a red thing be seen here, and where exactly is it?"]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EACH_FAMILY)
 def mllm(request, mllm_folder):
     return load_mllm(mllm_folder(request.param))
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from plain_passes import embedded, forward, whole_prompt
-from tiny_models import FAMILIES
+from slow import EACH_FAMILY
 
 from decaf import clip_from_images, extract_attention, extract_attentions, load_mllm
 from decaf.attention.points import attention_points
@@ -51,7 +51,7 @@ def test_threshold_that_cannot_be(threshold):
 
 
 @pytest.mark.parametrize("setting", ["expression", "class name"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_is_the_next_token_of_the_whole_prompt(family, setting, mllm_folder):
     """The same score from one pass over the whole prompt, without a shared prefix or cache; maps are those of the query asked alone."""
     mllm = load_mllm(mllm_folder(family))

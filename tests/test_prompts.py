@@ -8,6 +8,7 @@ import torch
 import transformers
 from packaging.version import parse as version
 from published_prompts import FPS, QUESTION, chat, pictures, published
+from slow import USUAL_FAMILIES, slow_but
 from tiny_models import FAMILIES
 from transformers import AutoProcessor
 
@@ -16,7 +17,7 @@ from decaf.errors import DecafError
 from decaf.mllm import load_mllm
 
 
-@pytest.fixture(params=[*FAMILIES, "bundled"])
+@pytest.fixture(params=slow_but([*FAMILIES, "bundled"], [*USUAL_FAMILIES, "bundled"]))
 def both(request, mllm_folder):
     folder = MLLM_FOLDER if request.param == "bundled" else mllm_folder(request.param)
     return load_mllm(folder), AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -38,7 +39,9 @@ PACKED_OTHERWISE = ("llava_onevision", "smolvlm")
 """Families whose pictures lie as in the paper's reference, without a shrunk whole one: their own test files compare all that is alike."""
 
 
-@pytest.mark.parametrize("both", [name for name in [*FAMILIES, "bundled"] if name not in PACKED_OTHERWISE], indirect=True)
+@pytest.mark.parametrize(
+    "both", slow_but([name for name in [*FAMILIES, "bundled"] if name not in PACKED_OTHERWISE], [*USUAL_FAMILIES, "bundled"]), indirect=True
+)
 @pytest.mark.parametrize("kind, count", [("image", 1), ("video", 1), ("video", 4), ("video", 5)])
 def test_prompt_and_pixels_are_the_published_ones(both, kind, count):
     mllm, processor = both

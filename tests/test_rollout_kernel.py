@@ -33,6 +33,7 @@ def case():
     return prefix, suffixes, torch.arange(40) >= 8
 
 
+@pytest.mark.slow
 def test_numbers_under_the_interpreter():
     pytest.importorskip("triton")
     result = json.loads(subprocess.run([sys.executable, SCRIPT], capture_output=True, check=True, text=True).stdout)

@@ -134,6 +134,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_without_the_package_the_rest_works(tmp_path):
     """Every room is imported and the bundled model is asked about a clip; only loading SAM 2 says what is missing."""
     run = run_python(WITHOUT, tmp_path)

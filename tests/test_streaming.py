@@ -7,6 +7,7 @@ import torch
 from dense_rollout import relative
 from random_clips import clip_of
 from safetensors.torch import load_file, save_file
+from slow import EACH_FAMILY
 
 import decaf
 from decaf.attention.batches import Batches, memory_needed
@@ -19,7 +20,6 @@ from decaf.report import Report
 from decaf.settings import AttentionSettings
 
 QUERIES = ["the dog that gets the ball first", "the cup"]
-FAMILIES = tuple(name for name in tiny_models.FAMILIES)
 SETTINGS = AttentionSettings(tokens_per_frame=40)
 
 
@@ -51,7 +51,7 @@ def same(found, expected) -> None:
 
 
 @pytest.mark.parametrize("setting", ["expression", "class name"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_maps_and_answers_are_equal_to_the_bit(mllm_folder, family, setting):
     clip, settings = clip_of(5), AttentionSettings(setting, tokens_per_frame=40)
     expected = extract_attentions(load_mllm(mllm_folder(family)), clip, QUERIES, settings)

@@ -64,6 +64,7 @@ MARKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, version", [(1, "2.1"), (3, "2"), (2, "2.1, often unseen")])
 @pytest.mark.parametrize("mode", ["refine", "add", "replace"])
 @pytest.mark.parametrize("marked", MARKS)

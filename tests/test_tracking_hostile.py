@@ -96,6 +96,7 @@ def layers(count, at=lambda number: number):
     return {f"{MEMORY}{at(number)}.norm1.weight": torch.zeros(1) for number in range(count)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, says",
     [
@@ -257,6 +258,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is told in kilobytes there")
 def test_refusing_takes_little_memory(tmp_path):
     paths = [

@@ -100,6 +100,7 @@ def other_pictures(patch, model):
 CHANGES = [renamed, other_scale, other_ages, other_pictures]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_changed_package_is_used_by_its_own_steps(fresh, tmp_path, monkeypatch, caplog, change):
     sam2 = fresh()

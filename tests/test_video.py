@@ -60,6 +60,7 @@ def files(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [1, 7, 1000])
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_order_gives_the_pixels_of_a_linear_decode(files, name, held):

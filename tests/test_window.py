@@ -39,6 +39,7 @@ def same(frame, other) -> bool:
     return np.array_equal(frame.numpy(), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_window_is_that_part_of_the_file(tmp_path, kind):
     name, how = FILES[kind]

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-import tiny_models
 import torch
 from random_clips import clip_of
+from slow import EACH_FAMILY
 
 from decaf import extract_attention, extract_attentions, load_mllm
 from decaf.attention import zoom
@@ -94,7 +94,7 @@ def test_queries_zoom_only_while_that_takes_no_more_than_whole_frames():
     assert share_of_whole([first, None], small, large) is None
 
 
-@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("size", [(60, 90), (121, 70)])
 def test_a_window_is_asked_as_a_picture_of_its_own(mllm_folder, family, size, always):
     """The maps are those of a clip that consists of the windows, and lie where the windows do."""

@@ -12,7 +12,7 @@ from ..mllm import MLLM, Layout
 from ..mllm.footprint import generating_bytes, kept_bytes, passing_bytes, query_bytes, seeing_bytes, seen_bytes
 from ..report import Report
 from ..settings import MODES, AttentionSettings
-from .frames import shown_frames
+from .frames import PIECE, looked_at_frames, shown_frames
 from .questions import Templates
 from .rollout import BLOCK_BYTES, rollout_bytes
 
@@ -86,6 +86,9 @@ def memory_needed(
         window = window_layout(mllm, frame_size, 1, settings)
         windows = min(shown, _at_once(video, window, of_images, ENOUGH_TOKENS_ON_CPU if device.type == "cpu" else 0))
         passes.append((window_layout(mllm, frame_size, windows, settings), of_images))
+    if looked := len(looked_at_frames(frames, settings)):
+        piece = mllm.family.video_layout(mllm.vision, frame_size, [0.0] * min(looked, PIECE), settings.tokens_per_frame)
+        passes.append((piece, _text_tokens(mllm, [templates.ask_presence(query) for query in queries])))
     needed = max(pass_bytes(mllm, layout, text, start, len(queries) + len(more), keep=keep, device=device) for layout, text in passes)
     if keep and device.type == "cpu":  # what waits in host memory for the background question is in the same memory
         tokens = video.tokens + of_video + (shown - at_once) * (image.tokens + of_images)

@@ -17,10 +17,11 @@ from ..errors import DecafError
 from ..mllm import MLLM, Layout
 from ..mllm.engine import explained
 from ..report import Progress, Report, silent
-from ..settings import DETAILS, MODES, MOST_TOKENS_PER_FRAME, SINGLE_FRAMES, AttentionSettings, check_choice
+from ..settings import DETAILS, KEY_FRAMES_BY, MODES, MOST_TOKENS_PER_FRAME, SINGLE_FRAMES, AttentionSettings, check_choice
 from .batches import memory_needed
 from .frames import asked_frames, shown_frames
 from .passes import Extraction, Look
+from .present_frames import PresentFrames, find_present_frames
 from .questions import Templates, clean_not_this, clean_query, names_of
 from .zoom import Windows
 
@@ -76,6 +77,7 @@ def extract_attentions(
     if settings.detail not in DETAILS:
         raise DecafError(f'There is no detail "{settings.detail}"; choose one of {", ".join(DETAILS)}.')
     check_choice("kind of single frames", settings.single_frames, SINGLE_FRAMES)
+    check_choice("way to choose key frames", settings.key_frames_by, KEY_FRAMES_BY)
     if settings.zooms and settings.setting != MODES[0]:
         raise DecafError(
             f'Single frames are cut to what is attended more than the background, which the setting "{settings.setting}" asks about last. Choose '
@@ -97,18 +99,24 @@ def extract_attentions(
             f"The start layer is {start}, but {mllm.name} has layers 0 to {mllm.layers - 1}. Choose one of them; the middle is usual."
         )
     keys, part = shown_frames(len(clip), settings), asked_frames(len(clip), settings)
-    info = clip_info(clip, keys, part)
     needed = memory_needed(mllm, len(clip), clip.frame_size, settings, queries=queries, templates=templates)
     report = Report.of(progress)
-    report.count("key_frames", len(keys))
     report.count("tokens_generated", 0)
     fps = float(min(max(clip.fps or FPS_OF_IMAGES, 1 / MOST_FPS), MOST_FPS))
-    seconds = [index / fps for index in keys]
-    frames, keep = [clip[index] for index in keys], settings.setting != MODES[0]
-    extraction = Extraction(mllm, keys, frames, seconds, settings, start, report, keep=keep)
+    seconds, keep = [index / fps for index in range(len(clip))], settings.setting != MODES[0]
+    present = PresentFrames(keys)
+    if settings.looks_for_key_frames:
+        with mllm.alone(report.check_cancelled), report.stage("attention"):
+            mllm.make_room(needed)
+            present = find_present_frames(mllm, clip, [*map(templates.ask_presence, queries)], settings, seconds, start, report)
+            keys = present.keys
+    report.count("key_frames", len(keys))
+    frames = [clip[index] for index in keys]
+    extraction = Extraction(mllm, keys, frames, [seconds[index] for index in keys], settings, start, report, keep=keep)
     with mllm.alone(report.check_cancelled), report.stage("attention"), explained(mllm.name, report):
         mllm.make_room(needed)
         found = (_by_class_name if keep else _by_expression)(extraction, queries, templates)
+    info = clip_info(clip, keys, part)
     sought = [*queries, *_not_this(settings)]
 
     def record(number: int, place: int, kind: str, query: str) -> Attention:
@@ -119,10 +127,15 @@ def extract_attentions(
     pairs = []
     for number, (query, name) in enumerate(zip(queries, names_of(queries), strict=True)):
         not_this = None if settings.not_this is None else record(number, len(queries), "object", settings.not_this)
-        told = {"answers": tuple(found.answers[number]), "presence": found.presence[number], "not_this": not_this, "name": name}
+        presence = _largest(found.presence[number], present.presence and present.presence[number])
+        told = {"answers": tuple(found.answers[number]), "presence": presence, "not_this": not_this, "name": name}
         background = record(number, len(sought) + number, "background", query)
         pairs.append((replace(record(number, number, "object", query), **told), replace(background, name=name)))
     return pairs
+
+
+def _largest(*presence: float | None) -> float | None:
+    return max((one for one in presence if one is not None), default=None)
 
 
 def _not_this(settings: AttentionSettings) -> list[str]:

@@ -9,6 +9,12 @@ import numpy as np
 from ..errors import DecafError, shown
 from ..settings import MOST_KEY_FRAMES, AttentionSettings
 
+LOOKED_AT = 6
+"""Frames in which the query is looked for, for each key frame."""
+
+PIECE = 8
+"""Frames among these of one piece of a clip: the model is asked about each piece as about a video."""
+
 
 def key_frames(length: int, most: int = AttentionSettings.max_key_frames) -> tuple[int, ...]:
     """Clip indices of min(length, most) frames, evenly spread from the first to the last one and rounded down."""
@@ -47,6 +53,15 @@ def shown_frames(length: int, settings: AttentionSettings) -> tuple[int, ...]:
         named = f"the clip has frames 0 to {length - 1}" if len(part) == length else f"the frames asked about are {part.start} to {part[-1]}"
         raise DecafError(f"Key frame {outside[0]} cannot be shown: {named}. Choose key frames among these.")
     return tuple(chosen)
+
+
+def looked_at_frames(length: int, settings: AttentionSettings) -> tuple[int, ...]:
+    """Clip indices of the frames in which the query is looked for before key frames are chosen; none where it is not, or where every frame is a key
+    frame anyway."""
+    part = asked_frames(length, settings)
+    if settings.key_frames or not settings.looks_for_key_frames or len(part) <= settings.shown_key_frames:
+        return ()
+    return tuple(part.start + index for index in key_frames(len(part), min(LOOKED_AT * settings.shown_key_frames, MOST_KEY_FRAMES)))
 
 
 def read_key_frames(text: str) -> tuple[int, ...]:

@@ -266,6 +266,8 @@ def _signals_kept() -> Iterator[None]:
 def _prepare_environment(address: str | None) -> None:
     """Ray and the processes that it starts read these, Ray some of them while it is imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Started by `uv run`, Ray would pack the current folder and build an environment anew for each worker. Workers are to be what this process is.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a share of a GPU sees what this process sees
     # What Ray itself prints, such as that a worker has died: we tell it, with the job.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")

@@ -32,8 +32,8 @@ SINGLE_FRAMES_HELP = (
 )
 
 _NAMES = (
-    "max_key_frames", "tokens_per_frame", "start_layer", "detail", "single_frames", "not_this", "point_threshold", "presence_threshold",
-    "score_threshold", "max_tracks", "first_frame", "last_frame", "method", "targets",
+    "max_key_frames", "tokens_per_frame", "start_layer", "detail", "single_frames", "key_frames_by", "not_this", "point_threshold",
+    "presence_threshold", "score_threshold", "max_tracks", "first_frame", "last_frame", "method", "targets",
 )  # fmt: skip
 
 

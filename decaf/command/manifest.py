@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from .. import settings as choices
 from ..attention.frames import read_key_frames
 from ..attention.questions import clean_not_this, clean_query, names_of, split_queries
 from ..bulk.jobs import is_key
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import DETAILS, METHODS, MODES, SINGLE_FRAMES, TARGETS, AttentionSettings, PointSettings, TrackingSettings, check_choice
+from ..settings import AttentionSettings, PointSettings, TrackingSettings, check_choice
 
 _LARGEST = 1 << 30
 _MOST_TOLD = 5
@@ -260,21 +261,22 @@ def _made_id(written: str, query: str, given: tuple) -> str:
 
 _WHOLE, _NUMBER, _TEXT = "whole number", "number", "text"
 _SETTINGS = {
-    "setting": MODES,
+    "setting": choices.MODES,
     "not_this": _TEXT,
     "max_key_frames": _WHOLE,
     "key_frames": "frames",
+    "key_frames_by": choices.KEY_FRAMES_BY,
     "first_frame": _WHOLE,
     "last_frame": _WHOLE,
     "tokens_per_frame": _WHOLE,
     "start_layer": _WHOLE,
-    "detail": DETAILS,
-    "single_frames": SINGLE_FRAMES,
+    "detail": choices.DETAILS,
+    "single_frames": choices.SINGLE_FRAMES,
     "point_threshold": _NUMBER,
     "presence_threshold": _NUMBER,
     "score_threshold": _NUMBER,
-    "method": METHODS,
-    "targets": TARGETS,
+    "method": choices.METHODS,
+    "targets": choices.TARGETS,
     "max_tracks": _WHOLE,
 }
 """What a row can set, and of what kind it is: one of several words, or a number or text."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..attention.questions import Templates
 from ..errors import DecafError, reason, shown
 from ..paths import look_at
-from ..settings import DETAILS, SINGLE_FRAMES, AttentionSettings, PointSettings, TrackingSettings
+from ..settings import DETAILS, KEY_FRAMES_BY, SINGLE_FRAMES, AttentionSettings, PointSettings, TrackingSettings
 from .arguments import DETAIL_HELP, SINGLE_FRAMES_HELP, add_method, size_in_bytes
 
 
@@ -65,6 +65,11 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     attention.add_argument(
         "--key-frames", metavar="N,N,...",
         help="these frames instead, counted from 0, for example 0,12,40; --max-key-frames then does not count",
+    )  # fmt: skip
+    attention.add_argument(
+        "--key-frames-by", choices=KEY_FRAMES_BY, default=AttentionSettings.key_frames_by,
+        help="presence: key frames only of the parts of the clip in which the model says that the query can be seen, which it is asked first of six "
+        "times as many frames; for what is seen briefly in a long clip",
     )  # fmt: skip
     attention.add_argument(
         "--first", metavar="N", type=int, default=AttentionSettings.first_frame, dest="first_frame",

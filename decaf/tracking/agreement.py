@@ -43,6 +43,19 @@ def visible_consistency(coverage: Tensor, attention: Tensor) -> Tensor:
     return consistency / best if best > 0 else consistency
 
 
+def decisive_frames(coverage: Tensor, attention: Tensor) -> list[int]:
+    """Key indices, ascending, of the fewest key frames that together hold half of the attention to an object; none if it has none.
+
+    `coverage`: (K, rows, cols) of the object in 0..1; `attention`: (K, rows, cols) in 0..1.
+    """
+    per_frame = (coverage * attention).sum((1, 2))
+    if not per_frame.any():
+        return []
+    strongest = per_frame.argsort(descending=True, stable=True)
+    enough = int((per_frame[strongest].cumsum(0) < per_frame.sum() / 2).sum()) + 1
+    return sorted(strongest[:enough].tolist())
+
+
 def objects(coverage: Tensor, worth: Tensor) -> list[list[int]]:
     """Tracklets by object: the best object first, and in each its best tracklet first.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data import SAM2Prompts, Track
 from ..settings import TrackingSettings
-from .agreement import rival_message, select_by_agreement, visible_consistency
+from .agreement import decisive_frames, rival_message, select_by_agreement, visible_consistency
 from .memo import Tracklet
 from .selection import attention_consistency, final_scores, select
 from .wanted import Wanted
@@ -62,10 +62,13 @@ def _best(chosen: list[int], worth: Tensor, most: int | None) -> list[int]:
 
 
 def _records(tracklets: list[Tracklet], prompts: SAM2Prompts, consistency: Tensor, chosen: list[int]) -> list[Track]:
+    keys, attention = prompts.fused.clip.key_frames, prompts.fused.map
     tracks = []
     for number, i in enumerate(chosen):
         candidate = tracklets[i].candidate
         x, y = prompts.xy[candidate.point].tolist()
-        frame = prompts.fused.clip.key_frames[candidate.key]
-        tracks.append(Track(number, frame, (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i])))
+        decisive = tuple(keys[key] for key in decisive_frames(tracklets[i].coverage, attention))
+        tracks.append(
+            Track(number, keys[candidate.key], (x, y), candidate.predicted_iou, candidate.attention, float(consistency[i]), decisive=decisive)
+        )
     return tracks

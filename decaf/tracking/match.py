@@ -16,6 +16,7 @@ from ..data import FusedAttention, Track, Tracks
 from ..errors import DecafError
 from ..report import Progress, Report, silent
 from ..settings import MATCHES, PICKS, PickSettings
+from .agreement import decisive_frames
 from .selection import attention_consistency, grid_coverage
 
 
@@ -107,7 +108,8 @@ def _matched(records: Sequence[Track], coverage: Tensor, fused: FusedAttention, 
         row, col = divmod(int(attended[key].argmax()), cols)
         xy = (col + 0.5) / cols, (row + 0.5) / rows
         frame = fused.clip.key_frames[key]
-        matched.append(replace(record, frame=frame, xy=xy, attention=mean, consistency=consistency, match=match))
+        decisive = tuple(fused.clip.key_frames[one] for one in decisive_frames(covered, attention))
+        matched.append(replace(record, frame=frame, xy=xy, attention=mean, consistency=consistency, match=match, decisive=decisive))
     return tuple(matched)
 
 

@@ -236,6 +236,38 @@ def case_a_start_layer_beyond_the_model_is_refused():
     assert "99" in error_of("ExtractRolloutAttention", mllm=mllm(), frames=images(1), query="the square", start_layer=99)
 
 
+def case_every_setting_of_extracting_reaches_the_method():
+    import sys
+
+    settings = sys.modules["pack_under_test.decaf.settings"].AttentionSettings
+    package, taken = sys.modules["pack_under_test.decaf"], []
+    found = tuple(attention(4))
+
+    def take(mllm, clip, queries, settings, **rest):
+        taken.append(settings)
+        return [found]
+
+    plain, package.extract_attentions = package.extract_attentions, take
+    try:
+        extract(
+            images(4), setting="class name", max_key_frames=5, tokens_per_frame=48, start_layer=1, detail="fast", not_this="the hand",
+            first_frame=1, last_frame=2, key_frames="1, 2", single_frames="zoom", key_frames_by="presence",
+        )  # fmt: skip
+        extract(images(4))
+    finally:
+        package.extract_attentions = plain
+    expected = settings("class name", 5, 48, 1, "fast", "the hand.", 1, 2, (1, 2), single_frames="zoom", key_frames_by="presence")
+    assert taken[0] == expected, taken[0]
+    assert taken[1] == settings(max_key_frames=4, tokens_per_frame=32)
+
+
+def case_single_frames_are_zoomed_and_key_frames_found():
+    assert extract(images(4))[0].seen is None
+    zoomed = extract(images(4), single_frames="zoom")[0]
+    assert zoomed.seen is None or zoomed.seen.any()
+    assert extract(images(9), max_key_frames=2, key_frames_by="presence")[0].clip.length == 9
+
+
 def case_cancel_stops_extracting():
     with_cancel("ExtractRolloutAttention", mllm=mllm(), frames=images(8), query="the square", max_key_frames=8, tokens_per_frame=64)
 
@@ -315,7 +347,7 @@ def case_masks_have_the_length_and_size_of_the_clip():
     mask, tracks, overlay, fps, report = segment(6).args
     assert mask.shape == (6, 72, 96) and mask.dtype == torch.float32 and mask.device == mm.intermediate_device()
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert overlay.get_frame_count() == 6 and fps == 24 and report
+    assert overlay.get_frame_count() == 6 and fps == 24 and "half of its attention on frame" in report
     assert torch.equal(run("DecAFTracksToMask", tracks=tracks, objects="")[0], mask)
 
 

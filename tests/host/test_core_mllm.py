@@ -51,6 +51,7 @@ def test_another_encoder_is_refused_at_the_node(server):
     assert FILES["qwen3_vl_8b"] in error["exception_message"] and "qwen_image" in error["exception_message"]
 
 
+@pytest.mark.slow
 def test_a_loaded_model_goes_and_comes_back(server, request):
     """Load, run, unload, another model, and again: memory stays what it was, and ComfyUI's list of models shows ours."""
     cycles = 20 if request.config.getoption("--long") else 4

@@ -19,6 +19,8 @@ from decaf.demo.scenes import make_scene
 from decaf.evaluation.metrics import region_similarity
 from decaf.finishing import read_with_alpha
 
+pytestmark = pytest.mark.slow
+
 SEED, LENGTH, QUERY = 377, 12, "the orange square"
 SPILL = {"frame": 2, "negative_points": '[{"x": 168, "y": 221}]'}
 """A point on the neighbour that the first mask takes in as well."""

@@ -19,6 +19,8 @@ from comfy_graph import whole_graph
 from comfy_host import PACK, Server
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SEED = 20240
 MOST_MEMORY = 3 << 30
 OURS = (str(PACK), "custom_nodes/ComfyUI-DecAF", "custom_nodes\\ComfyUI-DecAF")

@@ -12,6 +12,8 @@ from PIL import Image
 
 from decaf.clips import write_video
 
+pytestmark = pytest.mark.slow
+
 SILENCE = 2.0
 """Seconds without any sign of progress, at most."""
 

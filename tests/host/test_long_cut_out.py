@@ -19,6 +19,8 @@ from sounding_clips import heard, times_of, tones
 
 from decaf.finishing import read_with_alpha
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 RATE = Fraction(25)
 

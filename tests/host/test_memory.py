@@ -17,6 +17,8 @@ from make_workflows import red_square
 
 from decaf.clips import write_video
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 LONG_CLIP = 160, 360, 480
 """Frames, height, width: 83 MB when decoded."""

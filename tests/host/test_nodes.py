@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from comfy_cases import Cases
 from comfy_host import PACK
+from slow import slow_but
 
 HERE = Path(__file__).parent
 CASES = [
@@ -17,6 +19,9 @@ CASES = [
     for item in ast.parse(file.read_text(encoding="utf-8")).body
     if getattr(item, "name", "").startswith("case_")
 ]
+
+_SLOW = re.compile(r"_the_same|float8|fp8|bf16|core_maps|_leaves_no|_memory_|without_room")
+"""What is computed twice, from weights that lie in two places or in two forms."""
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +34,14 @@ def cases(request, host, base, tmp_path_factory):
     cases.close()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, [case for case in CASES if not _SLOW.search(case)]))
 def test_case(cases, case):
     error = cases.error(case)
     assert error is None, error
 
 
 FAKE = """
+from slow import slow_but
 import json, os, sys, time
 for name in json.load(open(sys.argv[1]))["cases"]:
     print(json.dumps({"begin": name}), flush=True)

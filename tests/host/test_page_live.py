@@ -9,6 +9,8 @@ import pytest
 from comfy_host import Server, running
 from comfy_page import load_workflow, open_page, press_run, set_widgets
 
+pytestmark = pytest.mark.slow
+
 SAVED = Path(__file__).parent / "saved" / "decaf_quick_start.json"
 """The method node by node, on a made-up clip."""
 

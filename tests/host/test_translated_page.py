@@ -8,6 +8,8 @@ from comfy_host import WORKFLOWS
 from comfy_page import load_workflow, open_page
 from recorded import flat, read_texts
 
+pytestmark = pytest.mark.slow
+
 LANGUAGE = "fr"
 SAVED = WORKFLOWS / "Step by Step (Video).json"
 

@@ -12,6 +12,7 @@ from comfy_host import WORKFLOWS
 from comfy_page import DESIGNS, IN_EACH_DESIGN, fit_view, load_workflow, open_page, press_run, set_widgets
 from make_workflows import CHOICES, QUICK, SPECS, SUBGRAPHS, build, build_box
 from PIL import Image
+from slow import slow_but
 from workflow_specs import BOXES
 from workflow_specs_sam3 import WORKFLOWS as SAM3_SPECS
 
@@ -47,6 +48,7 @@ def opened(request, server, browser):
         yield request.param, page
 
 
+@pytest.mark.slow
 def test_it_opens_without_complaint(opened):
     name, page = opened
     state = page.evaluate(
@@ -128,7 +130,7 @@ def test_what_was_not_chosen_is_said_at_the_node(opened):
     assert any(folder in line and kind in line for line in said), said
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", slow_but(RUN, [QUICK, "Cut Out by Text (Video)"]))
 @IN_EACH_DESIGN
 def test_run_shows_the_result_and_a_second_run_executes_nothing(browser, server, design, name):
     """Core's own Save Video runs again, once, in the classic canvas: it shows what it has saved, which the page takes for an input."""
@@ -150,6 +152,7 @@ def test_run_shows_the_result_and_a_second_run_executes_nothing(browser, server,
             assert _executed(page, server) == set()
 
 
+@pytest.mark.slow
 def test_a_box_shows_what_it_found_in_the_new_design(browser, server):
     with open_page(browser, server.url, design=DESIGNS[1]) as page:
         load_workflow(page, WORKFLOWS / f"{QUICK}.json")
@@ -171,6 +174,7 @@ def _executed(page, server) -> set[str]:
     return {prompt[key]["class_type"] for key in page.evaluate("window.begun")}
 
 
+@pytest.mark.slow
 def test_a_correction_runs_only_what_is_behind_it(browser, server):
     """In the quick start, step by step: Correct Objects between the objects and what shows them, a point typed into it, then another style
     and a pick."""
@@ -203,6 +207,7 @@ def test_a_correction_runs_only_what_is_behind_it(browser, server):
         assert len(said) == 1 and "DecAFCorrectObjects" in said[0] and "There is no frame 999" in said[0], said
 
 
+@pytest.mark.slow
 def test_a_workflow_of_version_0_1_0_opens_and_runs(browser, server):
     with open_page(browser, server.url) as page:
         load_workflow(page, HERE / "saved" / "decaf_video_to_mask_0.1.0.json")
@@ -212,6 +217,7 @@ def test_a_workflow_of_version_0_1_0_opens_and_runs(browser, server):
         assert _executed(page, server) <= {"SaveVideo"}, "its node of SAM 2 shows nothing any more"
 
 
+@pytest.mark.slow
 def test_the_server_executes_it_anew(opened, server):
     name, page = opened
     if name not in RUN:
@@ -236,7 +242,7 @@ def _types(name: str) -> set[str]:
     return {node.type for column in SPECS[name].columns.values() for node in column.values()}
 
 
-@pytest.mark.parametrize("name", [*SPECS, *(title for title in BOXES if title not in SPECS)])
+@pytest.mark.parametrize("name", slow_but([*SPECS, *(title for title in BOXES if title not in SPECS)], [QUICK, "Mask by Text (Video)"]))
 def test_the_file_is_what_the_page_builds(browser, server, name):
     for folder, make in ((WORKFLOWS, build), (SUBGRAPHS, build_box)):
         if name in (SPECS if folder == WORKFLOWS else BOXES):

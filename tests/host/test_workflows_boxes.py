@@ -28,7 +28,7 @@ _CONNECT = """
 """
 
 
-@pytest.mark.parametrize("title, loader", [(VIDEO_BOX, "LoadVideo"), (IMAGE_BOX, "LoadImage")])
+@pytest.mark.parametrize("title, loader", [(VIDEO_BOX, "LoadVideo"), pytest.param(IMAGE_BOX, "LoadImage", marks=pytest.mark.slow)])
 @IN_EACH_DESIGN
 def test_a_box_is_found_added_and_run(browser, server, design, title, loader):
     with open_page(browser, server.url, design=design) as page:
@@ -59,6 +59,7 @@ FIRST = {"matte": 14}
 before whatever has the word itself as an alias; of "matte" there are ten."""
 
 
+@pytest.mark.slow
 def test_what_people_type_finds_one_of_ours(browser, server):
     ours = {one["display_name"] for one in server.get("/object_info").values() if one["category"].startswith("DecAF")} | {VIDEO_BOX, IMAGE_BOX}
     with open_page(browser, server.url) as page:

@@ -15,6 +15,8 @@ from workflow_specs_sam3 import WORKFLOWS as SPECS
 from decaf.clips import write_video
 from decaf.demo.scenes import make_scene
 
+pytestmark = pytest.mark.slow
+
 SEED, LENGTH = 12, 12
 
 
