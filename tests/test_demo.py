@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from slow import slow_but
 
 from decaf.attention.extract import extract_attentions
 from decaf.attention.fusion import coarse_masks, frame_fusion, object_background_fusion
@@ -93,7 +94,7 @@ LOOSE = {METHODS[0]: "counting", METHODS[1]: "time"}
 over the clip, in which what is seen briefly loses."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, [METHODS[0]]))
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "absent"])
 def test_right_object_by_kind(by_kind, models, kind, method):
     """Where attention points at the target in every frame, SAM 2 masks the target and nothing else; and it points there far more often than

@@ -3,6 +3,8 @@
 import pytest
 from hub_server import HubServer, run
 
+pytestmark = pytest.mark.slow
+
 REPO = "someone/tiny-vl"
 
 

@@ -21,6 +21,8 @@ from decaf.errors import DecafError
 from decaf.files import atomic_write
 from decaf.folder_lock import NAME, FolderLocks
 
+pytestmark = pytest.mark.slow
+
 HOLDS = """
 import sys, time
 from pathlib import Path

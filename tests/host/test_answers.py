@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from comfy_graph import whole_graph
 
+pytestmark = pytest.mark.slow
+
 
 def errors_of(server, **changes) -> dict[str, list[str]]:
     """Node -> "type: input" of its errors when the prompt is checked. `changes`: node__input=value, ... to leave the input out."""

@@ -7,6 +7,8 @@ import time
 import pytest
 from comfy_host import Events
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 2.0
 """Seconds. It is a fraction of one on an idle machine; the server polls, and the machine may be busy."""
 

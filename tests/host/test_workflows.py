@@ -39,7 +39,7 @@ def _chosen(name: str) -> dict:
     return CHOICES | more | {"AttentionToSAM2Prompts": {"threshold": 0.95, "presence_threshold": 0}} | dict.fromkeys(BOXES, query)
 
 
-@pytest.fixture(scope="module", params=SPECS)
+@pytest.fixture(scope="module", params=slow_but(SPECS, [QUICK]))
 def opened(request, server, browser):
     """(name, page): the page right after the workflow was opened in it."""
     with open_page(browser, server.url) as page:
@@ -130,7 +130,7 @@ def test_what_was_not_chosen_is_said_at_the_node(opened):
     assert any(folder in line and kind in line for line in said), said
 
 
-@pytest.mark.parametrize("name", slow_but(RUN, [QUICK, "Cut Out by Text (Video)"]))
+@pytest.mark.parametrize("name", slow_but(RUN, [QUICK]))
 @IN_EACH_DESIGN
 def test_run_shows_the_result_and_a_second_run_executes_nothing(browser, server, design, name):
     """Core's own Save Video runs again, once, in the classic canvas: it shows what it has saved, which the page takes for an input."""
@@ -242,7 +242,7 @@ def _types(name: str) -> set[str]:
     return {node.type for column in SPECS[name].columns.values() for node in column.values()}
 
 
-@pytest.mark.parametrize("name", slow_but([*SPECS, *(title for title in BOXES if title not in SPECS)], [QUICK, "Mask by Text (Video)"]))
+@pytest.mark.parametrize("name", slow_but([*SPECS, *(title for title in BOXES if title not in SPECS)], ["Mask by Text (Video)"]))
 def test_the_file_is_what_the_page_builds(browser, server, name):
     for folder, make in ((WORKFLOWS, build), (SUBGRAPHS, build_box)):
         if name in (SPECS if folder == WORKFLOWS else BOXES):
