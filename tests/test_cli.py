@@ -165,6 +165,7 @@ def test_the_best_objects_alone(line, tmp_path):
     assert (result["settings"]["method"], result["settings"]["targets"]) == ("as published", "auto")
 
 
+@pytest.mark.slow
 def test_resume_asks_again_only_if_the_attention_would_differ(line, tmp_path, monkeypatch, clip_file):
     own = tmp_path / "own.mp4"
     own.write_bytes(clip_file.read_bytes())
@@ -318,6 +319,7 @@ def test_errors_are_one_line(line, tmp_path, capsys):
     assert capsys.readouterr().err == f"decaf: CLIP {tmp_path / 'none.mp4'} does not exist. Check the path.\n"
 
 
+@pytest.mark.slow
 def test_progress_is_drawn_on_a_terminal_only(line, monkeypatch, capsys, caplog):
     assert cli.main(line("--no-overlay")) == 0
     assert "%" not in capsys.readouterr().err

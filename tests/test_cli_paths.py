@@ -268,6 +268,7 @@ def test_what_is_kept_is_taken_up(line, out, monkeypatch, capsys):
     assert "Already finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", RECORDS.values(), ids=RECORDS)
 def test_records_that_are_not_ours(line, out, change):
     """Of the right clip, models and settings, and otherwise not what a run writes: as if they were not there."""
@@ -278,6 +279,7 @@ def test_records_that_are_not_ours(line, out, change):
     assert set(read(out)) == set(result) and np.array_equal(masks(out / "masks"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"[" * 200_000, b'{"made_from":' * 100_000, b'{"made_from": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"]
 )

@@ -42,6 +42,7 @@ def results(out):
     return {path.parent.relative_to(out).as_posix(): json.loads(path.read_text())["query"] for path in out.rglob("result.json")}
 
 
+@pytest.mark.slow
 def test_results_of_earlier_queries_do_not_stay(line, tmp_path):
     """Whatever is found in --out is of the last run; files that are not ours stay."""
     out = tmp_path / "out"

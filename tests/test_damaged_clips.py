@@ -57,6 +57,7 @@ MOVING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MOVING, "p.png", "p.jpg", "p.webp", "p.bmp", "p.tif", "p.ppm", "p.tga"])
 def test_any_damage_is_a_sentence_or_a_clip(tmp_path, name, caplog):
     caplog.set_level(logging.CRITICAL)

@@ -260,6 +260,7 @@ def test_output_weights_that_are_those_of_the_input(tmp_path, mllm_folder, famil
     assert torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
 
 
+@pytest.mark.slow
 def test_bfloat16_models(mllm_folder):
     for family in FAMILIES:
         folder = mllm_folder(family)

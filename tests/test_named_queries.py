@@ -73,6 +73,7 @@ def folders(out):
     return sorted(path.parent.name for path in out.rglob("result.json"))
 
 
+@pytest.mark.slow
 def test_command_names_folders_and_lines(line, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(line(query="square: the red square\nthe blue slope")) == 0

@@ -72,6 +72,7 @@ def test_folder_where_a_result_belongs(segment, tmp_path, name, more):
     assert (tmp_path / "out" / name / "kept").is_dir() and not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"[]", b"5", b"\xff\xfe\0", b'{"made_from": {}}', b"{"])
 def test_resume_beside_a_strange_record(segment, tmp_path, content):
     (tmp_path / "out").mkdir()

@@ -158,6 +158,7 @@ def test_blocks_are_made_smaller_once(mllm_folder, monkeypatch):
     assert sizes[0] is None and len(sizes) > 4 and set(sizes[1:]) == {BLOCK_BYTES["cuda"] // 16}
 
 
+@pytest.mark.slow
 def test_tracking_is_tried_again_and_counted_once(sam2_file, monkeypatch, error):
     sam2, clip = load_sam2(sam2_file), moving_shapes(5, 40, 50, 3)
     prompts, once = make_prompts(clip, 8, 3), Report()

@@ -94,6 +94,7 @@ def run_python(code, folder):
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_hydra_is_left_as_it_was(tmp_path):
     run = run_python(
         "from hydra.core.global_hydra import GlobalHydra\n"

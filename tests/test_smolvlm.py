@@ -73,6 +73,7 @@ def published_ids(processor, kind, theirs):
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind, count, per_second", [("image", 1, 24), ("video", 1, 24), ("video", 4, 24), ("video", 5, 0.05), ("video", 23, 1)])
 def test_prompt_and_pixels_are_the_published_ones(mllm, processor, kind, count, per_second, size):

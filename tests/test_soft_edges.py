@@ -71,6 +71,7 @@ def disagreement(alpha, truth, where):
 SIZES = [(1080, 1920), (720, 1280), (135, 241), (64, 64)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["wave", "slanted", "box"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_soft_edge_is_nearer_to_the_truth_than_stairs(shape, size):

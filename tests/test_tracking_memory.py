@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 WITHIN = 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [1, 8])
 @pytest.mark.parametrize("which", ["bundled", "tiny"])
 def test_what_is_said_is_taken(tmp_path, monkeypatch, which, objects):

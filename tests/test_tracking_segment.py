@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, version, length, height, width, points, threshold", CASES)
 def test_equals_the_slow_way(models, tmp_path, seed, version, length, height, width, points, threshold):
     ours, predictor = models(seed, version)

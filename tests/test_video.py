@@ -337,6 +337,7 @@ def full_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
 def test_full_disk(full_disk):
     folder, limits = full_disk
