@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,11 @@ def test_runs_take_no_more_memory_than_the_runs_before_them(own_server, request)
         own_server.run(prompt(f"the {number}th square"))
         series.append(resident(own_server))
     # Medians of ten: a collection of garbage, or a buffer that grows, shows as a step up and down.
-    start, end = (sorted(series[run - 10 : run])[5] for run in (first, last))
-    print(f"run {first}: {start:.0f} MB, run {last}: {end:.0f} MB")
-    assert end - start < rise, [round(one) for one in series[::5]]
+    held = [sorted(series[run - 10 : run])[5] for run in range(first, last + 1, 10)]
+    rises = sorted(later - sooner for sooner, later in pairwise(held))
+    print(f"run {first}: {held[0]:.0f} MB, run {last}: {held[-1]:.0f} MB; rises of ten runs: {[round(one, 1) for one in rises]}")
+    # What leaks rises in all of them; once, the allocator may take a block that it then keeps.
+    assert sum(rises[:-1]) < rise * (len(rises) - 1) / len(rises), [round(one) for one in series]
 
 
 def test_models_that_take_turns_give_their_memory_back(own_server, base, request):
