@@ -50,7 +50,6 @@ def test_a_repository_is_found_locally_without_a_connection(hub, tmp_path):
     assert hub.requests == []
 
 
-@pytest.mark.slow
 def test_cancel_stops_a_download_and_it_goes_on_later(hub, tmp_path):
     hub.delay = 0.05
     cancel = """

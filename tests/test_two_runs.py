@@ -60,7 +60,6 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.slow
 def test_two_processes_into_one_folder(line, tmp_path, monkeypatch):
     """Started together, with different queries: one ends well and its result is whole, the other is told so and has touched nothing."""
     out = tmp_path / "out"

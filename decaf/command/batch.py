@@ -21,8 +21,8 @@ MANIFEST is CSV with a header, or has a JSON object a line. Columns:
   clip     video file, folder of images, or one image; a relative path starts at the manifest's folder
   query    what to mask; several, one a line of the cell, or as a list in JSON
   id       names the results; left out, it is made of the clip's name and what the row says
-  others   options of this row alone, as they are called here: not, setting, max-key-frames, key-frames, key-frames-by, first, last, tokens-per-frame,
-           start-layer, detail, single-frames, point-threshold, presence-threshold, score-threshold, method, targets, max-tracks
+  others   options of this row alone, as they are called here: not, setting, max-key-frames, key-frames, key-frames-by, first, last,
+           tokens-per-frame, start-layer, detail, single-frames, point-threshold, presence-threshold, score-threshold, method, targets, max-tracks
 
 Writes into the folder --out:
   ID/masks/00000.png ...  and ID/result.json, for each row; with options more, as "decaf segment" does

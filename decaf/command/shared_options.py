@@ -68,8 +68,8 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     attention.add_argument(
         "--key-frames-by", choices=KEY_FRAMES_BY, default=AttentionSettings.key_frames_by,
-        help="presence: key frames only of the parts of the clip in which the model says that the query can be seen, which it is asked first of six "
-        "times as many frames; for what is seen briefly in a long clip",
+        help="spacing: evenly spread. presence: the model is first asked in which parts of the clip the query can be seen, and key frames are of "
+        "these; it looks at six times as many frames; for what is seen briefly in a long clip",
     )  # fmt: skip
     attention.add_argument(
         "--first", metavar="N", type=int, default=AttentionSettings.first_frame, dest="first_frame",

@@ -261,11 +261,10 @@ def case_every_setting_of_extracting_reaches_the_method():
     assert taken[1] == settings(max_key_frames=4, tokens_per_frame=32)
 
 
-def case_single_frames_are_zoomed_and_key_frames_found():
-    assert extract(images(4))[0].seen is None
-    zoomed = extract(images(4), single_frames="zoom")[0]
-    assert zoomed.seen is None or zoomed.seen.any()
-    assert extract(images(9), max_key_frames=2, key_frames_by="presence")[0].clip.length == 9
+def case_key_frames_are_found_by_presence():
+    found, background, _ = extract(images(9), max_key_frames=2, key_frames_by="presence")
+    assert 1 <= len(found.clip.key_frames) <= 2 and found.clip.key_frames == background.clip.key_frames
+    assert 0 <= found.presence <= 1 and len(found.frame) == len(found.clip.key_frames)
 
 
 def case_cancel_stops_extracting():

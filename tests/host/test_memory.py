@@ -111,7 +111,8 @@ def test_runs_take_no_more_memory_than_the_runs_before_them(own_server, request)
     held = [sorted(series[run - 10 : run])[5] for run in range(first, last + 1, 10)]
     rises = sorted(later - sooner for sooner, later in pairwise(held))
     print(f"run {first}: {held[0]:.0f} MB, run {last}: {held[-1]:.0f} MB; rises of ten runs: {[round(one, 1) for one in rises]}")
-    # What leaks rises in all of them; once, the allocator may take a block that it then keeps.
+    # What leaks rises in all of them; once, the allocator may take a block that it then keeps, of about 20 MB.
+    assert rises[-1] < 3 * rise, [round(one) for one in series]
     assert sum(rises[:-1]) < rise * (len(rises) - 1) / len(rises), [round(one) for one in series]
 
 
