@@ -42,9 +42,10 @@ class BatchedMemoryAttention:
 
     def __init__(self, model: nn.Module, pos_enc: Tensor, check_cancelled: Callable[[], None] = lambda: None):
         self._module, self._check_cancelled = model.memory_attention, check_cancelled
-        self._pos_enc = pos_enc.flatten(2).transpose(1, 2)[0]
-        self._ages = model.maskmem_tpos_enc[:, 0].flip(0)  # (codes, 1, channels): SAM 2 numbers them from the end
-        side = len(self._pos_enc) ** 0.5
+        ages = model.maskmem_tpos_enc[:, 0].flip(0)  # (codes, 1, channels): SAM 2 numbers them from the end
+        self._pos_enc = pos_enc.flatten(2).transpose(1, 2) + ages  # (codes, h * w, channels)
+        self._tokens = self._pos_enc.shape[1]
+        side = self._tokens**0.5
         self._rotary = self._module.layers[0].cross_attn_image.compute_cis(end_x=side, end_y=side).to(pos_enc.device)
         with torch.autocast(pos_enc.device.type, enabled=False):
             self._outputs = [_values_and_output(layer.cross_attn_image) for layer in self._module.layers]
@@ -56,43 +57,50 @@ class BatchedMemoryAttention:
         index = None if order == sorted(order) else torch.tensor(order, device=current.device).argsort()
         kind = current.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else current.dtype
-        memory_tokens = [_memory_tokens(group, dtype) for group in groups]
+        values = [_values(group, dtype) for group in groups]
+        placed = [self._placed(group) for group in groups]
         hidden = current + 0.1 * pos_enc
         for number, layer in enumerate(self._module.layers):
             self._check_cancelled()
             hidden = layer._forward_sa(hidden, pos_enc)
-            hidden = hidden + self._cross_attention(number, layer.norm2(hidden), groups, memory_tokens, index)
+            hidden = hidden + self._cross_attention(number, layer.norm2(hidden), groups, placed, values, index)
             hidden = hidden + layer.linear2(layer.activation(layer.linear1(layer.norm3(hidden))))
         return self._module.norm(hidden)
 
     def _cross_attention(
-        self, number: int, hidden: Tensor, groups: list[BankGroup], memory_tokens: list[Tensor], index: Tensor | None
+        self, number: int, hidden: Tensor, groups: list[BankGroup], placed: list[Tensor], values: list[Tensor], index: Tensor | None
     ) -> Tensor:
-        """`hidden`: (1 or n, h * w, channels), one for all objects as long as they are equal. `memory_tokens`: of each group (k, length,
-        channels of memories). `index`: where each object is among those of all groups, if they are not in order. Returns
+        """`hidden`: (1 or n, h * w, channels), one for all objects as long as they are equal. `placed`, `values`: of each group
+        (k, length, channels of memories). `index`: where each object is among those of all groups, if they are not in order. Returns
         (n, h * w, channels)."""
         attention = self._module.layers[number].cross_attn_image
         q = self._rotate(attention._separate_heads(attention.q_proj(hidden), attention.num_heads))
         averages = []
-        for group, tokens in zip(groups, memory_tokens, strict=True):
+        for group, tokens, content in zip(groups, placed, values, strict=True):
             own = q if len(q) == 1 else q[group.objects]
             own = own.expand(len(group.objects), -1, -1, -1)
-            averages.append(narrow_value_attention(own, self._keys(attention, group), tokens, self._check_cancelled))
+            averages.append(narrow_value_attention(own, self._keys(attention, group, tokens), content, self._check_cancelled))
         averages = torch.cat(averages) if index is None else torch.cat(averages)[index]
         return F.linear(averages, *self._outputs[number])
 
-    def _keys(self, attention: nn.Module, group: BankGroup) -> Tensor:
-        """Of all memories and then all pointers of the group's objects: (k, heads, tokens, channels of a head)."""
-        pointers = _project(attention, group.pointers, group.pointer_pos_enc)
-        k, heads, count, width = pointers.shape
-        tokens = len(self._pos_enc)
-        spatial = len(group.memories[0]) * tokens
-        keys = pointers.new_empty(k, heads, spatial + count, width)
-        keys[:, :, spatial:] = pointers
-        for i, memories in enumerate(group.memories):
-            for j, (age, memory) in enumerate(memories):
-                key = _project(attention, memory[None], (self._pos_enc + self._ages[age])[None])
-                self._rotate(key[0], out=keys[i, :, j * tokens : (j + 1) * tokens])
+    def _placed(self, group: BankGroup) -> Tensor:
+        """What the keys of every layer are made of: all memories and then all pointers of the group's objects, each plus its encoding of
+        position and time. (k, length, channels of memories)."""
+        k, count, channels = group.pointers.shape
+        spatial = len(group.memories[0]) * self._tokens
+        placed = self._pos_enc.new_empty(k, spatial + count, channels)
+        torch.add(group.pointers, group.pointer_pos_enc, out=placed[:, spatial:])
+        for own, memories in zip(placed, group.memories, strict=True):
+            for part, (age, memory) in zip(own[:spatial].split(self._tokens), memories, strict=True):
+                torch.add(memory, self._pos_enc[age], out=part)
+        return placed
+
+    def _keys(self, attention: nn.Module, group: BankGroup, placed: Tensor) -> Tensor:
+        """`placed`: see `_placed`. Returns (k, heads, length, channels of a head), in the same order."""
+        keys = attention._separate_heads(attention.k_proj(placed), attention.num_heads)
+        count = len(group.memories[0])
+        of_memories = keys[:, :, : count * self._tokens].unflatten(2, (count, self._tokens))
+        self._rotate(of_memories, out=of_memories)
         return keys
 
     def _rotate(self, heads: Tensor, out: Tensor | None = None) -> Tensor:
@@ -109,12 +117,7 @@ def _as_complex(heads: Tensor) -> Tensor:
     return torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
 
 
-def _project(attention: nn.Module, tokens: Tensor, pos_enc: Tensor) -> Tensor:
-    """(n, length, channels) and positional encodings -> keys (n, heads, length, channels of a head)."""
-    return attention._separate_heads(attention.k_proj(tokens + pos_enc), attention.num_heads)
-
-
-def _memory_tokens(group: BankGroup, dtype: torch.dtype) -> Tensor:
+def _values(group: BankGroup, dtype: torch.dtype) -> Tensor:
     """(k, length, channels): all memories and then all pointers of the group's objects, in the order of their keys."""
     memories, pointers = group.memories, group.pointers
     spatial = sum(len(memory) for _, memory in memories[0])
