@@ -17,7 +17,7 @@ _WHERE = {
     "Templates": "attention.questions",
     "extract_attention": "attention.extract",
     "extract_attentions": "attention.extract",
-    "key_frames": "attention.extract",
+    "key_frames": "attention.frames",
     "object_background_fusion": "attention.fusion",
     "frame_fusion": "attention.fusion",
     "coarse_masks": "attention.fusion",

@@ -154,6 +154,11 @@ def mixed_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def chosen_dtype(name: str, auto: torch.dtype) -> torch.dtype:
+    """The dtype that an option names: "auto", or PyTorch's own name of one."""
+    return auto if name == "auto" else getattr(torch, name)
+
+
 def allocated_bytes(device: torch.device) -> int | None:
     """Bytes that live tensors of this process take on a GPU; None for a device that has no memory of its own."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else None

@@ -75,7 +75,7 @@ class ManagedClip(host.Managed):
         device = getattr(self.patcher, "load_device", None)
         if not isinstance(device, torch.device) or not isinstance(clip.cond_stage_model, nn.Module):
             raise _refusal(f"of the kind {type(clip).__name__}", "ComfyUI can neither load nor move what is in it")
-        # Never float16: activations of these models pass its largest number.
+        # As ComfyUI runs its text encoders, so that their answers are the same here, but never in float16 (see decaf.devices.language_dtype).
         dtype = dtype or (torch.bfloat16 if mm.should_use_bf16(device) else torch.float32)
         self.value = _mllm_of(clip, dtype)
         if device.type == "cpu" and mm.get_torch_device().type != "cpu":

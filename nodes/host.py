@@ -63,12 +63,8 @@ def offload_device() -> torch.device:
 
 
 def model_dtype(name: str) -> torch.dtype | None:
-    """The dtype of a combo value. "auto": bf16 where the device can compute in it at all, else fp32. On a CPU it is None: see
-    `decaf.devices.language_dtype`.
-
-    Never fp16 by itself: the activations of Qwen's models pass its largest number. GPUs before Ampere only emulate bf16, slowly, but in fp32
-    the weights would take twice the memory, which those cards have not got.
-    """
+    """The dtype of a combo value. "auto" goes by the rule of `decaf.devices.language_dtype`, with ComfyUI's word on what the device can compute
+    in, since it knows its own options (--force-fp32) and more kinds of devices. On a CPU it is None: the rule needs the weights there."""
     if name in DTYPES:
         return DTYPES[name]
     if mm.get_torch_device().type == "cpu":
@@ -78,7 +74,8 @@ def model_dtype(name: str) -> torch.dtype | None:
 
 
 def mixed_dtype(name: str) -> torch.dtype:
-    """The dtype that a model of fp32 weights computes in; "auto" is bf16 where ComfyUI would use it on this machine."""
+    """The dtype that SAM 2 computes in, whose weights stay fp32; "auto" is bf16 where ComfyUI holds it to be fast, also on devices of which
+    `decaf.devices.mixed_dtype` knows nothing."""
     if name in DTYPES:
         return DTYPES[name]
     return torch.bfloat16 if mm.should_use_bf16(mm.get_torch_device()) else torch.float32

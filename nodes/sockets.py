@@ -6,10 +6,10 @@ from ..decaf.settings import METHODS
 
 CATEGORY = "DecAF"
 
-# host.Managed around a decaf.mllm MLLM: the model, its processor, and the patcher through which ComfyUI moves it.
+# host.Managed around a decaf.mllm MLLM: the model, its tokenizer, and the patcher through which ComfyUI moves it.
 MLLM = io.Custom("DECAF_MLLM")
 
-# host.Managed around a decaf.tracking SAM2: image encoder, mask decoder and memory in one module.
+# host.Managed around a decaf.sam2 SAM2: image encoder, mask decoder and memory in one module.
 SAM2 = io.Custom("DECAF_SAM2")
 
 # decaf.data.Attention, of kind "object", "background" or "contrast":

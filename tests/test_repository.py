@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import decaf
 from decaf.mllm import all_families
 
 try:
@@ -166,6 +167,11 @@ def modules_after(code: str) -> set[str]:
 )
 def test_imports_nothing_heavy(code):
     assert modules_after(code) & {"torch", "numpy", "transformers", "sam2", "av", "PIL"} == set()
+
+
+def test_every_public_name_is_there():
+    for name in decaf.__all__:
+        assert getattr(decaf, name) is not None, name
 
 
 def test_wheel_holds_the_library_alone(tmp_path):

@@ -17,7 +17,7 @@ from ..attention.fusion import coarse_masks
 from ..attention.questions import Query, Templates, clean_not_this, clean_query
 from ..clips import Clip, open_clip
 from ..data import Attention, FusedAttention, Tracks
-from ..devices import choose_device, language_dtype, mixed_dtype
+from ..devices import choose_device, chosen_dtype, language_dtype, mixed_dtype
 from ..errors import DecafError, OutputError, reason
 from ..mllm import MLLM, load_mllm
 from ..mllm.folder import stored_dtype
@@ -141,9 +141,9 @@ class Models:
         device = choose_device(self.device)
         sam2 = None
         if self.sam2 is not None:  # first: a wrong file is reported before the language model takes its minutes
-            dtype = mixed_dtype(device) if self.sam2_dtype == "auto" else getattr(torch, self.sam2_dtype)
+            dtype = chosen_dtype(self.sam2_dtype, mixed_dtype(device))
             sam2 = load_segmenter(self.sam2, device=device, dtype=dtype, progress=report)
-        dtype = language_dtype(device, stored_dtype(self.mllm)) if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = chosen_dtype(self.dtype, language_dtype(device, stored_dtype(self.mllm)))
         return load_mllm(self.mllm, device=device, dtype=dtype, memory_budget=self.memory_budget, progress=report), sam2
 
 

@@ -180,18 +180,15 @@ def _same_query(scene, text: str):
 
 
 def _evaluate(arguments, progress) -> tuple[str, tuple[str, ...]]:
-    from ..devices import choose_device
+    from ..bulk.clip_worker import Models
     from ..evaluation.evaluate import evaluate
     from ..files import write_json
-    from ..mllm import load_mllm
-    from ..segmenters import load_segmenter
     from .options import check_models, sam2_file
     from .segment import mllm_folder
 
     check_models(arguments.mllm, sam2_file(arguments.sam2))
-    device = choose_device(arguments.device)
-    mllm = load_mllm(mllm_folder(arguments.mllm, progress), device=device, progress=progress)
-    sam2 = load_segmenter(sam2_file(arguments.sam2), device=device, progress=progress)
+    folder = mllm_folder(arguments.mllm, progress)
+    mllm, sam2 = Models(folder, sam2_file(arguments.sam2), arguments.device).load(progress)
     found = evaluate(
         mllm, sam2, arguments.evaluate, arguments.seed, length=arguments.frames, detail=arguments.detail,
         hard=arguments.scenes == "hard", progress=progress,

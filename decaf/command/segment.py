@@ -19,7 +19,7 @@ from ..clips import Clip, open_clip
 from ..clips.identity import check_same_clip
 from ..data import Attention, Tracks, caption
 from ..demo import BUNDLED, MLLM_FOLDER
-from ..devices import choose_device, empty_caches, language_dtype, mixed_dtype
+from ..devices import choose_device, chosen_dtype, empty_caches, language_dtype, mixed_dtype
 from ..errors import DecafError
 from ..files import write_json
 from ..finishing import refine
@@ -107,11 +107,11 @@ def _run(options: Options, memory: MemoryLog, locks: FolderLocks) -> Outcome:
     check_paths(options, folders)
     device = choose_device(options.device)
     check_budget(options.memory_budget, device)
-    sam2_dtype = mixed_dtype(device) if options.sam2_dtype == "auto" else getattr(torch, options.sam2_dtype)
+    sam2_dtype = chosen_dtype(options.sam2_dtype, mixed_dtype(device))
     stale = _claim(options.out, folders, locks)
     report = Report(memory)
     mllm = mllm_folder(options.mllm, report)
-    dtype = language_dtype(device, stored_dtype(mllm)) if options.dtype == "auto" else getattr(torch, options.dtype)
+    dtype = chosen_dtype(options.dtype, language_dtype(device, stored_dtype(mllm)))
     check_start_layer(options.attention.start_layer, mllm)
 
     settings = {

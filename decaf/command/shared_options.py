@@ -18,9 +18,8 @@ def add_models(needed, *, required: bool = True) -> None:
     """Adds --mllm and --sam2 to a group; `required`: neither can be left out."""
     needed.add_argument(
         "--mllm", required=required, metavar="DIR_OR_REPO",
-        help="folder of a model of Qwen2-VL to Qwen3-VL, InternVL3, GLM-4.1V, LLaVA-OneVision or SmolVLM2, or its repository id, which is "
-        "downloaded if it is not there "
-        'yet; "bundled" is the tiny model of "decaf demo"',
+        help="folder of a model of Qwen2-VL to Qwen3-VL, InternVL3 and 3.5, GLM-4.1V, GLM-4.6V, LLaVA-OneVision or SmolVLM2, or its repository "
+        'id, which is downloaded if it is not there yet; "bundled" is the tiny model of "decaf demo"',
     )  # fmt: skip
     needed.add_argument(
         "--sam2", required=required, metavar="FILE", type=Path,
