@@ -151,7 +151,7 @@ def smooth(maps: Tensor, kernel: int, sigma: float) -> Tensor:
 
 
 def contrast(object: Tensor, background: Tensor) -> Tensor:
-    """`object` minus `background`, clamped to 0..1; the same shape as both."""
+    """`object` minus `background`, clamped to 0..1: all of one shape, (n, rows, cols)."""
     return (object - background).clamp(0, 1)
 
 

@@ -62,7 +62,8 @@ class Extraction:
         self.video = mllm.family.video_layout(mllm.vision, self.frame_size, seconds, settings.tokens_per_frame)
 
     def look_at_video(self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], Look]) -> tuple[Layout, Sequence[Tensor], Look]:
-        """Does `step`, which asks these questions, for the video. Returns layout, frames and result."""
+        """Does `step`, which asks these questions, for the video. Returns its layout, its frames and what `step` gave, with a map
+        (1, slots, rows, cols) per question. An out-of-memory error if there is no room for it."""
         look = self._attempt(lambda: step(self.video, self.frames), 1)
         self.report.preview(lambda: self._seen(look.maps[0][0], 0, len(self.frames)))
         return self.video, self.frames, look
@@ -70,7 +71,8 @@ class Extraction:
     def look_at_frames(
         self, asked: list[str], step: Callable[[Layout, Sequence[Tensor]], Look], windows: Windows | None = None
     ) -> Iterator[tuple[Layout, Sequence[Tensor], Look]]:
-        """The same for the key frames in batches, cut to `windows` where some are given: maps are of whole frames all the same."""
+        """The same for the key frames in batches of b, cut to `windows` where some are given: maps (b, 1, rows, cols) per question, of whole
+        frames all the same."""
         mllm, size = self.mllm, self.frame_size
         layout_of = image_layout if windows is None else window_layout
         text = min(QUESTION_TOKENS_PER_PASS, sum(len(self.mllm.question_ids(self.video, question)) for question in asked))

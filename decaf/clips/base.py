@@ -82,6 +82,7 @@ class FrameCache:
         self._lock = threading.Lock()
 
     def get(self, index: int) -> Tensor | None:
+        """The frame, (H, W, 3) uint8, if it is held. Of any thread."""
         with self._lock:
             frame = self._frames.get(index)
             if frame is not None:
@@ -89,6 +90,7 @@ class FrameCache:
             return frame
 
     def put(self, index: int, frame: Tensor) -> None:
+        """Holds the frame, and lets those go that were asked for longest ago. Of any thread."""
         with self._lock:
             self._frames[index] = frame
             self._frames.move_to_end(index)

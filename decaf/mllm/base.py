@@ -164,7 +164,8 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, mllm: MLLM, layout: Layout, pixels: Mapping[str, Tensor]) -> Encoded:
-        """Run the vision tower."""
+        """Runs the vision tower. `pixels`: as `pixels` gives them. Returns tokens (batch, tokens, width) on the engine's device, in the order of
+        the prompt, and deepstack levels of the same shape."""
 
     def dtype_problem(self, dtype: torch.dtype) -> str | None:
         """Why its models cannot be computed in a format, and what to do; None where they can."""

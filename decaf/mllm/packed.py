@@ -203,8 +203,9 @@ class Answered:
 
 
 def run(mllm: MLLM, packed: Packed, encoded: Encoded | None, attention_of: Callable[[Tensor], PackedAttention], *, batch: int = 1) -> Answered:
-    """The forward pass. `attention_of`: makes the attention for the segments of this pass. Without `encoded`, the pictures were run before and
-    the attention has their keys and values as its past. `batch`: of the prompts."""
+    """The forward pass: the hidden states (batch, questions, width) in which each question ends. `attention_of`: makes the attention for the
+    segments of this pass. Without `encoded`, the pictures were run before and the attention has their keys and values as its past. `batch`: of
+    the prompts."""
     ids, segments, positions = packed.tokens(shared=encoded is not None)
     attention = attention_of(segments)
     embeds = mllm.engine.embed(ids.expand(batch, -1))

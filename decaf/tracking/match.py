@@ -54,7 +54,8 @@ def agreement(coverage: Tensor, attention: Tensor) -> Tensor:
 
 
 def density(coverage: Tensor, attention: Tensor) -> Tensor:
-    """Mean attention of what an object covers, over all frames. As `agreement`."""
+    """Mean attention of what an object covers, over all frames. `coverage`: (n, K, rows, cols) in 0..1; `attention`: (K, rows, cols) in 0..1.
+    Returns (n,) in 0..1, 0 for what is never seen."""
     area = coverage.sum((1, 2, 3))
     return torch.where(area > 0, (coverage * attention).sum((1, 2, 3)) / area, 0.0)
 

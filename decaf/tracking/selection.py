@@ -42,6 +42,6 @@ def final_scores(scores: Tensor, consistency: Tensor) -> Tensor:
 
 
 def select(final: Tensor, threshold: float) -> list[int]:
-    """Indices of the tracklets whose final score is above `threshold`; if there are none, the best one's."""
+    """Indices of the tracklets whose `final` score, (n,), is above `threshold`; if there are none, the best one's."""
     above = (final > threshold).nonzero()[:, 0].tolist()
     return above or [int(final.argmax())]

@@ -9,8 +9,8 @@ from comfy_host import Events
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 2.0
-"""Seconds. It is a fraction of one on an idle machine; the server polls, and the machine may be busy."""
+LIMIT, LIMIT_ALONE = 2.0, 1.0
+"""Seconds; the second with --long, when nothing else runs on the machine. The server polls."""
 
 
 def prompt(**changes) -> dict:
@@ -54,6 +54,19 @@ def prompt(**changes) -> dict:
             },
         ),
         "corrected": ("MaskPreview", {"mask": ["correct", 0]}),
+        "show": (
+            "DecAFShowObjects",
+            {"frames": ["clip", 0], "tracks": ["propagate", 1], "style": "spotlight", "opacity": 1.0, "numbers": True},
+        ),
+        "refined": (
+            "DecAFRefineMask",
+            {"masks": ["propagate", 1], "grow": 1, "feather": 2.0, "holes": 200, "specks": 100, "smooth": 1},
+        ),
+        "applied": (
+            "DecAFApplyMask",
+            {"frames": ["clip", 0], "masks": ["refined", 0], "effect": "blur", "invert": False, "strength": 0.5, "format": "auto"},
+        ),
+        "saved": ("DecAFSaveCutOut", {"video": ["applied", 0], "filename_prefix": "cancel/cut", "format": "as it is"}),
     }
     made = {key: {"class_type": kind, "inputs": dict(inputs)} for key, (kind, inputs) in graph.items()}
     for place, value in changes.items():
@@ -76,9 +89,12 @@ def warm(server):
         ("propagate", {"propagate__nms_iou": 0.5}),
         ("correct", {"correct__frame": 120}),
         ("preview", {"fused__video_weight": 0.6}),
+        ("show", {"show__opacity": 0.7}),
+        ("applied", {"applied__strength": 0.7}),
+        ("applied", {"refined__grow": 3}),
     ],
 )
-def test_cancel_stops_the_running_node(warm, node, change):
+def test_cancel_stops_the_running_node(warm, node, change, request):
     with Events(warm) as events:
         queued = warm.queue(prompt(**change), events.client_id)
         events.wait("executing", node=node, prompt_id=queued)
@@ -91,5 +107,5 @@ def test_cancel_stops_the_running_node(warm, node, change):
     assert messages["execution_interrupted"]["node_id"] == node
     took = messages["execution_interrupted"]["timestamp"] / 1000 - asked
     print(f"{node}: {took:.2f} s")
-    assert took < LIMIT
+    assert took < (LIMIT_ALONE if request.config.getoption("--long") else LIMIT)
     warm.run(prompt(prompts__threshold=0.9))  # after a cancel the graph runs as before

@@ -171,7 +171,9 @@ def _cut(shape: TileShape, frame: Tensor) -> list[Image.Image]:
 
 
 def _features(mllm: MLLM, tiles: Tensor) -> Tensor:
-    """(n, 3, tile, tile) -> (n, side, side, width): what the tower's last layer gives, without its closing norm, brought to the decoder's width."""
+    """(n, 3, tile, tile) -> (n, side, side, width): what the tower's last layer gives, without its closing norm, brought to the decoder's width.
+
+    Not by the engine's `see`: transformers would pool the tokens of videos and lay out those of tiles with their padding, by rules of its own."""
     model, side = mllm.model.model, mllm.vision.side
     tower = getattr(model.vision_tower, "vision_model", model.vision_tower)  # transformers 4 wraps it once more
     found = []
