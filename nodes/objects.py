@@ -88,7 +88,7 @@ def drawn_frame(
     # Made smaller, every edge is soft; the masks' own soft edges cost more than they show then, unless somebody has made them.
     of = tracks.levels if tuple(size) != tuple(tracks.frame_size) else tracks.alpha
     masks = [of(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
-    return show_objects(picture, masks, style, opacity=opacity, numbers=[track.id for track in tracks.tracks] if numbers else None)
+    return show_objects(picture, masks, style, opacity=opacity, ids=[track.id for track in tracks.tracks], numbers=numbers)
 
 
 def shown_size(frame_size: Sequence[int], side: int | None) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def noise(seed=0, size=(60, 80)):
 def test_the_frame_given_is_left_alone(style):
     frame = noise()
     before = frame.clone()
-    shown = show_objects(frame, [square(), square((0, 10), (0, 10))], style, numbers=[0, 1])
+    shown = show_objects(frame, [square(), square((0, 10), (0, 10))], style, numbers=True)
     assert shown.shape == frame.shape and shown.dtype == torch.uint8 and torch.equal(frame, before)
     assert not torch.equal(shown, frame)
     assert shown.data_ptr() != frame.data_ptr()
@@ -70,7 +70,7 @@ def test_checkerboard_and_matte():
     frame = noise()
     board = show_objects(frame, [square()], "checkerboard")
     assert torch.equal(board[square()], frame[square()]) and set(board[~square()].unique().tolist()) == {96, 144}
-    matte = show_objects(frame, [square()], "matte", numbers=[3])
+    matte = show_objects(frame, [square()], "matte", ids=[3], numbers=True)
     assert torch.equal(matte, square()[..., None].expand(-1, -1, 3).to(torch.uint8) * 255)
 
 
@@ -137,7 +137,7 @@ def test_lines_are_as_smooth_as_edges_and_as_strong(width):
 
 def test_nothing_to_show():
     for masks in ([], [torch.zeros(60, 80, dtype=torch.bool)]):
-        assert torch.equal(show_objects(GREY, masks, "tint", numbers=[1] * len(masks)), GREY)
+        assert torch.equal(show_objects(GREY, masks, "tint", ids=[1] * len(masks), numbers=True), GREY)
         assert not show_objects(GREY, masks, "matte").any()
 
 
@@ -193,12 +193,21 @@ def test_numbers_are_written_at_their_objects_and_can_be_read():
     frame = torch.full((240, 320, 3), 100, dtype=torch.uint8)
     left, right = torch.zeros(2, 240, 320, dtype=torch.bool).unbind()
     left[80:200, 20:120], right[0:100, 220:320] = True, True
-    plain = show_objects(frame, [left, right], "tint")
-    numbered = show_objects(frame, [left, right], "tint", numbers=[0, 12])
+    plain = show_objects(frame, [left, right], "tint", ids=[0, 12])
+    numbered = show_objects(frame, [left, right], "tint", ids=[0, 12], numbers=True)
     changed = (plain != numbered).any(-1)
     assert changed[60:100, 40:100].any() and changed[:30, 240:300].any(), "also at the frame's border"
     assert not changed[120:, :].any() and not changed[40:, 200:].any()
-    other = show_objects(frame, [left, right], "tint", numbers=[7, 12])
+    other = show_objects(frame, [left, right], "tint", ids=[7, 12], numbers=True)
     assert (other != numbered).any(-1)[60:100, 40:100].any()
     for plate in (numbered[:, :200][changed[:, :200]], numbered[:, 200:][changed[:, 200:]]):
         assert contrast(max(plate.tolist(), key=luminance), CASING) >= 3
+
+
+@pytest.mark.parametrize("style", ["spotlight", "tint", "outline"])
+def test_an_object_keeps_its_colour_when_others_are_dropped(style):
+    first, second = square((0, 20), (0, 20)), square((30, 50), (40, 60))
+    both, alone = show_objects(GREY, [first, second], style), show_objects(GREY, [second], style, ids=[1])
+    around = (slice(25, 55), slice(35, 65))
+    assert torch.equal(both[around], alone[around])
+    assert not torch.equal(alone[around], show_objects(GREY, [second], style)[around])

@@ -90,7 +90,7 @@ def test_any_size_of_frame(size):
         heat_overlay(frame, torch.ones(4, 4), mask, points),
         cut_out(frame, mask),
         point_overlay(frame, points, (4, 4)),
-        show_objects(frame, [mask], numbers=[7]),
+        show_objects(frame, [mask], ids=[7], numbers=True),
     ):
         assert shown.shape == frame.shape and shown.dtype == torch.uint8
     sheet = contact_sheet(*made(size, frames=3))

@@ -1,5 +1,5 @@
-// Colours by role: what is a model, what is attention, what is a prompt, what is an object that was found. The page gives all types that it does
-// not know one colour.
+// Colours by role: what is a model, what is attention, what is a prompt, what is an object that was found, what finishes a
+// clip. The page gives all types that it does not know one colour.
 import { app } from '../../scripts/app.js'
 
 // Middle tones, each apart from the others in lightness too: they are seen on a dark and on a light canvas.
@@ -17,6 +17,8 @@ const MODEL = ['#352f44', '#3e374f']
 const ATTENTION = ['#41342a', '#4c3d30']
 const PROMPTS = ['#243d44', '#2b4850']
 const TRACKS = ['#273d2e', '#2e4836']
+const FINISH = ['#3f2a3a', '#4a3244']
+const CLIP = ['#2b3340', '#333d4c']
 
 const NODES = {
   LoadMLLM: MODEL,
@@ -30,6 +32,13 @@ const NODES = {
   DecAFShowObjects: TRACKS,
   DecAFCorrectObjects: TRACKS,
   DecAFTracksToMask: TRACKS,
+  DecAFPickTracks: TRACKS,
+  DecAFRefineMask: FINISH,
+  DecAFApplyMask: FINISH,
+  DecAFSaveCutOut: FINISH,
+  DecAFSampleClip: CLIP,
+  DecAFFrameOfVideo: CLIP,
+  DecAFPickQuery: ATTENTION,
 }
 
 function colourLinks() {

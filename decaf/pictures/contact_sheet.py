@@ -71,7 +71,8 @@ def contact_sheet(
             pictures.append(point_overlay(frame, prompts.xy[prompts.key == key], fused.map.shape[1:]))
         if tracks is not None:
             masks = (tracks.masks(track, index, index + 1)[0] for track in range(len(tracks.tracks)))
-            pictures.append(show_objects(frame, [_scaled_mask(mask, layout.drawn) for mask in masks]))
+            drawn = [_scaled_mask(mask, layout.drawn) for mask in masks]
+            pictures.append(show_objects(frame, drawn, ids=[track.id for track in tracks.tracks]))
         for column, picture in enumerate(pictures):
             # Drawn at twice the size and halved, for antialiasing.
             sheet.paste(Image.fromarray(picture.numpy()).reduce(2), (layout.left(column), top))

@@ -25,7 +25,13 @@ _LINE_EDGE = 1.5
 
 
 def show_objects(
-    frame: Tensor, masks: Sequence[Tensor], style: str = "spotlight", *, opacity: float = 1.0, numbers: Sequence[int] | None = None
+    frame: Tensor,
+    masks: Sequence[Tensor],
+    style: str = "spotlight",
+    *,
+    opacity: float = 1.0,
+    ids: Sequence[int] | None = None,
+    numbers: bool = False,
 ) -> Tensor:
     """The frame (H, W, 3) uint8 with its objects shown, of the same size.
 
@@ -33,17 +39,20 @@ def show_objects(
         masks: (h, w) of any size: bool; or with soft edges, uint8 0..255 or float 0..1.
         style: one of `decaf.settings.STYLES`.
         opacity: 0..1, how strongly the style shows: at 0 the frame stays as it is, but for lines and numbers.
-        numbers: of each object, written at it; None writes none.
+        ids: each object's number, >= 0, which decides its colour: an object keeps it when others are dropped. None counts them through.
+        numbers: writes each object's number at it.
     """
+    ids = range(len(masks)) if ids is None else ids
+    colours = [OBJECT_COLOURS[number % len(OBJECT_COLOURS)] for number in ids]
     picture = Image.fromarray(frame.numpy())
     alphas = [fit_alpha(mask, frame.shape[:2]) for mask in masks]
-    shown = _filled(picture, alphas, style, opacity)
+    shown = _filled(picture, alphas, colours, style, opacity)
     if style not in ("matte", "checkerboard"):
         width = max(line_width(frame), 2)
-        for index, alpha in enumerate(alphas):
-            _line(shown, alpha, width, OBJECT_COLOURS[index % len(OBJECT_COLOURS)])
-    if numbers is not None and style != "matte":
-        _write_numbers(shown, alphas, numbers)
+        for alpha, colour in zip(alphas, colours, strict=True):
+            _line(shown, alpha, width, colour)
+    if numbers and style != "matte":
+        _write_numbers(shown, alphas, ids, colours)
     return torch.from_numpy(np.array(shown))
 
 
@@ -71,15 +80,17 @@ def fit_alpha(mask: Tensor, size: Sequence[int]) -> np.ndarray:
     return np.array(Image.fromarray(alpha).resize(tuple(size)[::-1], method, reducing_gap=gap))
 
 
-def _filled(picture: Image.Image, alphas: Sequence[np.ndarray], style: str, opacity: float) -> Image.Image:
+def _filled(
+    picture: Image.Image, alphas: Sequence[np.ndarray], colours: Sequence[tuple[int, int, int]], style: str, opacity: float
+) -> Image.Image:
     """The frame in the style, without lines."""
     if style == "outline":
         return picture.copy()
     if style == "tint":
         shown = picture.copy()
-        for index, alpha in enumerate(alphas):
+        for alpha, colour in zip(alphas, colours, strict=True):
             strength = Image.fromarray(alpha).point([round(0.5 * opacity * level) for level in range(256)])
-            shown.paste(OBJECT_COLOURS[index % len(OBJECT_COLOURS)], (0, 0, *picture.size), strength)
+            shown.paste(colour, (0, 0, *picture.size), strength)
         return shown
     if style == "spotlight":
         shown = picture.convert("RGB", _NEARLY_GREY)
@@ -155,12 +166,14 @@ def _shrunk(alpha: np.ndarray, by: int) -> np.ndarray:
     return ~_grown(~alpha, by)
 
 
-def _write_numbers(shown: Image.Image, alphas: Sequence[np.ndarray], numbers: Sequence[int]) -> None:
+def _write_numbers(
+    shown: Image.Image, alphas: Sequence[np.ndarray], numbers: Sequence[int], colours: Sequence[tuple[int, int, int]]
+) -> None:
     """The number of each object in its colour on a dark plate, at the top of the object."""
     width, height = shown.size
     size = max(round(min(height, width) / 22), 11)
     draw = ImageDraw.Draw(shown)
-    for index, (alpha, number) in enumerate(zip(alphas, numbers, strict=True)):
+    for alpha, number, colour in zip(alphas, numbers, colours, strict=True):
         box = _box(alpha >= 128, 0)
         if box is None:
             continue
@@ -169,5 +182,4 @@ def _write_numbers(shown: Image.Image, alphas: Sequence[np.ndarray], numbers: Se
         left = min(max((box[1].start + box[1].stop - plate[0]) / 2, 0), max(width - plate[0], 0))
         top = min(max(box[0].start - plate[1] / 2, 0), max(height - plate[1], 0))
         draw.rounded_rectangle((left, top, left + plate[0], top + plate[1]), radius=0.3 * size, fill=_CASING)
-        colour = OBJECT_COLOURS[index % len(OBJECT_COLOURS)]
         draw.text((left + plate[0] / 2, top + plate[1] / 2), text, fill=colour, font=font, anchor="mm")

@@ -85,9 +85,8 @@ def _write_cut_out(folder: Path, source: Path, clip: Clip, tracks: Tracks, wante
 
 
 def _overlay(clip: Clip, tracks: Tracks, style: str, progress: Progress) -> Iterator[Tensor]:
-    # One object needs no number.
-    numbers = [track.id for track in tracks.tracks] if len(tracks.tracks) > 1 else None
+    ids = [track.id for track in tracks.tracks]
     for index in range(len(clip)):
         masks = [tracks.alpha(index, index + 1, [place])[0] for place in range(len(tracks.tracks))]
-        yield show_objects(clip[index], masks, style, numbers=numbers)
+        yield show_objects(clip[index], masks, style, ids=ids, numbers=len(ids) > 1)  # one object needs no number
         progress(index + 1, len(clip), "Writing the overlay")

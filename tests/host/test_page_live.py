@@ -123,6 +123,13 @@ def test_colours_tell_the_roles_apart_in_every_theme(opened):
     assert len({nodes[kind] for kind in ("LoadMLLM", "FrameFusion", "AttentionToSAM2Prompts", "SAM2VideoPropagate")}) == 4
 
 
+def test_every_node_has_the_colour_of_a_role(opened, server):
+    page, _ = opened
+    kinds = [kind for kind, one in server.get("/object_info").items() if one["category"].startswith("DecAF")]
+    given = page.evaluate("kinds => Object.fromEntries(kinds.map(kind => [kind, window.LiteGraph.createNode(kind).color ?? null]))", kinds)
+    assert len(given) >= 18 and not [kind for kind, colour in given.items() if not colour], given
+
+
 def test_a_colour_that_somebody_chose_stays(opened):
     page, _ = opened
     kept = page.evaluate(
