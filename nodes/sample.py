@@ -34,7 +34,7 @@ class DecAFSampleClip(io.ComfyNode):
                     options=[ANY, *KINDS],
                     default=ANY,
                     tooltip="What the query goes by. absent: it asks for something that is not in the clip. The bundled model is good at "
-                    "nouns, colours, positions and relations, weak at time and counting.",
+                    "nouns, colours, positions and relations, less so at sizes and time.",
                 ),
                 io.Int.Input("frames", default=12, min=1, max=96, tooltip="Length of the clip, at 12 frames per second."),
             ],

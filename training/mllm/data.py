@@ -125,7 +125,7 @@ def make_batch(rng: np.random.Generator, stage: str, tokens: int, questions: int
         chosen = range(len(scene.frames)) if video else [int(rng.integers(len(scene.frames)))]
         weights = WEAK if stage == "weak" else {kind: WEIGHTS[kind] for kind in FIRST} if stage == "small" else WEIGHTS
         pairs = _questions(rng, scene, questions, None if video else chosen[0], weights)
-        frames.append(np.stack([_shown(scene.frames[index], scale) for index in chosen]))
+        frames.append(np.stack([shown(scene.frames[index], scale) for index in chosen]))
         labels.append(token_labels(scene, chosen, scale))
         asked.append([(question, reply) for _, question, reply in pairs])
         kinds.append([kind for kind, _, _ in pairs])
@@ -133,7 +133,7 @@ def make_batch(rng: np.random.Generator, stage: str, tokens: int, questions: int
     return Batch(np.stack(frames), (rows * scale, cols * scale), stacked, asked, kinds)
 
 
-def _shown(frame: np.ndarray, scale: int) -> np.ndarray:
+def shown(frame: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return frame
     height, width = frame.shape[:2]
