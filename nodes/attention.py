@@ -210,13 +210,13 @@ class ExtractRolloutAttention(io.ComfyNode):
         templates.check(queries, setting)
         not_this = clean_not_this(not_this, queries) if not_this.strip() else None
         mllm = managed(mllm)
-        clip = host.clip_of(frames)
         settings = AttentionSettings(
             setting=setting, max_key_frames=max_key_frames, tokens_per_frame=tokens_per_frame, start_layer=None if start_layer < 0 else start_layer,
             detail=detail, not_this=not_this, first_frame=first_frame, last_frame=None if last_frame < 0 else last_frame,
             key_frames=read_key_frames(key_frames), single_frames=single_frames, key_frames_by=key_frames_by,
         )  # fmt: skip
         with host.returning_memory():
+            clip = host.clip_of(frames)
             needed = memory_needed(
                 mllm.value, len(clip), clip.frame_size, settings, queries=queries, templates=templates, device=host.compute_device()
             )

@@ -53,12 +53,11 @@ class DecAFAttentionPreview(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, frames, fused, prompts=None) -> io.NodeOutput:
-        clip = host.clip_of(frames)
-        check_same_clip(clip, fused.clip)
-        report = host.progress()
-        masks = coarse_masks(fused, clip.frame_size)
-        pictures = []
+        report, pictures = host.progress(), []
         with host.returning_memory():
+            clip = host.clip_of(frames)
+            check_same_clip(clip, fused.clip)
+            masks = coarse_masks(fused, clip.frame_size)
             for key, index in enumerate(fused.clip.key_frames):
                 report(key, len(fused.clip.key_frames), "Drawing the heat maps")
                 dots = None if prompts is None else prompts.xy[prompts.key == key]

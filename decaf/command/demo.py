@@ -63,12 +63,9 @@ def add_demo(commands, formatter) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from transformers.utils import logging as transformers_logging
-
     from .terminal import progress_bars, say
 
     _check(arguments)
-    transformers_logging.disable_progress_bar()
     with progress_bars(arguments.quiet) as progress:
         summary, warnings = _evaluate(arguments, progress) if arguments.evaluate is not None else _show(arguments, progress)
     if not arguments.quiet:

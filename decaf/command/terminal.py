@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..report import Progress, silent
 
@@ -44,9 +44,10 @@ class _Bars:
 def progress_bars(quiet: bool) -> Iterator[Progress]:
     """Where work is reported to: bars, if somebody is there to watch them."""
     bars = _Bars() if sys.stderr.isatty() and not quiet else None
-    from transformers.utils import logging as transformers_logging
+    with suppress(Exception):  # a transformers that cannot be imported is explained by whoever needs it
+        from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # there is one of our own
+        transformers_logging.disable_progress_bar()  # there is one of our own
     try:
         yield bars or silent
     finally:
