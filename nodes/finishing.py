@@ -10,7 +10,7 @@ from comfy_api.latest import InputImpl, io
 from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
 from ..decaf.files import atomic_write
-from ..decaf.finishing import apply_mask, read_with_alpha, refine, tracks_from_masks, write_pictures
+from ..decaf.finishing import apply_mask, fullest_frame, read_with_alpha, refine, tracks_from_masks, write_pictures
 from ..decaf.finishing.effects import has_alpha
 from ..decaf.finishing.video_formats import FORMATS
 from ..decaf.pictures.styles import on_checkerboard
@@ -222,8 +222,8 @@ class DecAFSaveCutOut(io.ComfyNode):
         else:
             with atomic_write(path) as unfinished:
                 video.save_to(str(unfinished)) if source is None else copied(source, unfinished, report)
-        first = next(read_with_alpha(source)) if source else clip[0].numpy()
-        shown = on_checkerboard(torch.from_numpy(first))
+        fullest = torch.from_numpy(fullest_frame(source, report)) if source else clip[len(clip) // 2]
+        shown = on_checkerboard(fullest)
         return io.NodeOutput(ui=host.shown_images(host.as_image(shown)[None]))
 
 

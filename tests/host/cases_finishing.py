@@ -69,6 +69,38 @@ def case_a_saved_cut_out_is_the_file_itself():
         assert picture.mode == "RGBA" and np.array_equal(np.asarray(picture)[..., 3] > 127, square()[5].numpy() > 0)
 
 
+def case_the_picture_shows_the_object_that_comes_late():
+    """Its frame with the most alpha, and without alpha the one in the middle."""
+    late = square(12)
+    late[:7] = 0
+    late[9, 10:60, 10:80] = 1
+    for format in ("auto", "webm (VP9)"):
+        made = applied(video(), late, format=format)
+        source = Path(made.get_stream_source())
+        frames = list(module("decaf.finishing").read_with_alpha(source))
+        assert np.array_equal(module("decaf.finishing").fullest_frame(source), frames[9])
+        shown = picture_of(run("DecAFSaveCutOut", video=made, filename_prefix="late/cut"))
+        wanted = module("decaf.pictures.styles").on_checkerboard(torch.from_numpy(frames[9])).numpy()
+        assert np.array_equal(shown, wanted) and not np.array_equal(shown[10:60, 10:80], np.roll(shown, 40, 1)[10:60, 10:80])
+    opaque = applied(images(12), late, effect="dim rest")
+    shown = picture_of(run("DecAFSaveCutOut", video=opaque, filename_prefix="late/opaque"))
+    frames = list(module("decaf.finishing").read_with_alpha(Path(opaque.get_stream_source())))
+    assert min(range(12), key=lambda index: np.abs(frames[index].astype(int) - shown).sum()) == 6
+    for held in (images(5), images(1)):
+        loose = InputImpl.VideoFromComponents(Types.VideoComponents(images=held, audio=None, frame_rate=Fraction(10)))
+        shown = picture_of(run("DecAFSaveCutOut", video=loose, filename_prefix="late/loose"))
+        assert np.abs(shown / 255 - held[len(held) // 2].numpy()).max() < 0.02
+        one = applied(held, torch.ones(1, 72, 96))
+        assert np.abs(picture_of(run("DecAFSaveCutOut", video=one, filename_prefix="late/few")) / 255 - held[0].numpy()).max() < 0.5
+
+
+def picture_of(result):
+    """What the node shows: (H, W, 3) uint8."""
+    (shown,) = result.ui.as_dict()["images"]
+    with Image.open(Path(folder_paths.get_temp_directory()) / shown["subfolder"] / shown["filename"]) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def case_exr_pictures_are_linear_and_premultiplied():
     """Read back as half floats: the colours of the clip as light, times alpha."""
     mask = run("DecAFRefineMask", masks=square(), feather=2.0)[0]
