@@ -15,7 +15,7 @@ from ..decaf.finishing.effects import has_alpha
 from ..decaf.finishing.video_formats import FORMATS
 from ..decaf.pictures.styles import on_checkerboard
 from ..decaf.settings import EFFECTS, REFINE_RANGES, EffectSettings, RefineSettings
-from . import host
+from . import host, live
 from .inputs import checked
 from .interop import objects_of
 from .sockets import CATEGORY, Tracks, frames_input, masks_input, preview_fps_input
@@ -167,7 +167,15 @@ class DecAFApplyMask(io.ComfyNode):
         told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
         told += f", and {len(each)} objects each by itself" * bool(each)
         told += ", with sound." if sound is not None and not notes[0] else "."
-        return io.NodeOutput(videos[0], f"{told} {notes[0]}".strip(), videos[1:] or videos)
+        nothing = "" if tracks.tracks else nothing_of(tracks)
+        return io.NodeOutput(videos[0], " ".join(filter(None, [told, notes[0], nothing])), videos[1:] or videos, ui=live.Says(nothing))
+
+
+def nothing_of(tracks: TracksRecord) -> str:
+    """Says of tracks without an object why there is none: what is made of them is a whole film of nothing, which looks like a failure."""
+    message = tracks.message or "No object was found."
+    named = live.named(tracks.query)
+    return message if not tracks.query or named in message else f"{named}: {message}"
 
 
 class NamedVideo(InputImpl.VideoFromFile):

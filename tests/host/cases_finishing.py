@@ -1,5 +1,6 @@
 """Masks refined and applied, as nodes. Run by inside.py; each raises when something is wrong."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -138,6 +139,23 @@ def case_one_video_per_object():
     none = type(found)(module("decaf.masks").MaskStore(0, 6, (72, 96)), ())
     assert "no object to make a video of" in error_of("DecAFApplyMask", frames=images(6), masks=none, one_per_object=True)
     assert not applied(images(6), none, effect="matte").get_components().images.max() > 0.01
+
+
+def case_a_film_of_nothing_says_why():
+    """In its report and on the node; one of something says nothing on the node, but names the words as the others do."""
+    found = tracks()
+    there_not = '"the cup" is not in this clip: presence 0.04.'
+    for message, query, said in (
+        (there_not, "the cup.", there_not),
+        ("No object scores above 0.9.", "the cup.", '"the cup": No object scores above 0.9.'),
+        ("", "", "No object was found."),
+    ):
+        none = replace(found.picked([]), message=message, query=query)
+        result = run("DecAFApplyMask", frames=images(6), masks=none)
+        assert result.ui.as_dict() == {"text": [said]} and result[1].endswith(f"cut out. {said}"), result[1]
+    for masks in (found, square(6)):
+        result = run("DecAFApplyMask", frames=images(6), masks=masks)
+        assert result.ui.as_dict() == {"text": []} and result[1].endswith("cut out.")
 
 
 def case_a_video_in_memory_is_saved_too():
