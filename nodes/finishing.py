@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -162,13 +164,19 @@ class DecAFApplyMask(io.ComfyNode):
             for part in [places, *each]:
                 path, _ = host.temp_file(suffix)
                 notes.append(apply_mask(path, clip, tracks, settings, objects=part, progress=host.progress(), **given))
-                videos.append(NamedVideo(path, f"object-{tracks.tracks[part[0]].id}" if len(videos) else ""))
+                alone = f"object-{tracks.tracks[part[0]].id}" if len(videos) else ""
+                videos.append(NamedVideo(path, "_".join(filter(None, [in_file_names(tracks.name), alone]))))
         height, width = clip.frame_size
         told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
         told += f", and {len(each)} objects each by itself" * bool(each)
         told += ", with sound." if sound is not None and not notes[0] else "."
         nothing = "" if tracks.tracks else nothing_of(tracks)
         return io.NodeOutput(videos[0], " ".join(filter(None, [told, notes[0], nothing])), videos[1:] or videos, ui=live.Says(nothing))
+
+
+def in_file_names(name: str) -> str:
+    """The name of a query as a part of a file's name that every file system takes, and in which ComfyUI sees no %placeholder%; may be empty."""
+    return re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", name)).strip("-_")[:40]
 
 
 def nothing_of(tracks: TracksRecord) -> str:

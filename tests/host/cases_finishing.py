@@ -1,5 +1,6 @@
 """Masks refined and applied, as nodes. Run by inside.py; each raises when something is wrong."""
 
+import unicodedata
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -156,6 +157,27 @@ def case_a_film_of_nothing_says_why():
     for masks in (found, square(6)):
         result = run("DecAFApplyMask", frames=images(6), masks=masks)
         assert result.ui.as_dict() == {"text": []} and result[1].endswith("cut out.")
+
+
+def case_the_names_of_queries_are_in_the_names_of_files():
+    """Of each query's film and of each object's; what a file system or ComfyUI would not take is left out."""
+    found, folder = tracks(), Path(folder_paths.get_output_directory()) / "names"
+    number = found.tracks[0].id
+    for name, written in (
+        ("ball", "_ball"), ("Größe_2", "_Größe_2"), ("", ""), ("../a b:%width%\\?.", "_a-b-width"), ("...", ""), ("x" * 300, "_" + "x" * 40),
+    ):  # fmt: skip
+        named = replace(found, name=name)
+        whole, _, (one,) = run("DecAFApplyMask", frames=images(6), masks=named, one_per_object=True, objects=str(number)).args
+        assert "_" * bool(whole.part) + whole.part == written
+        for film, more in ((whole, written), (one, f"{written}_object-{number}")):
+            before = set(folder.iterdir()) if folder.is_dir() else set()
+            run("DecAFSaveCutOut", video=film, filename_prefix="names/cut")
+            (saved,) = set(folder.iterdir()) - before
+            assert unicodedata.normalize("NFC", saved.name) in (f"cut{more}_00001_.mov", f"cut{more}_00002_.mov"), saved
+    refined = run("DecAFRefineMask", masks=replace(found, name="ball"))[0]
+    assert applied(images(6), refined).part == "ball"
+    run("DecAFSaveCutOut", video=applied(images(6), refined), filename_prefix="names/png", format="PNG pictures")
+    assert len(list((folder / "png_ball_00001_").iterdir())) == 6
 
 
 def case_a_video_in_memory_is_saved_too():
