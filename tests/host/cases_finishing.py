@@ -1,5 +1,6 @@
 """Masks refined and applied, as nodes. Run by inside.py; each raises when something is wrong."""
 
+import json
 import unicodedata
 from dataclasses import replace
 from fractions import Fraction
@@ -9,7 +10,8 @@ import av
 import folder_paths
 import numpy as np
 import torch
-from comfy_api.latest import InputImpl, Types
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, Types, io
 from kit import NODES, error_of, images, module, run, segment, video, with_cancel
 from PIL import Image
 
@@ -178,6 +180,57 @@ def case_the_names_of_queries_are_in_the_names_of_files():
     assert applied(images(6), refined).part == "ball"
     run("DecAFSaveCutOut", video=applied(images(6), refined), filename_prefix="names/png", format="PNG pictures")
     assert len(list((folder / "png_ball_00001_").iterdir())) == 6
+
+
+def case_the_workflow_is_in_what_is_saved():
+    """As ComfyUI's own nodes write it, where its page reads it; packets, times, sound and alpha are those of the file without it."""
+    workflow = {"nodes": [{"id": 7, "title": "Größe {"}], "version": 0.4}
+    prompt = {"7": {"class_type": "DecAFSaveCutOut", "inputs": {"filename_prefix": "told/cut"}}}
+    hidden = {io.Hidden.prompt: prompt, io.Hidden.extra_pnginfo: {"workflow": workflow}}
+    folder = Path(folder_paths.get_output_directory()) / "told"
+
+    def saved(made, name, **more):
+        run("DecAFSaveCutOut", video=made, filename_prefix=f"told/{name}", hidden=hidden, **more)
+        (path,) = folder.glob(f"{name}_*_*")
+        return path
+
+    def told(path):
+        with av.open(str(path)) as file:
+            return {key.lower(): json.loads(text) for key, text in file.metadata.items() if key.lower() in ("workflow", "prompt")}
+
+    wanted = {"workflow": workflow, "prompt": prompt}
+    clip = video()
+    for name, more in (("mov", {}), ("webm", {"format": "webm (VP9)"}), ("mp4", {"effect": "blur"})):
+        made = applied(clip, square(), **more)
+        source, path = Path(made.get_stream_source()), saved(made, name)
+        assert path.suffix == f".{name}" and told(path) == wanted and told(source) == {}
+        assert packets_of(path) == packets_of(source)
+        before, after = (list(module("decaf.finishing").read_with_alpha(file)) for file in (source, path))
+        assert np.array_equal(before, after) and before[0].shape[2] == (3 if name == "mp4" else 4)
+    loose = InputImpl.VideoFromComponents(Types.VideoComponents(images=images(4), audio=None, frame_rate=Fraction(10)))
+    assert told(saved(loose, "loose")) == wanted
+    pictures = sorted(saved(made, "png", format="PNG pictures").iterdir())
+    for index, file in enumerate(pictures):
+        with Image.open(file) as picture:
+            assert {key: json.loads(text) for key, text in picture.text.items()} == (wanted if index == 0 else {})
+    saved(made, "exr", format="EXR pictures")
+    try:
+        args.disable_metadata = True
+        assert saved(made, "none").read_bytes() == source.read_bytes() and told(saved(loose, "nowhere")) == {}
+        with Image.open(saved(made, "bare", format="PNG pictures") / "00000.png") as picture:
+            assert picture.text == {}
+    finally:
+        args.disable_metadata = False
+    with_cancel("DecAFSaveCutOut", video=made, filename_prefix="told/cancelled", hidden=hidden)
+    assert not [path for path in folder.iterdir() if path.name.startswith((".", "cancelled"))]
+
+
+def packets_of(path):
+    """What each stream is and holds: frame rate, times, bytes, and the alpha that VP9 has beside them."""
+    with av.open(str(path)) as file:
+        packets = [packet for packet in file.demux() if packet.size]
+        rates = [(one.type, one.time_base, getattr(one, "average_rate", None), one.start_time, one.duration) for one in file.streams]
+        return rates, [(one.stream.index, one.pts, one.dts, one.duration, one.is_keyframe, bytes(one)) for one in packets]
 
 
 def case_a_video_in_memory_is_saved_too():
