@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
 from pathlib import Path
 
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io
 
 from ..decaf.data import Tracks as TracksRecord
 from ..decaf.errors import DecafError
 from ..decaf.files import atomic_write
-from ..decaf.finishing import apply_mask, read_with_alpha, refine, tracks_from_masks, write_pictures
+from ..decaf.finishing import apply_mask, copy_with_tags, fullest_frame, read_with_alpha, refine, tracks_from_masks, write_pictures
 from ..decaf.finishing.effects import has_alpha
 from ..decaf.finishing.video_formats import FORMATS
 from ..decaf.pictures.styles import on_checkerboard
 from ..decaf.settings import EFFECTS, REFINE_RANGES, EffectSettings, RefineSettings
-from . import host
+from . import host, live
 from .inputs import checked
 from .interop import objects_of
 from .sockets import CATEGORY, Tracks, frames_input, masks_input, preview_fps_input
@@ -162,12 +166,26 @@ class DecAFApplyMask(io.ComfyNode):
             for part in [places, *each]:
                 path, _ = host.temp_file(suffix)
                 notes.append(apply_mask(path, clip, tracks, settings, objects=part, progress=host.progress(), **given))
-                videos.append(NamedVideo(path, f"object-{tracks.tracks[part[0]].id}" if len(videos) else ""))
+                alone = f"object-{tracks.tracks[part[0]].id}" if len(videos) else ""
+                videos.append(NamedVideo(path, "_".join(filter(None, [in_file_names(tracks.name), alone]))))
         height, width = clip.frame_size
         told = f"{len(clip)} frames, {width}x{height}, {FORMATS[suffix].name}{' with alpha' * has_alpha(settings)}, {effect}"
         told += f", and {len(each)} objects each by itself" * bool(each)
         told += ", with sound." if sound is not None and not notes[0] else "."
-        return io.NodeOutput(videos[0], f"{told} {notes[0]}".strip(), videos[1:] or videos)
+        nothing = "" if tracks.tracks else nothing_of(tracks)
+        return io.NodeOutput(videos[0], " ".join(filter(None, [told, notes[0], nothing])), videos[1:] or videos, ui=live.Says(nothing))
+
+
+def in_file_names(name: str) -> str:
+    """The name of a query as a part of a file's name that every file system takes, and in which ComfyUI sees no %placeholder%; may be empty."""
+    return re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", name)).strip("-_")[:40]
+
+
+def nothing_of(tracks: TracksRecord) -> str:
+    """Says of tracks without an object why there is none: what is made of them is a whole film of nothing, which looks like a failure."""
+    message = tracks.message or "No object was found."
+    named = live.named(tracks.query)
+    return message if not tracks.query or named in message else f"{named}: {message}"
 
 
 class NamedVideo(InputImpl.VideoFromFile):
@@ -204,6 +222,7 @@ class DecAFSaveCutOut(io.ComfyNode):
                 ),
             ],
             outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],  # for the workflow in the file
             is_output_node=True,
         )  # fmt: skip
 
@@ -214,31 +233,31 @@ class DecAFSaveCutOut(io.ComfyNode):
         clip = None if source else host.clip_of(video)
         kind = _PICTURES.get(format)
         suffix = "" if kind else source.suffix if source else ".mp4"
+        told = workflow_of(cls.hidden)
+        tags = {name: json.dumps(value) for name, value in told.items()}
         part = getattr(video, "part", "")
         path = host.output_path(f"{filename_prefix}_{part}" if part else filename_prefix, suffix, size_of(video))
         if kind:
             frames = read_with_alpha(source, deep=kind == "exr") if source else (clip[index].numpy() for index in range(len(clip)))
-            write_pictures(path, frames, video.get_frame_count(), report, kind=kind)
+            write_pictures(path, frames, video.get_frame_count(), report, kind=kind, tags=tags)
         else:
             with atomic_write(path) as unfinished:
-                video.save_to(str(unfinished)) if source is None else copied(source, unfinished, report)
-        first = next(read_with_alpha(source)) if source else clip[0].numpy()
-        shown = on_checkerboard(torch.from_numpy(first))
+                if source is None:
+                    video.save_to(str(unfinished), **({"metadata": told} if told else {}))
+                else:
+                    copy_with_tags(source, unfinished, tags, report)
+        fullest = torch.from_numpy(fullest_frame(source, report)) if source else clip[len(clip) // 2]
+        shown = on_checkerboard(fullest)
         return io.NodeOutput(ui=host.shown_images(host.as_image(shown)[None]))
 
 
-def copied(source: Path, target: Path, report) -> None:
-    """Copies a file a few megabytes at a time, so that Cancel stops it."""
-    size, done = source.stat().st_size, 0
-    with source.open("rb") as read, target.open("wb") as write:
-        report(done, size, "Saving")
-        while block := read.read(_BLOCK):
-            write.write(block)
-            done += len(block)
-            report(done, size, "Saving")
-
-
-_BLOCK = 8 << 20
+def workflow_of(hidden) -> dict[str, object]:
+    """What ComfyUI's own nodes write into the files that they save, from the node's hidden inputs: the workflow as it is in the page, and the prompt
+    as it was queued. Nothing with --disable-metadata, and nothing where nobody gave it."""
+    if args.disable_metadata:
+        return {}
+    told = dict(hidden.extra_pnginfo) if isinstance(hidden.extra_pnginfo, dict) else {}
+    return told if hidden.prompt is None else told | {"prompt": hidden.prompt}
 
 
 def size_of(video) -> tuple[int, int]:

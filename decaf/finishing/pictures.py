@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..errors import DecafError, reason, shown
 from ..files import atomic_write, write_image
@@ -22,8 +23,17 @@ PICTURES = {"png": "8 bits, straight alpha", "exr": "half floats in linear light
 _EXR = {"format": "half", "compression": "zip16"}
 
 
-def write_pictures(folder: Path, frames: Iterable[np.ndarray], total: int, progress: Progress = silent, *, kind: str = "png") -> None:
+def write_pictures(
+    folder: Path,
+    frames: Iterable[np.ndarray],
+    total: int,
+    progress: Progress = silent,
+    *,
+    kind: str = "png",
+    tags: Mapping[str, str] | None = None,
+) -> None:
     """Writes `00000.png`, `00001.png`, ... of (H, W, 3) or (H, W, 4) uint8 with straight alpha, or for EXR also uint16. `kind`: one of PICTURES.
+    `tags`: texts for the first picture, if it is a PNG.
 
     DecafError: see `check_folder`, or the disk is full.
     """
@@ -34,7 +44,10 @@ def write_pictures(folder: Path, frames: Iterable[np.ndarray], total: int, progr
             with atomic_write(path) as part:
                 part.write_bytes(exr_bytes(pixels))
         else:
-            write_image(path, Image.fromarray(pixels), compress_level=3)
+            texts = PngInfo()
+            for name, text in (tags or {}).items() if index == 0 else ():
+                texts.add_text(name, text)
+            write_image(path, Image.fromarray(pixels), compress_level=3, pnginfo=texts)
         progress(index + 1, total, "Writing pictures")
 
 

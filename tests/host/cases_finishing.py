@@ -1,5 +1,8 @@
 """Masks refined and applied, as nodes. Run by inside.py; each raises when something is wrong."""
 
+import json
+import unicodedata
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,7 +10,8 @@ import av
 import folder_paths
 import numpy as np
 import torch
-from comfy_api.latest import InputImpl, Types
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, Types, io
 from kit import NODES, error_of, images, module, run, segment, video, with_cancel
 from PIL import Image
 
@@ -69,6 +73,38 @@ def case_a_saved_cut_out_is_the_file_itself():
         assert picture.mode == "RGBA" and np.array_equal(np.asarray(picture)[..., 3] > 127, square()[5].numpy() > 0)
 
 
+def case_the_picture_shows_the_object_that_comes_late():
+    """Its frame with the most alpha, and without alpha the one in the middle."""
+    late = square(12)
+    late[:7] = 0
+    late[9, 10:60, 10:80] = 1
+    for format in ("auto", "webm (VP9)"):
+        made = applied(video(), late, format=format)
+        source = Path(made.get_stream_source())
+        frames = list(module("decaf.finishing").read_with_alpha(source))
+        assert np.array_equal(module("decaf.finishing").fullest_frame(source), frames[9])
+        shown = picture_of(run("DecAFSaveCutOut", video=made, filename_prefix="late/cut"))
+        wanted = module("decaf.pictures.styles").on_checkerboard(torch.from_numpy(frames[9])).numpy()
+        assert np.array_equal(shown, wanted) and not np.array_equal(shown[10:60, 10:80], np.roll(shown, 40, 1)[10:60, 10:80])
+    opaque = applied(images(12), late, effect="dim rest")
+    shown = picture_of(run("DecAFSaveCutOut", video=opaque, filename_prefix="late/opaque"))
+    frames = list(module("decaf.finishing").read_with_alpha(Path(opaque.get_stream_source())))
+    assert min(range(12), key=lambda index: np.abs(frames[index].astype(int) - shown).sum()) == 6
+    for held in (images(5), images(1)):
+        loose = InputImpl.VideoFromComponents(Types.VideoComponents(images=held, audio=None, frame_rate=Fraction(10)))
+        shown = picture_of(run("DecAFSaveCutOut", video=loose, filename_prefix="late/loose"))
+        assert np.abs(shown / 255 - held[len(held) // 2].numpy()).max() < 0.02
+        one = applied(held, torch.ones(1, 72, 96))
+        assert np.abs(picture_of(run("DecAFSaveCutOut", video=one, filename_prefix="late/few")) / 255 - held[0].numpy()).max() < 0.5
+
+
+def picture_of(result):
+    """What the node shows: (H, W, 3) uint8."""
+    (shown,) = result.ui.as_dict()["images"]
+    with Image.open(Path(folder_paths.get_temp_directory()) / shown["subfolder"] / shown["filename"]) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def case_exr_pictures_are_linear_and_premultiplied():
     """Read back as half floats: the colours of the clip as light, times alpha."""
     mask = run("DecAFRefineMask", masks=square(), feather=2.0)[0]
@@ -106,6 +142,95 @@ def case_one_video_per_object():
     none = type(found)(module("decaf.masks").MaskStore(0, 6, (72, 96)), ())
     assert "no object to make a video of" in error_of("DecAFApplyMask", frames=images(6), masks=none, one_per_object=True)
     assert not applied(images(6), none, effect="matte").get_components().images.max() > 0.01
+
+
+def case_a_film_of_nothing_says_why():
+    """In its report and on the node; one of something says nothing on the node, but names the words as the others do."""
+    found = tracks()
+    there_not = '"the cup" is not in this clip: presence 0.04.'
+    for message, query, said in (
+        (there_not, "the cup.", there_not),
+        ("No object scores above 0.9.", "the cup.", '"the cup": No object scores above 0.9.'),
+        ("", "", "No object was found."),
+    ):
+        none = replace(found.picked([]), message=message, query=query)
+        result = run("DecAFApplyMask", frames=images(6), masks=none)
+        assert result.ui.as_dict() == {"text": [said]} and result[1].endswith(f"cut out. {said}"), result[1]
+    for masks in (found, square(6)):
+        result = run("DecAFApplyMask", frames=images(6), masks=masks)
+        assert result.ui.as_dict() == {"text": []} and result[1].endswith("cut out.")
+
+
+def case_the_names_of_queries_are_in_the_names_of_files():
+    """Of each query's film and of each object's; what a file system or ComfyUI would not take is left out."""
+    found, folder = tracks(), Path(folder_paths.get_output_directory()) / "names"
+    number = found.tracks[0].id
+    for name, written in (
+        ("ball", "_ball"), ("Größe_2", "_Größe_2"), ("", ""), ("../a b:%width%\\?.", "_a-b-width"), ("...", ""), ("x" * 300, "_" + "x" * 40),
+    ):  # fmt: skip
+        named = replace(found, name=name)
+        whole, _, (one,) = run("DecAFApplyMask", frames=images(6), masks=named, one_per_object=True, objects=str(number)).args
+        assert "_" * bool(whole.part) + whole.part == written
+        for film, more in ((whole, written), (one, f"{written}_object-{number}")):
+            before = set(folder.iterdir()) if folder.is_dir() else set()
+            run("DecAFSaveCutOut", video=film, filename_prefix="names/cut")
+            (saved,) = set(folder.iterdir()) - before
+            assert unicodedata.normalize("NFC", saved.name) in (f"cut{more}_00001_.mov", f"cut{more}_00002_.mov"), saved
+    refined = run("DecAFRefineMask", masks=replace(found, name="ball"))[0]
+    assert applied(images(6), refined).part == "ball"
+    run("DecAFSaveCutOut", video=applied(images(6), refined), filename_prefix="names/png", format="PNG pictures")
+    assert len(list((folder / "png_ball_00001_").iterdir())) == 6
+
+
+def case_the_workflow_is_in_what_is_saved():
+    """As ComfyUI's own nodes write it, where its page reads it; packets, times, sound and alpha are those of the file without it."""
+    workflow = {"nodes": [{"id": 7, "title": "Größe {"}], "version": 0.4}
+    prompt = {"7": {"class_type": "DecAFSaveCutOut", "inputs": {"filename_prefix": "told/cut"}}}
+    hidden = {io.Hidden.prompt: prompt, io.Hidden.extra_pnginfo: {"workflow": workflow}}
+    folder = Path(folder_paths.get_output_directory()) / "told"
+
+    def saved(made, name, **more):
+        run("DecAFSaveCutOut", video=made, filename_prefix=f"told/{name}", hidden=hidden, **more)
+        (path,) = folder.glob(f"{name}_*_*")
+        return path
+
+    def told(path):
+        with av.open(str(path)) as file:
+            return {key.lower(): json.loads(text) for key, text in file.metadata.items() if key.lower() in ("workflow", "prompt")}
+
+    wanted = {"workflow": workflow, "prompt": prompt}
+    clip = video()
+    for name, more in (("mov", {}), ("webm", {"format": "webm (VP9)"}), ("mp4", {"effect": "blur"})):
+        made = applied(clip, square(), **more)
+        source, path = Path(made.get_stream_source()), saved(made, name)
+        assert path.suffix == f".{name}" and told(path) == wanted and told(source) == {}
+        assert packets_of(path) == packets_of(source)
+        before, after = (list(module("decaf.finishing").read_with_alpha(file)) for file in (source, path))
+        assert np.array_equal(before, after) and before[0].shape[2] == (3 if name == "mp4" else 4)
+    loose = InputImpl.VideoFromComponents(Types.VideoComponents(images=images(4), audio=None, frame_rate=Fraction(10)))
+    assert told(saved(loose, "loose")) == wanted
+    pictures = sorted(saved(made, "png", format="PNG pictures").iterdir())
+    for index, file in enumerate(pictures):
+        with Image.open(file) as picture:
+            assert {key: json.loads(text) for key, text in picture.text.items()} == (wanted if index == 0 else {})
+    saved(made, "exr", format="EXR pictures")
+    try:
+        args.disable_metadata = True
+        assert saved(made, "none").read_bytes() == source.read_bytes() and told(saved(loose, "nowhere")) == {}
+        with Image.open(saved(made, "bare", format="PNG pictures") / "00000.png") as picture:
+            assert picture.text == {}
+    finally:
+        args.disable_metadata = False
+    with_cancel("DecAFSaveCutOut", video=made, filename_prefix="told/cancelled", hidden=hidden)
+    assert not [path for path in folder.iterdir() if path.name.startswith((".", "cancelled"))]
+
+
+def packets_of(path):
+    """What each stream is and holds: frame rate, times, bytes, and the alpha that VP9 has beside them."""
+    with av.open(str(path)) as file:
+        packets = [packet for packet in file.demux() if packet.size]
+        rates = [(one.type, one.time_base, getattr(one, "average_rate", None), one.start_time, one.duration) for one in file.streams]
+        return rates, [(one.stream.index, one.pts, one.dts, one.duration, one.is_keyframe, bytes(one)) for one in packets]
 
 
 def case_a_video_in_memory_is_saved_too():

@@ -30,11 +30,12 @@ def module(name):
 
 
 def run(node, **inputs):
-    """Executes a node the way ComfyUI does: on a locked clone of its class, with the defaults of inputs that are not given."""
-    cls = NODES[node]
+    """Executes a node the way ComfyUI does: on a locked clone of its class, with the defaults of inputs that are not given. `hidden`: what
+    ComfyUI gives to hidden inputs, by their kind."""
+    cls, hidden = NODES[node], inputs.pop("hidden", None)
     given = {item.id: item.default for item in cls.GET_SCHEMA().inputs if getattr(item, "default", None) is not None} | inputs
     with torch.inference_mode():
-        return cls.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**given)
+        return cls.PREPARE_CLASS_CLONE(hidden and {"hidden_inputs": hidden}).EXECUTE_NORMALIZED(**given)
 
 
 def error_of(node, **inputs) -> str:

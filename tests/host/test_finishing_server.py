@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import av
 import pytest
 from comfy_graph import node
@@ -44,6 +46,7 @@ def test_a_cut_out_is_saved_with_its_sound(server, base, loud):
     assert times_of(saved)[0] == times_of(loud)[0] and (heard(saved)[1] == heard(loud)[1]).all()
     with av.open(str(saved)) as file:
         assert file.streams.video[0].codec_context.pix_fmt.startswith("yuva444p")
+        assert json.loads(file.metadata["prompt"])["saved"]["inputs"]["filename_prefix"] == "finished/cut"
 
 
 def test_nothing_runs_twice(server, loud):
