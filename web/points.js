@@ -28,7 +28,8 @@ const STYLE = `
 .decaf-points .bar button { padding: 2px 10px; border: 1px solid var(--border-color, #555); border-radius: 5px; font: inherit; color: inherit;
   background: var(--comfy-input-bg, #222); cursor: pointer; margin-left: auto; }
 .decaf-points .bar :disabled { opacity: 0.45; cursor: default; }
-.decaf-points [hidden] { display: none !important; }`
+.decaf-points [hidden] { display: none !important; }
+[data-testid^="node-body-"]:has(.decaf-points) > img, [data-testid^="node-body-"]:has(.decaf-points) > img + div { display: none; }`
 
 // Apart by shape as by colour, and with a dark casing on whatever lies behind.
 const ARMS = { positive: 'M10 4V16M4 10H16', negative: 'M4 10H16' }
@@ -230,7 +231,8 @@ app.registerExtension({
     after(node, 'onExecuted', (output) => output?.decaf_points && editor.show(output.decaf_points.at(-1)))
     after(node, 'onConnectionsChange', () => setTimeout(() => editor.draw()))
     after(node, 'onConfigure', () => editor.draw())
-    // The classic canvas would keep the last picture of the work under the editor, as a second one of another kind.
+    // The page keeps the last picture of the work under the editor, as a second one of another kind: not on the classic canvas, and not in
+    // Nodes 2.0, see the last line of STYLE.
     node.onDrawBackground = () => {}
     // A saved workflow brings a size of its own after this.
     const [width, height] = node.computeSize()

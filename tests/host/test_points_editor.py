@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from comfy_host import WORKFLOWS, Server, running
-from comfy_page import IN_EACH_DESIGN, load_workflow, open_page, press_run, set_widgets
+from comfy_page import DESIGNS, IN_EACH_DESIGN, load_workflow, open_page, press_run, set_widgets
 from sounding_clips import write_clip
 from workflow_specs import VIDEO_BOX
 
@@ -137,10 +137,11 @@ def test_a_click_corrects(browser, server, scene, design):
 
         me.click(x, y, modifiers=["Shift"])
         assert near(me.points("negative"), SPILL) and me.points("positive") == [] and me.marks("negative") == 1
-        page.screenshot(path=server.base / f"{design}.png")
         assert {KIND, "DecAFSaveCutOut"} <= (ran := me.run()) and not {"SAM2VideoPropagate", "LoadMLLM"} & ran, ran
         assert not opaque(server)[FRAME, y, x]
         assert me.shown()["filename"] != told["filename"] and me.marks("negative") == 1
+        assert page.locator("[data-node-id]:has(.decaf-points) img:visible").count() == (design == DESIGNS[1]), "one picture, not one of the work too"
+        assert not page.evaluate(f"() => {_NODE}.widgets.some(widget => widget.name.includes('image-preview'))")
         assert me.run() == set(), "what the page shows is no input"
 
         me.click(x, y)
