@@ -17,6 +17,7 @@ import comfy.model_management as mm
 import folder_paths
 import torch
 from comfy_api.latest import InputImpl, io, ui
+from PIL import Image
 
 from ..decaf.clips import Clip, clip_from_images, open_clip, open_window
 from ..decaf.data import Tracks
@@ -290,8 +291,22 @@ def drawn_video(draw: Callable[[Path], None], path: Path | None = None) -> Drawn
 
 def shown_images(images: torch.Tensor) -> ui.PreviewImage:
     """What a node shows of an IMAGE. DecafError: its files cannot be written to ComfyUI's temporary folder."""
-    try:
+    with _writing_pictures():
         return ui.PreviewImage(images)
+
+
+def shown_picture(picture: torch.Tensor) -> ui.SavedResult:
+    """A picture (H, W, 3) uint8 as a JPEG in ComfyUI's folder for previews. DecafError: it cannot be written there."""
+    with _writing_pictures():
+        path, saved = temp_file(".jpg")
+        Image.fromarray(picture.numpy()).save(path, quality=90)
+    return saved
+
+
+@contextmanager
+def _writing_pictures() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DecafError(
             f"The pictures to be shown could not be written to {folder_paths.get_temp_directory()} ({error.strerror or error}). "

@@ -26,6 +26,9 @@ from .sockets import CATEGORY, SAM2, BoundingBox, Tracks, frames_input, preview_
 _SHOWN_SIDE = 640
 """Pixels of the longer side of what a node shows."""
 
+_CLICKED_SIDE = 1024
+"""Pixels of the longer side of the picture that a person clicks on."""
+
 _MOST = 9999
 
 _FEW_FRAMES = 4
@@ -295,7 +298,10 @@ class DecAFCorrectObjects(io.ComfyNode):
         if marks.mask is None and marks.clicks is None:
             told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
             told = f"{describe(tracks)}\n{told}".strip()
-            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=live.Says("nothing is marked"))
+            with host.returning_memory():
+                check_tracks(clip, tracks)
+                picture = ClickedPicture(clip, tracks, frame)
+            return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=live.Says("nothing is marked", picture))
         with host.returning_memory():
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
             kept = host.kept_of(sam2, frames)
@@ -313,9 +319,28 @@ class DecAFCorrectObjects(io.ComfyNode):
                 memo=kept.memo,
             )
             kept.features.let_go()
+            picture = ClickedPicture(clip, found, frame)
         changed, count = (found.tracks[-1].id if number is None else number), len(found.tracks)
         said = f"object {changed}, marked on frame {frame}; {count} object{'s' * (count > 1)} in all"
-        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=live.Says(said))
+        return io.NodeOutput(host.tracks_mask(found, report), found, describe(found), ui=live.Says(said, picture))
+
+
+class ClickedPicture:
+    """What the page's editor of Correct Objects (web/points.js) shows: the frame with outlines and numbers, written to a file, and what a place
+    on it means in the clip. It has a name of its own there: under "images" the page would show the picture a second time.
+
+    `frame`: one beyond the end shows the last, so that a number that is too high has a picture as well.
+    """
+
+    def __init__(self, clip: Clip, tracks: TracksRecord, frame: int):
+        shown, (height, width) = min(frame, len(clip) - 1), clip.frame_size
+        # Outlines leave what is to be clicked on as it is; a spotlight would darken what is missing.
+        drawn = drawn_frame(clip, tracks, shown, shown_size(clip.frame_size, _CLICKED_SIDE), "outline", 1.0, True)
+        file = host.shown_picture(drawn)
+        self._told = {**file, "frame": shown, "width": width, "height": height, "frames": len(clip)}
+
+    def as_dict(self) -> dict:
+        return {"decaf_points": [self._told]}
 
 
 def _own_mask(mask: torch.Tensor, frame: int, length: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from decaf.finishing import read_with_alpha
 pytestmark = pytest.mark.slow
 
 SEED, LENGTH, QUERY = 377, 12, "the orange square"
-SPILL = {"frame": 2, "negative_points": '[{"x": 168, "y": 221}]'}
+FRAME, SPILL = 2, (168, 221)
 """A point on the neighbour that the first mask takes in as well."""
 OTHER = "the pink triangle"
 MOST_CLICKS = 3
@@ -149,6 +149,16 @@ class Creator:
         self.write(title, **values)
         self.clicks += len(values)
 
+    def mark_off(self, x: int, y: int) -> None:
+        """A click with Shift on a pixel of the clip, in the picture of Correct Objects."""
+        shown = self.page.locator(".decaf-points img")
+        box, (width, height) = shown.bounding_box(), shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        self.page.keyboard.down("Shift")
+        self.page.mouse.click(box["x"] + (x + 0.5) / width * box["width"], box["y"] + (y + 0.5) / height * box["height"])
+        self.page.keyboard.up("Shift")
+        self.page.wait_for_timeout(300)
+        self.clicks += 1
+
     def run(self) -> Ran:
         self.page.evaluate(_LISTEN)
         self.server.get(counted_passes.PATH)
@@ -229,14 +239,18 @@ def test_from_a_search_to_a_cut_out(browser, server, scene, design):
         with me.step("finishing"):
             me.add("feather", "Refine Mask", (1300, 850))
         with me.step("a cut-out"):
-            me.add("cut out", "Apply Mask (Video)", (1700, 800))
+            me.add("cut out", "Apply Mask (Video)", (1800, 800))
         with me.step("see it"):
-            me.add("overlay", "Show Objects", (1700, 100))
+            me.add("overlay", "Show Objects", (1800, 100))
         with me.step("look"):
             me.connect("Load Video", "VIDEO", "Show Objects", "frames")
             me.connect("Correct Objects", "tracks", "Show Objects", "tracks")
+        with me.step("a frame to click on"):
+            me.write("Correct Objects", frame=FRAME)
+            ran = me.run()
+        assert {"DecAFCorrectObjects", "DecAFShowObjects"} == ran.nodes and not ran.passes, ran
         with me.step("a negative point"):
-            me.write("Correct Objects", **SPILL)
+            me.mark_off(*SPILL)
             ran = me.run()
         assert {"DecAFCorrectObjects", "DecAFShowObjects"} == ran.nodes, ran
         assert IMAGE not in ran.passes and ran.passes["MaskDecoder"], ran

@@ -225,14 +225,14 @@ WORKFLOWS = {
     ),
     "Correct a Mask (Video)": Workflow(
         "# Correct a mask\n\nWhen a part is missing, or too much is masked.\n\n"
-        "1. **Run** once. *Show Objects* numbers what was found\n2. **Correct Objects**: the *object*'s number, the *frame*, and points in "
-        'pixels: `[{"x": 150, "y": 120}]` on it, or off it. A points editor, a box or a painted mask can be connected\n'
+        "1. **Run** once. *Show Objects* numbers what was found\n2. **Correct Objects**: the *object*'s number, the *frame*; then click on what "
+        "belongs to it, and shift-click what does not. A box or a painted mask can be connected\n"
         "3. **Run**: only that object is tracked anew\n\nNothing marked: nothing is changed. For more corrections, put more of these nodes in a "
         f"row.\n\n{_FOLDERS}{_OTHERS}",
         {
             "1 · Clip and models": _VIDEO,
             "2 · Say what": {"box": _box(_DOG)},
-            "3 · Mark what is wrong": {"correct": Node("DecAFCorrectObjects", {}, (340, 0))},
+            "3 · Mark what is wrong": {"correct": Node("DecAFCorrectObjects", {}, (440, 680))},
             "4 · See it, finish it": {
                 "show": Node("DecAFShowObjects", {}, (340, 420)),
                 "refine": Node("DecAFRefineMask", {}, (340, 0)),
