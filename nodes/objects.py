@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -73,11 +74,18 @@ def draw_overlay(
     """Writes the clip with its objects shown; `side`: at most so many pixels wide and high."""
     size, report = shown_size(clip.frame_size, side), host.progress()
 
-    def frame(index: int) -> torch.Tensor:
-        report(index, len(clip), "drawing")
-        return drawn_frame(clip, tracks, index, size, style, opacity, numbers)
+    def drawn(pool: ThreadPoolExecutor) -> Iterator[torch.Tensor]:
+        """One is drawn while the one before is encoded. What is reported stays in ComfyUI's own thread."""
+        coming = pool.submit(drawn_frame, clip, tracks, 0, size, style, opacity, numbers)
+        for index in range(len(clip)):
+            report(index, len(clip), "drawing")
+            frame = coming.result()
+            if index + 1 < len(clip):
+                coming = pool.submit(drawn_frame, clip, tracks, index + 1, size, style, opacity, numbers)
+            yield frame
 
-    write_video(path, (frame(index) for index in range(len(clip))), fps, size, quick=side is not None)
+    with ThreadPoolExecutor(1) as pool:
+        write_video(path, drawn(pool), fps, size, quick=side is not None)
     report(len(clip), len(clip), "drawing")
 
 

@@ -132,6 +132,17 @@ def test_the_packages_own_steps_in_half_precision(fresh, monkeypatch):
     assert 0.7 < (own & fast).sum() / (own | fast).sum()  # random weights magnify the rounding
 
 
+@pytest.mark.parametrize("step", ["point_masks", "remember_clicks"])
+@pytest.mark.parametrize("error", [ValueError("not enough values to unpack"), AssertionError("shape"), RuntimeError("sizes")], ids=repr)
+def test_a_package_whose_point_steps_have_changed(fresh, monkeypatch, step, error):
+    def changed(*_):
+        raise error
+
+    monkeypatch.setattr(PackageSteps, step, changed)
+    with pytest.raises(DecafError, match="does not work in the way .* Install another version"):
+        segment(fresh(), moving_shapes(3, 48, 64), make_prompts(moving_shapes(3, 48, 64), 3))
+
+
 def test_a_package_that_lacks_what_every_way_needs(fresh, monkeypatch):
     sam2 = fresh()
     monkeypatch.delattr(sam2_package().SAM2Base, "_encode_new_memory")

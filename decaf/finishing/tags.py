@@ -1,7 +1,8 @@
 """Texts written into copies of video files, such as the workflow that made them, where ComfyUI's page looks for them.
 
 Frames, sound, times, and alpha stay byte for byte what they were: nothing is taken out of the file and put into another, only the table of
-contents is written anew. The texts come before the frames, since the page reads the beginning of a large file alone.
+contents is written anew. (Packets copied by FFmpeg come out with other durations, rates or edit lists.) The texts come before the frames, since
+the page reads the beginning of a large file alone.
 """
 
 from __future__ import annotations

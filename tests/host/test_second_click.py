@@ -12,7 +12,7 @@ from decaf.demo.scenes import make_scene
 pytestmark = pytest.mark.slow
 
 FRAMES = 60
-SECONDS, SECONDS_ALONE = 4.0, 1.0
+SECONDS, SECONDS_ALONE = 8.0, 2.0
 """The second with --long, when nothing else runs on the machine."""
 
 
@@ -62,6 +62,7 @@ def warm(server, base):
     ],
 )
 def test_a_changed_setting_runs_no_model_and_takes_a_moment(warm, request, what, change):
+    warm.run(graph())  # ComfyUI keeps the results of the latest run alone
     entry = warm.result(warm.queue(graph(**change)))
     messages = dict(entry["status"]["messages"])
     assert entry["status"]["status_str"] == "success", entry["status"]
