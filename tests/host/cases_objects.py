@@ -171,6 +171,23 @@ def case_a_correction_changes_one_object():
     assert same is tracks and "Nothing is marked" in report and torch.equal(mask, tracks.union().float())
 
 
+def case_the_frame_to_click_on_is_shown():
+    clip = images(2, 600, 1601)
+    tracks = type(several(2)[1])(pack("decaf.masks").MaskStore(0, 2, (600, 1601)), ())
+    for frame, shown in ((1, 1), (9, 1)):  # a number that is too high has a picture as well
+        given = {"sam2": sam2(), "frames": clip, "tracks": tracks, "frame": frame}
+        (told,) = run("DecAFCorrectObjects", **given).ui.as_dict()["decaf_points"]
+        picture = pack("nodes.host").Image.open(Path(SETTINGS["base"]) / "temp" / told["filename"])
+        assert picture.size == (1024, 384) and {**told, "filename": ""} == {
+            "filename": "", "subfolder": "", "type": "temp", "frame": shown, "width": 1601, "height": 600, "frames": 2,
+        }  # fmt: skip
+    clip, tracks = several()
+    given = {"sam2": sam2(), "frames": clip, "tracks": tracks, "frame": 4}
+    before, after = (run("DecAFCorrectObjects", **given, **marks).ui.as_dict() for marks in ({}, {"negative_points": points((30, 36))}))
+    assert set(before) == set(after) == {"text", "decaf_points"}, "under another name the page would show it, too"
+    assert before["decaf_points"][0]["filename"] != after["decaf_points"][0]["filename"]
+
+
 def case_marks_that_cannot_be_are_sentences():
     clip, tracks = several()
     given = {"sam2": sam2(), "frames": clip, "tracks": tracks}
