@@ -230,6 +230,9 @@ class DecAFTracksToMask(io.ComfyNode):
 
 
 class DecAFCorrectObjects(io.ComfyNode):
+    HAS_INTERMEDIATE_OUTPUT = True
+    """So that ComfyUI sends the picture to a page that was opened anew, although nothing has to run. Hosts that do not know it pass it over."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

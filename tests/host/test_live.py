@@ -117,4 +117,4 @@ def test_a_second_run_executes_nothing_and_tells_the_same(server, told):
     assert set(cached) == set(graph())
     shown = {data["node"]: data["output"] for _, kind, data in told if kind == "executed" and data["output"]}
     again = {data["node"]: data["output"] for _, kind, data in seen if kind == "executed" and data["output"]}
-    assert {"preview", "propagate", "show"} <= set(again) and all(shown[name] == output for name, output in again.items())
+    assert {"preview", "propagate", "corrected", "show"} <= set(again) and all(shown[name] == output for name, output in again.items())
