@@ -230,24 +230,25 @@ class DecAFSaveCutOut(io.ComfyNode):
     @checked
     def execute(cls, video, filename_prefix, format) -> io.NodeOutput:
         source, report = host.file_of(video), host.progress()
-        clip = None if source else host.clip_of(video)
         kind = _PICTURES.get(format)
         suffix = "" if kind else source.suffix if source else ".mp4"
         told = workflow_of(cls.hidden)
         tags = {name: json.dumps(value) for name, value in told.items()}
         part = getattr(video, "part", "")
         path = host.output_path(f"{filename_prefix}_{part}" if part else filename_prefix, suffix, size_of(video))
-        if kind:
-            frames = read_with_alpha(source, deep=kind == "exr") if source else (clip[index].numpy() for index in range(len(clip)))
-            write_pictures(path, frames, video.get_frame_count(), report, kind=kind, tags=tags)
-        else:
-            with atomic_write(path) as unfinished:
-                if source is None:
-                    video.save_to(str(unfinished), **({"metadata": told} if told else {}))
-                else:
-                    copy_with_tags(source, unfinished, tags, report)
-        fullest = torch.from_numpy(fullest_frame(source, report)) if source else clip[len(clip) // 2]
-        shown = on_checkerboard(fullest)
+        with host.returning_memory():
+            clip = None if source else host.clip_of(video)
+            if kind:
+                frames = read_with_alpha(source, deep=kind == "exr") if source else (clip[index].numpy() for index in range(len(clip)))
+                write_pictures(path, frames, video.get_frame_count(), report, kind=kind, tags=tags)
+            else:
+                with atomic_write(path) as unfinished:
+                    if source is None:
+                        video.save_to(str(unfinished), **({"metadata": told} if told else {}))
+                    else:
+                        copy_with_tags(source, unfinished, tags, report)
+            fullest = torch.from_numpy(fullest_frame(source, report)) if source else clip[len(clip) // 2]
+            shown = on_checkerboard(fullest)
         return io.NodeOutput(ui=host.shown_images(host.as_image(shown)[None]))
 
 

@@ -298,7 +298,7 @@ class DecAFCorrectObjects(io.ComfyNode):
     def execute(
         cls, sam2, frames, tracks, object, frame, mode, positive_points="", negative_points="", box=None, mask=None
     ) -> io.NodeOutput:
-        clip, report = host.clip_of(frames), host.progress()
+        report = host.progress()
         marks = Marks(
             frame,
             points_of(positive_points, "positive_points", tracks.frame_size),
@@ -310,10 +310,12 @@ class DecAFCorrectObjects(io.ComfyNode):
             told = "Nothing is marked, so nothing was changed. Give points, a box or a mask."
             told = f"{describe(tracks)}\n{told}".strip()
             with host.returning_memory():
+                clip = host.clip_of(frames)
                 check_tracks(clip, tracks)
                 picture = ClickedPicture(clip, tracks, frame)
             return io.NodeOutput(host.tracks_mask(tracks, report), tracks, told, ui=live.Says("nothing is marked", picture))
         with host.returning_memory():
+            clip = host.clip_of(frames)
             needed = memory_needed(sam2.value, host.compute_device(), len(clip))
             kept = host.kept_of(sam2, frames)
             number = None if object < 0 else object
