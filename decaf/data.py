@@ -131,8 +131,8 @@ class Track:
         xy: its point, 0..1.
         predicted_iou: SAM 2's own estimate of its mask; 1 of a mask that was given; of another tracker's object that tracker's score.
         attention: fused attention at the point, 0..1.
-        consistency: attention consistency, at most 1. `score` is the mean of the three: by the method *as published*
-            objects are chosen by it, by *agreement* among each other by `decaf.tracking.agreement`. An object that no sentence found has 0 for both.
+        consistency: attention consistency, at most 1. `score` is the mean of the three. The method *as published* chooses objects by it;
+            *agreement* chooses by `decaf.tracking.agreement` and only reports it. An object that no sentence found has 0 for both.
         corrected: clip indices, ascending, of the frames on which somebody has marked the object (see `decaf.tracking.correct`).
         match: of an object that was given, how well the attention means it (see `decaf.tracking.match`), at most 1; `score` is then this
             alone. `frame` and `xy` are where the attention sees most of it, and `attention` is the mean in its masks.

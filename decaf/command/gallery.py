@@ -53,12 +53,10 @@ def _gallery(arguments: argparse.Namespace) -> int:
 def _run(arguments, entries: list[Entry], progress) -> str:
     import torch
 
-    from ..devices import choose_device, language_dtype, mixed_dtype
+    from ..bulk.clip_worker import Models
+    from ..devices import choose_device
     from ..folder_lock import FolderLocks
-    from ..mllm import load_mllm
-    from ..mllm.folder import stored_dtype
     from ..results import files as outputs
-    from ..segmenters import load_segmenter
     from .gallery_page import page, picture_name, show
     from .options import check_models, sam2_file
     from .segment import mllm_folder
@@ -69,8 +67,7 @@ def _run(arguments, entries: list[Entry], progress) -> str:
     with FolderLocks() as locks:
         locks.take(arguments.out)
         folder = mllm_folder(arguments.mllm, progress)
-        mllm = load_mllm(folder, device=device, dtype=language_dtype(device, stored_dtype(folder)), progress=progress)
-        sam2 = load_segmenter(sam2_file(arguments.sam2), device=device, dtype=mixed_dtype(device), progress=progress)
+        mllm, sam2 = Models(folder, sam2_file(arguments.sam2), arguments.device).load(progress)
         shown = []
         for number, entry in enumerate(entries, 1):
             if device.type == "cuda":

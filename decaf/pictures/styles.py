@@ -75,6 +75,8 @@ def fit_alpha(mask: Tensor, size: Sequence[int]) -> np.ndarray:
         alpha = values if values.dtype == np.uint8 else np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     if alpha.shape == tuple(size):
         return alpha
+    if not alpha.any():  # most objects are not on every frame
+        return np.zeros(size, np.uint8)
     larger = size[0] > alpha.shape[0] or size[1] > alpha.shape[1]
     method, gap = (Image.Resampling.NEAREST, None) if larger else (Image.Resampling.BILINEAR, 1.0)
     return np.array(Image.fromarray(alpha).resize(tuple(size)[::-1], method, reducing_gap=gap))
@@ -87,10 +89,11 @@ def _filled(
     if style == "outline":
         return picture.copy()
     if style == "tint":
-        shown = picture.copy()
+        shown, strengths = picture.copy(), [round(0.5 * opacity * level) for level in range(256)]
         for alpha, colour in zip(alphas, colours, strict=True):
-            strength = Image.fromarray(alpha).point([round(0.5 * opacity * level) for level in range(256)])
-            shown.paste(colour, (0, 0, *picture.size), strength)
+            if box := _box(alpha, 0):
+                rows, cols = box
+                shown.paste(colour, (cols.start, rows.start, cols.stop, rows.stop), Image.fromarray(alpha[box]).point(strengths))
         return shown
     if style == "spotlight":
         shown = picture.convert("RGB", _NEARLY_GREY)

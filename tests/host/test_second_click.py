@@ -61,13 +61,13 @@ def warm(server, base):
         ("a pick", {"pick__objects": ""}),
     ],
 )
-def test_a_changed_setting_runs_no_model_and_takes_a_moment(warm, request, what, change):
+def test_a_changed_setting_takes_a_moment(warm, request, what, change):
     warm.run(graph())  # ComfyUI keeps the results of the latest run alone
     entry = warm.result(warm.queue(graph(**change)))
     messages = dict(entry["status"]["messages"])
     assert entry["status"]["status_str"] == "success", entry["status"]
     ran = set(graph()) - set(messages["execution_cached"]["nodes"])
-    assert ran and not ran & {"video", "mllm", "sam2", "extract", "contrast", "fused", "prompts"}, ran
+    assert ran and ran <= {"propagate", "show", "pick", "picked"}, ran
     took = (messages["execution_success"]["timestamp"] - messages["execution_start"]["timestamp"]) / 1000
     print(f"{what}: {took:.2f} s, {sorted(ran)}")
     assert took < (SECONDS_ALONE if request.config.getoption("--long") else SECONDS)
