@@ -85,6 +85,7 @@ def test_without_consistency_only_the_point_counts(models, asked, method):
     assert kept
 
 
+@pytest.mark.slow
 def test_all_of_them_by_name(models, asked):
     clip, (attention, _) = asked
     left_out = {"contrast": False, "maps": "video", "v_max": False, "consistency": False}

@@ -131,6 +131,7 @@ def test_a_correction_stays_in_the_part(model):
             correct(model, clip, tracks, Marks(frame, **marks), number=0)
 
 
+@pytest.mark.slow
 def test_command(line, tmp_path, monkeypatch, capsys):
     out, meter = tmp_path / "out", Meter(monkeypatch)
     assert cli.main(line("--first", "2", "--last", "5", "--presence-threshold", "0")) == 0

@@ -129,6 +129,7 @@ def test_rows_that_fail_are_told_and_leave_the_others_alone(tmp_path, capsys):
     assert report(tmp_path / "out")["done_earlier"] == 1
 
 
+@pytest.mark.slow
 def test_settings_of_a_row_count_for_it_alone(tmp_path, models):
     asked = write_clips(tmp_path, 1, length=4)[0]
     manifest = tmp_path / "rows.csv"

@@ -62,6 +62,7 @@ def test_results_of_earlier_queries_do_not_stay(line, tmp_path):
     assert results(out) == {".": "the blue slope."}
 
 
+@pytest.mark.slow
 def test_resume_tells_old_attention_from_new(line, tmp_path):
     """One query's attention is there, the other is asked now: each record says what it cost."""
     assert cli.main(line(query="the red square\nthe blue slope\nthe thin line")) == 0

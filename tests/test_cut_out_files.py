@@ -101,6 +101,7 @@ def test_one_file_per_object(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["pictures-12"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_per_object(line, tmp_path):
     """And takes those away that are not of the last run."""
     out = tmp_path / "out"

@@ -155,6 +155,7 @@ def test_key_frames_are_shared_by_spans():
     assert len(_shared([(n,) for n in range(20)], 16)) == 16
 
 
+@pytest.mark.slow
 def test_the_command_takes_it(visited, tmp_path):
     from PIL import Image
 

@@ -184,6 +184,7 @@ def repacked(path, change):
     return path
 
 
+@pytest.mark.slow
 def test_an_archive_that_unpacks_to_gigabytes(tmp_path):
     path = write(tmp_path / "model.pt", {name: torch.zeros(4096, 4096) for name in list(WEIGHTS)[:4]})
     repacked(path, lambda members: [(name, data, zipfile.ZIP_DEFLATED) for name, data, _ in members])
