@@ -20,8 +20,9 @@ CASES = [
     if getattr(item, "name", "").startswith("case_")
 ]
 
-_SLOW = re.compile(r"_the_same|float8|fp8|bf16|_memory_|without_room|^case_core_(?!model_is_loaded)")
-"""What is computed twice, from weights that lie in two places or in two forms; and all but one of what needs a text encoder of ComfyUI's."""
+_SLOW = re.compile(r"_the_same|float8|fp8|bf16|_memory_|without_room|three_families|encodes_nothing_again|^case_core_(?!model_is_loaded)")
+"""What is computed twice or by several models, from weights that lie in two places or in two forms; and all but one of what needs a text encoder
+of ComfyUI's."""
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ _CONNECT = """
 """
 
 
-@pytest.mark.parametrize("title, loader", [(VIDEO_BOX, "LoadVideo"), pytest.param(IMAGE_BOX, "LoadImage", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("title, loader", [(VIDEO_BOX, "LoadVideo"), (IMAGE_BOX, "LoadImage")])
 @IN_EACH_DESIGN
 def test_a_box_is_found_added_and_run(browser, server, design, title, loader):
     with open_page(browser, server.url, design=design) as page:
